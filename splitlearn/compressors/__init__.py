@@ -1,0 +1,26 @@
+"""Tensors in, bytes out. Every module in this folder is imported, so that a new compressor is one new file."""
+
+import importlib
+import pkgutil
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+from splitlearn.compressors.base import REGISTRY, Compressor, register  # noqa: E402
+from splitlearn.compressors.identity import Identity  # noqa: E402
+from splitlearn.compressors.mask import MaskSparsifier  # noqa: E402
+from splitlearn.compressors.payload import Payload  # noqa: E402
+from splitlearn.compressors.quantize import UniformQuantizer  # noqa: E402
+from splitlearn.compressors.sparse import RandomTopKSparsifier, TopKSparsifier  # noqa: E402
+
+__all__ = [
+    "REGISTRY",
+    "Compressor",
+    "Identity",
+    "MaskSparsifier",
+    "Payload",
+    "RandomTopKSparsifier",
+    "TopKSparsifier",
+    "UniformQuantizer",
+    "register",
+]

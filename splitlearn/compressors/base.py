@@ -1,0 +1,143 @@
+"""What every compressor is: a dataclass whose fields are its options, with `encode` and `decode`.
+
+To add one, put a file beside this one with a class that is decorated with `@register("name")`: its name becomes a choice
+of the config groups `compressor` (uplink) and `compressor@downlink`, its fields become config keys, and the tests that
+run over all registered compressors take it in. README.md shows a whole one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from hydra.core.config_store import ConfigStore
+from torch import Tensor
+
+from splitlearn.compressors.payload import DTYPES, Payload
+from splitlearn.errors import NonFiniteError, PayloadError
+
+REGISTRY: dict[str, type[Compressor]] = {}
+
+
+def register(name: str):
+    """Class decorator: makes a dataclass of `cls` and offers it as `compressor=name`."""
+
+    def add(cls: type[Compressor]) -> type[Compressor]:
+        cls = dataclasses.dataclass(cls)
+        taken = {other.codec: other for other in REGISTRY.values()}
+        if cls.codec in taken:
+            raise ValueError(f"{cls.__name__} and {taken[cls.codec].__name__} both have codec = {cls.codec}")
+        cls.name = name
+        REGISTRY[name] = cls
+        options = [
+            (field.name, field.type, dataclasses.field(default=field.default)) for field in dataclasses.fields(cls)
+        ]
+        node = dataclasses.make_dataclass(
+            cls.__name__, [("_target_", str, f"{cls.__module__}.{cls.__qualname__}"), *options]
+        )
+        ConfigStore.instance().store(group="compressor", name=name, node=node)
+        return cls
+
+    return add
+
+
+class Compressor:
+    """Base of the compressors. A subclass has a `codec` number and implements `sections`, `restore` and `formula_bits`.
+
+    Decoding gives back the shape and dtype that were encoded. Encoding works on any device and the bytes do not depend
+    on it; only the payload crosses to the CPU.
+    """
+
+    codec: ClassVar[int]
+    name: ClassVar[str]
+
+    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+        """Sections (contiguous tensors, wide items first) and up to three parameter bytes for `x`, contiguous."""
+        raise NotImplementedError
+
+    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+        """The decoded tensor, of payload.numel elements. `sections` are the payload's, on the device to decode on."""
+        raise NotImplementedError
+
+    def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
+        """Bits for a tensor of this shape, with values of `value_bits` bits, by the paper's formula, without header."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """Name and options, for people: "ms ratio=0.99 bits=2 …"."""
+        options = [f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self)]
+        return " ".join([self.name, *options])
+
+    def for_evaluation(self) -> Compressor:
+        """The compressor to evaluate through: this one, unless it is random."""
+        return self
+
+    def seed(self, seed: int) -> None:
+        """Sets the state of the random generator, for compressors that draw."""
+
+    def encode(self, x: Tensor) -> Payload:
+        """Compresses a floating-point tensor of any shape with at least one element.
+
+        Raises:
+            NonFiniteError: `x` holds NaN or Inf.
+            TypeError: `x` is of a dtype that no payload has.
+        """
+        if x.dtype not in DTYPES:
+            raise TypeError(f"cannot encode {x.dtype}; one of {', '.join(map(str, DTYPES))} is needed")
+        if x.numel() == 0:
+            raise ValueError("cannot encode a tensor without elements")
+        x = x.detach().contiguous()
+        check_finite(x)
+        sections, params = self.sections(x)
+        return Payload.pack(self.codec, x, sections, params)
+
+    def decode(self, payload: Payload, device: torch.device | str = "cpu") -> Tensor:
+        """Restores the tensor of `payload` on `device`.
+
+        Raises:
+            PayloadError: the payload is another codec's or its sections do not fit its shape.
+        """
+        if payload.codec != self.codec:
+            raise PayloadError(f"is of codec {payload.codec}; {type(self).__name__} reads codec {self.codec}")
+        sections = [section.to(device) for section in payload.sections]
+        return self.restore(sections, payload).view(payload.shape)
+
+
+def check_finite(x: Tensor) -> None:
+    # A sum over the tensor is NaN or Inf if any element is; only then is each element looked at.
+    if not x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).isfinite() and not x.isfinite().all():
+        raise NonFiniteError(f"{int(x.isnan().sum())} NaN and {int(x.isinf().sum())} Inf in a tensor of {x.numel()}")
+
+
+def check_lengths(sections: list[Tensor], *lengths: int) -> None:
+    """Raises PayloadError unless the sections have these lengths in bytes."""
+    found = tuple(section.numel() for section in sections)
+    if found != lengths:
+        raise PayloadError(f"has sections of {found} bytes where its shape and parameters ask for {lengths}")
+
+
+def check_range(name: str, value, low, high, *, high_open: bool = False) -> None:
+    """Raises ValueError unless low ≤ value ≤ high, or < high if `high_open`."""
+    if not (low <= value < high if high_open else low <= value <= high):
+        raise ValueError(f"{name}={value} is out of range: choose {low} ≤ {name} {'<' if high_open else '≤'} {high}")
+
+
+def num_kept(ratio: float, numel: int) -> int:
+    """k = ⌊(1-ratio)·numel⌋, at least 1: exact for the decimal that the user wrote, where floats would lose one."""
+    return max(1, int((1 - Fraction(str(ratio))) * numel))
+
+
+def view_as(section: Tensor, dtype: torch.dtype) -> Tensor:
+    """The items of a section. It is copied where its place in the payload is not aligned for `dtype`.
+
+    Raises:
+        PayloadError: its length is no multiple of the item's size.
+    """
+    if section.numel() % dtype.itemsize:
+        raise PayloadError(f"has a section of {section.numel()} bytes, which is no whole number of {dtype}")
+    if section.storage_offset() % dtype.itemsize:
+        section = section.clone()
+    return section.view(dtype)

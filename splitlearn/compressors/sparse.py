@@ -1,0 +1,133 @@
+"""Sparsification: top-k (SP) and randomised top-k (RT). The k kept values and where they were; zero everywhere else."""
+
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from splitlearn.compressors.base import (
+    Compressor,
+    check_lengths,
+    check_range,
+    num_kept,
+    register,
+    view_as,
+)
+from splitlearn.compressors.bits import pack, packed_nbytes, unpack
+from splitlearn.compressors.payload import Payload
+from splitlearn.compressors.threshold import largest
+from splitlearn.errors import PayloadError
+
+BITMAP, INDICES = 0, 1
+
+
+@register("sp")
+class TopKSparsifier(Compressor):
+    """Keeps the k = ⌊(1-ratio)·d⌋ values of largest magnitude (at least one) of a tensor of d elements.
+
+    Sections: the values, in their order in the tensor; their positions as a bitmap of d bits or as k int32 indices,
+    whichever is smaller.
+
+    Args:
+        ratio: share of the values that is dropped, 0 ≤ ratio < 1.
+
+    Source: baseline SP of the MS paper (ECAI 2024).
+    """
+
+    codec: ClassVar[int] = 2
+    ratio: float = 0.95875
+
+    def __post_init__(self):
+        check_range("ratio", self.ratio, 0, 1, high_open=True)
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Ascending positions of the values that are kept of `x` (d,)."""
+        return largest(x.abs().unsqueeze(0), num_kept(self.ratio, x.numel()))[0]
+
+    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+        x = x.view(-1)
+        positions = self.positions(x)
+        if _bitmap_is_smaller(positions.numel(), x.numel()):
+            bitmap = torch.zeros(x.numel(), dtype=torch.uint8, device=x.device)
+            bitmap[positions] = 1
+            return [x[positions], pack(bitmap, 1)], (BITMAP,)
+        return [x[positions], positions.to(torch.int32)], (INDICES,)
+
+    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+        numel = payload.numel
+        k = num_kept(self.ratio, numel)
+        kind = BITMAP if _bitmap_is_smaller(k, numel) else INDICES
+        if payload.params[0] != kind:
+            raise PayloadError("gives the positions in another form than its shape and ratio ask for")
+        check_lengths(sections, k * payload.dtype.itemsize, packed_nbytes(numel, 1) if kind == BITMAP else 4 * k)
+        if kind == BITMAP:
+            positions = unpack(sections[1], 1, numel).nonzero().view(-1)
+            valid = positions.numel() == k
+        else:
+            positions = view_as(sections[1], torch.int32).long()
+            valid = positions[0] >= 0 and positions[-1] < numel and bool((positions.diff() > 0).all())
+        if not valid:
+            raise PayloadError(f"does not name {k} positions of {numel}")
+        out = torch.zeros(numel, dtype=payload.dtype, device=sections[0].device)
+        out[positions] = view_as(sections[0], payload.dtype)
+        return out
+
+    def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
+        numel = prod(shape)
+        k = num_kept(self.ratio, numel)
+        return value_bits * k + min(numel, 32 * k)
+
+
+def _bitmap_is_smaller(k: int, numel: int) -> bool:
+    return packed_nbytes(numel, 1) <= 4 * k
+
+
+@register("rt")
+class RandomTopKSparsifier(TopKSparsifier):
+    """Keeps k values drawn without replacement: each draw is one of the top k with probability 1-alpha, else another.
+
+    Evaluation keeps the top k, as its authors do.
+
+    Args:
+        ratio: share of the values that is dropped, 0 ≤ ratio < 1.
+        alpha: probability that a draw leaves the top k, 0 ≤ alpha ≤ 1.
+
+    Source: randomised top-k, IJCAI 2023; baseline RT of the MS paper (ECAI 2024).
+    """
+
+    codec: ClassVar[int] = 3
+    ratio: float = 0.95875
+    alpha: float = 0.1
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_range("alpha", self.alpha, 0, 1)
+        # On the CPU for every device, so that the draws do not depend on it.
+        self._generator = torch.Generator()
+
+    def seed(self, seed: int) -> None:
+        self._generator.manual_seed(seed)
+
+    def for_evaluation(self) -> Compressor:
+        return RandomTopKSparsifier(self.ratio, alpha=0.0)
+
+    def positions(self, x: Tensor) -> Tensor:
+        top = super().positions(x)
+        k, numel = top.numel(), x.numel()
+        num_others = int((torch.rand(k, generator=self._generator) < self.alpha).sum())
+        num_others = min(num_others, numel - k)
+        if not num_others:
+            return top
+        kept = top[torch.randperm(k, generator=self._generator)[: k - num_others].to(top.device)]
+        taken = torch.zeros(numel, dtype=torch.bool, device=x.device)
+        taken[top] = True
+        parts = [kept]
+        while num_others:  # draw, and put back what was taken before
+            drawn = torch.randint(numel, (2 * num_others,), generator=self._generator).to(top.device)
+            drawn = drawn[~taken[drawn]].unique()
+            shuffled = drawn[torch.randperm(drawn.numel(), generator=self._generator).to(top.device)]
+            parts.append(shuffled[:num_others])
+            taken[parts[-1]] = True
+            num_others -= parts[-1].numel()
+        return torch.cat(parts).sort().values

@@ -1,0 +1,101 @@
+"""Reading the configuration: checks that one sentence can answer, devices, compressors, and what the ranks must share."""
+
+from __future__ import annotations
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn.compressors import Compressor
+from splitlearn.errors import UserError
+from splitlearn.functions import check_backward
+from splitlearn.seeds import derive
+
+# Keys that may differ between the ranks of a run.
+OWN_KEYS = ("role", "client", "server", "rpc", "log", "data.root", "data.download", "data.num_workers")
+MAX_CLIENTS = 32
+CHOICES = {
+    "precision": ("fp32", "bf16"),
+    "role": (None, "server", "client"),
+    "topology.name": ("parallel", "sequential"),
+    "topology.average": ("epoch", "step", "never"),
+    "topology.weighting": ("uniform", "samples"),
+    "partition.name": ("iid", "dirichlet"),
+    "data.augment": ("none", "crop_flip", "resized_crop"),
+}
+AT_LEAST_ONE = ("batch_size", "epochs", "evaluate.every", "log.error_every", "data.image_size")
+ABOVE_ZERO = ("rpc.timeout_s", "rpc.connect_timeout_s")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises UserError, naming the key, for what can be seen to be wrong before anything is started."""
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key)
+        if value not in choices and not (value is None and key.startswith("topology.")):
+            raise UserError(f"{key}={value} is unknown: choose one of {', '.join(map(str, choices))}")
+    for keys, low, what in ((AT_LEAST_ONE, 1, "a whole number, at least 1"), (ABOVE_ZERO, 1e-9, "a number above 0")):
+        for key in keys:
+            value = OmegaConf.select(cfg, key)
+            number = int if low == 1 else (int, float)
+            if not isinstance(value, number) or value < low:
+                raise UserError(f"{key}={value} must be {what}")
+    if cfg.num_clients is not None and not 1 <= cfg.num_clients <= MAX_CLIENTS:
+        raise UserError(f"num_clients={cfg.num_clients} is out of range: choose 1 to {MAX_CLIENTS}")
+    try:
+        check_backward(cfg.backward)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    for key in ("compressor", "downlink"):
+        compressor_from(cfg, key)
+
+
+def compressor_from(cfg: DictConfig, key: str, *purpose) -> Compressor:
+    """The compressor that config group `key` describes, drawing from the random stream of `purpose`."""
+    try:
+        compressor = instantiate(cfg[key])
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise UserError(f"{key}.{cause}" if isinstance(cause, ValueError) else f"{key}: {cause}") from None
+    compressor.seed(derive(cfg.seed, *purpose))
+    return compressor
+
+
+def device_from(name: str, key: str) -> torch.device:
+    """The device that cpu, cuda, cuda:N or auto names.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"{key}={name} is unknown: choose cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{key}={name}: this machine has {torch.cuda.device_count()} CUDA devices; choose cpu or auto")
+    return device
+
+
+def shared(cfg: DictConfig) -> dict[str, object]:
+    """All keys that must be equal on every rank, flat: {"compressor.bits": 2, …}."""
+    flat: dict[str, object] = {}
+
+    def flatten(prefix: str, node: object) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                flatten(f"{prefix}.{key}" if prefix else key, value)
+        else:
+            flat[prefix] = node
+
+    flatten("", OmegaConf.to_container(cfg, resolve=True))
+    return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{own}.") for own in OWN_KEYS)}
+
+
+def differences(server: dict[str, object], client: dict[str, object]) -> str:
+    """Where two configurations differ, in words; empty where they do not."""
+    keys = sorted(key for key in server.keys() | client.keys() if server.get(key) != client.get(key))
+    return ", ".join(f"{key} is {server.get(key)} there and {client.get(key)} here" for key in keys)

@@ -1,0 +1,108 @@
+"""Starts all ranks of a run on this machine, as torchrun would, and brings back the result or the first error."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn.errors import UserError
+from splitlearn.transport import Place, host_store, rank_name
+from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
+
+GRACE_S = 10.0  # for the other ranks to end by themselves after one has failed
+
+
+def run(cfg: DictConfig, folder: Path) -> float:
+    """Runs a server and cfg.num_clients clients in processes of their own; returns the last top-1 test accuracy.
+
+    No process outlives the call, however it ends; nor this process, should it be killed.
+
+    Raises:
+        UserError: a rank failed; says why.
+    """
+    num_clients = cfg.num_clients or DEFAULT_NUM_CLIENTS
+    num_ranks = num_clients + 1
+    # A thread each would do as torchrun does; ranks that share a core slow one another down.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    store = host_store("127.0.0.1", 0)
+    context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before any thread is started
+    context.set_forkserver_preload(["splitlearn.worker"])
+    processes, pipes = {}, {}
+    try:
+        for rank in range(num_ranks):
+            place = Place(rank, num_clients, "127.0.0.1", store.port, one_machine=True)
+            pipes[rank], end = context.Pipe(duplex=False)
+            process = context.Process(target=_run, args=(cfg, place, folder, end), name=place.name)
+            process.start()
+            processes[rank] = process
+            end.close()
+        return _result(processes, pipes)
+    finally:
+        for process in processes.values():
+            process.terminate()
+        for process in processes.values():
+            process.join(GRACE_S)
+            process.kill()
+
+
+def _result(processes: dict, pipes: dict[int, Connection]) -> float:
+    """Waits for all ranks. After a first failure the others get GRACE_S, since one of them may know more of the cause."""
+    running = dict(processes)
+    outcomes = {}
+    while running:
+        failed = any(not isinstance(outcome, float) for outcome in outcomes.values())
+        ended = wait([process.sentinel for process in running.values()], GRACE_S if failed else None)
+        if not ended:
+            break
+        for rank in [rank for rank, process in running.items() if process.sentinel in ended]:
+            outcomes[rank] = _outcome(running.pop(rank), pipes[rank])
+    errors = [outcome for outcome in outcomes.values() if isinstance(outcome, UserError)]
+    for error in sorted(errors, key=lambda error: error.is_told):
+        raise error
+    return outcomes[0]
+
+
+def _outcome(process, pipe: Connection) -> float | UserError:
+    try:
+        value, error, is_told = pipe.recv()
+    except EOFError:
+        code = process.exitcode
+        how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        value, error, is_told = None, f"{process.name} ended with {how}", False
+    if error is None:
+        return value
+    failure = UserError(error)
+    failure.is_told = is_told
+    return failure
+
+
+def _run(cfg: DictConfig, place: Place, folder: Path, pipe: Connection) -> None:
+    """The main function of one rank's process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    outcome: tuple[float | None, str | None, bool]
+    try:
+        outcome = (run_rank(cfg, place, folder), None, False)
+    except UserError as error:
+        outcome = (None, str(error), error.is_told)
+    except Exception as error:
+        traceback.print_exc()
+        outcome = (None, f"{rank_name(place.rank)} crashed with {type(error).__name__} (traceback above)", False)
+    pipe.send(outcome)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if outcome[1] is None else 1)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

@@ -1,0 +1,115 @@
+"""The networks: our small ConvNet, the CIFAR variants that torchvision lacks, and all of torchvision by name."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from splitlearn.errors import UserError
+from splitlearn.segments import CutPoint, split, valid_cuts
+
+SMALL_IMAGE = 64  # pixels; up to here a ResNet gets the CIFAR stem and a VGG the CIFAR head
+NAMED_CUTS = {"shallow": 0.25, "medium": 0.5, "deep": 0.75}  # how far along the valid cuts, where an arch names none
+TORCHVISION = torchvision.models.list_models(module=torchvision.models)
+
+for _name in set(TORCHVISION) - {"resnet18", "resnet34", "vgg16", "vgg19"}:  # those have files in conf/arch
+    ConfigStore.instance().store(group="arch", name=_name, node={"name": _name, "cuts": {}})
+
+
+class ConvNet(nn.Sequential):
+    """Three blocks of convolution, batch norm, ReLU and pooling (32, 64, 128 channels), and a linear classifier."""
+
+    def __init__(self, num_classes: int):
+        def block(in_channels: int, out_channels: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+            )
+
+        super().__init__()
+        self.block1 = block(3, 32)
+        self.block2 = block(32, 64)
+        self.block3 = block(64, 128)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(128, num_classes)
+
+
+def build(name: str, num_classes: int, image_size: int) -> nn.Module:
+    """A freshly initialised network for 3 × image_size × image_size images.
+
+    vgg16 and vgg19 have batch norm. On images of up to 64 pixels they have one pooled feature vector of 512 and a
+    512-4096-4096 classifier with dropout, and ResNets a 3×3 stem without max-pooling, as in the MS paper.
+    """
+    small = image_size <= SMALL_IMAGE
+    if name == "convnet":
+        return ConvNet(num_classes)
+    if name in ("vgg16", "vgg19"):
+        model = torchvision.models.get_model(f"{name}_bn", weights=None, num_classes=num_classes)
+        if small:
+            model.avgpool = nn.AdaptiveAvgPool2d(1)
+            model.classifier[0] = nn.Linear(512, 4096)
+        return model
+    if name not in TORCHVISION:
+        raise UserError(f"arch={name} is unknown: choose convnet or one of torchvision's {', '.join(TORCHVISION)}")
+    auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **auxiliary)
+    if name in ("resnet18", "resnet34") and small:
+        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    return model
+
+
+def resolve_cut(cut: str, cuts: dict[str, str], model: nn.Module, image_size: int) -> str:
+    """The module path that `cut` stands for: by the arch's own names, else by depth, else it is a path already."""
+    if cut in cuts:
+        return cuts[cut]
+    if cut in NAMED_CUTS:
+        points = valid_cuts(model, example(image_size))
+        return points[int(NAMED_CUTS[cut] * len(points))].path
+    return cut
+
+
+def example(image_size: int) -> torch.Tensor:
+    """A batch of two images for tracing: (2, 3, image_size, image_size) float32."""
+    return torch.zeros(2, 3, image_size, image_size)
+
+
+def build_segments(cfg: DictConfig, num_classes: int) -> tuple[nn.Module, nn.Module, CutPoint]:
+    """The network of a run's config, cut: (client segment, server segment, where). The run's seed gives the weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        model = build(cfg.arch.name, num_classes, cfg.data.image_size)
+    path = resolve_cut(cfg.cut, cfg.arch.cuts, model, cfg.data.image_size)
+    images = example(cfg.data.image_size)
+    client, server = split(model, path, images)
+    client.eval()
+    with torch.no_grad():
+        smashed = client(images)
+    client.train()
+    return client, server, CutPoint(path, tuple(smashed.shape[1:]), smashed.dtype)
+
+
+def print_cuts(cfg: DictConfig) -> None:
+    """Prints where the config's network can be cut."""
+    image_size = cfg.data.image_size
+    model = build(cfg.arch.name, cfg.data.num_classes or 10, image_size)
+    names = {resolve_cut(name, cfg.arch.cuts, model, image_size): name for name in NAMED_CUTS}
+    table = Table(
+        title=f"cuts of {cfg.arch.name} for {image_size}×{image_size} images", box=SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("cut=")
+    table.add_column("also")
+    table.add_column("map a sample", justify="right")
+    table.add_column("bytes a sample", justify="right")
+    for point in valid_cuts(model, example(image_size)):
+        table.add_row(point.path, names.get(point.path, ""), "×".join(map(str, point.shape)), f"{point.nbytes:,}")
+    Console().print(table)

@@ -1,0 +1,92 @@
+"""What both segments have in common: optimizer and schedule, state in and out, precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+
+class Trainable:
+    """A segment with its optimizer and learning-rate schedule, both as the config says, the same on either side."""
+
+    def __init__(self, segment: nn.Module, cfg: DictConfig):
+        self.segment = segment
+        self.optimizer = instantiate(cfg.optimizer, segment.parameters(), _convert_="all")
+        self.schedule = instantiate(cfg.schedule, self.optimizer, _convert_="all")
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def state(self) -> dict[str, Any]:
+        """Weights and what the optimizer keeps for each parameter, to go on with elsewhere."""
+        return {"segment": state_of(self.segment), "optimizer": to_cpu(self.optimizer.state_dict()["state"])}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Takes over another client's state; the learning rate stays. Weights alone, as first given, are fine too."""
+        if "segment" not in state:
+            return load_state(self.segment, state)
+        load_state(self.segment, state["segment"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+
+
+def state_of(segment: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, copied to the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in segment.state_dict().items()}
+
+
+def load_state(segment: nn.Module, state: dict[str, Tensor]) -> None:
+    segment.load_state_dict(state)
+
+
+def gradients_of(segment: nn.Module) -> list[Tensor]:
+    """Each parameter's gradient on the CPU; zeros where it has none."""
+    return [
+        (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().cpu()
+        for parameter in segment.parameters()
+    ]
+
+
+def average_states(states: list[Any], weights: list[float] | None = None) -> Any:
+    """The weighted mean (equal weights if None) of lists or dicts of tensors; the first's where they are integers."""
+    first = states[0]
+    keys = list(first) if isinstance(first, dict) else range(len(first))
+    weights = weights or [1.0] * len(states)
+    mean = {}
+    for key in keys:
+        if first[key].is_floating_point():
+            total = torch.zeros_like(first[key])
+            for state, weight in zip(states, weights, strict=True):
+                total += state[key] * weight
+            mean[key] = total / sum(weights)
+        else:
+            mean[key] = first[key]
+    return mean if isinstance(first, dict) else list(mean.values())
+
+
+def to_cpu(tree: Any) -> Any:
+    """A nested structure with its tensors on the CPU."""
+    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), tree)
+
+
+def nbytes_of(tree: Any) -> int:
+    """Bytes of all tensors in a nested structure."""
+    return sum(leaf.nbytes for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def autocast(cfg: DictConfig, device: torch.device) -> torch.autocast:
+    """The precision context of forward passes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=cfg.precision == "bf16")
+
+
+def relative_error(decoded: Tensor, original: Tensor) -> float:
+    """‖decoded - original‖₂ / ‖original‖₂; 0 for a zero original that was decoded exactly."""
+    decoded, original = decoded.detach().double(), original.detach().double()
+    norm = original.norm()
+    error = (decoded - original).norm()
+    return (error / norm).item() if norm > 0 else float(error > 0)

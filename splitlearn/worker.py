@@ -1,0 +1,111 @@
+"""One rank of a run from start to end: finds its place, meets the others, plays its role."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn import config, transport
+from splitlearn.client import Client
+from splitlearn.display import Display
+from splitlearn.errors import PeerError, UserError
+from splitlearn.metrics import Recorder
+from splitlearn.server import Server
+from splitlearn.transport import Place
+
+DEFAULT_NUM_CLIENTS = 2
+
+
+def place_from(cfg: DictConfig) -> Place | None:
+    """This process's place by torchrun's environment or by `role`; None where it is to start all ranks itself.
+
+    Raises:
+        UserError: the number of ranks and num_clients do not fit, or client.index is out of range.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ and cfg.role is None:
+        world_size = int(os.environ["WORLD_SIZE"])
+        if world_size < 2:
+            raise UserError("torchrun started 1 rank: a server and a client need --nproc-per-node 2 at least")
+        if cfg.num_clients not in (None, world_size - 1):
+            raise UserError(
+                f"num_clients={cfg.num_clients} but torchrun started {world_size} ranks, a server and"
+                f" {world_size - 1} clients: leave num_clients out, or set --nproc-per-node {cfg.num_clients + 1}"
+            )
+        return Place(
+            rank=int(os.environ["RANK"]),
+            num_clients=world_size - 1,
+            host=os.environ["MASTER_ADDR"],
+            port=int(os.environ["MASTER_PORT"]),
+            one_machine=os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"],
+        )
+    if cfg.role is None:
+        return None
+    if cfg.num_clients is None:
+        raise UserError(f"role={cfg.role} needs num_clients=<how many clients will come>")
+    if cfg.role == "server":
+        return Place(0, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, hosts_store=True)
+    if not 0 <= cfg.client.index < cfg.num_clients:
+        raise UserError(f"client.index={cfg.client.index} is out of range: choose 0 to {cfg.num_clients - 1}")
+    return Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port)
+
+
+def run_rank(cfg: DictConfig, place: Place, folder: Path) -> float:
+    """Plays one rank's role; returns the run's last top-1 test accuracy, 0 to 1, on every rank.
+
+    Args:
+        cfg: the checked configuration.
+        place: this rank's.
+        folder: where the server writes.
+
+    Raises:
+        UserError: something that the user can mend went wrong, here or on another rank.
+    """
+    cfg = OmegaConf.merge(cfg, {"num_clients": place.num_clients})
+    role = "server" if place.rank == 0 else "client"
+    if cfg[role].num_threads is not None:
+        torch.set_num_threads(cfg[role].num_threads)
+    if role == "server":
+        return _run_server(cfg, place, folder)
+    return _run_client(cfg, place)
+
+
+def _run_server(cfg: DictConfig, place: Place, folder: Path) -> float:
+    device = config.device_from(cfg.server.device, "server.device")
+    recorder = Recorder(cfg, folder, Display())
+    server = Server(cfg, device, recorder)
+    try:
+        with transport.connect(place, cfg.rpc.timeout_s, cfg.rpc.connect_timeout_s, server):
+            try:
+                return server.run()
+            except BaseException as error:
+                server.inbox.fail(_in_words(error))
+                raise
+    finally:
+        recorder.close()
+
+
+def _run_client(cfg: DictConfig, place: Place) -> float:
+    with transport.connect(place, cfg.rpc.timeout_s, cfg.rpc.connect_timeout_s) as server:
+        try:
+            device = config.device_from(cfg.client.device, "client.device")
+            return Client(cfg, place.rank - 1, device, server).run()
+        except PeerError:
+            raise
+        except BaseException as error:
+            try:
+                server.call("failed", _in_words(error))
+            except PeerError as answer:
+                if isinstance(error, UserError):
+                    error.is_told = answer.is_told
+            raise
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted (Ctrl-C)"
+    return f"{type(error).__name__}: {error}"
