@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> float | None:
         if is_client() and one_console() and (error.is_told or not is_checked):
             # The server says it. Ending before it has would make torchrun kill it.
             time.sleep(TELLING_S)
-            sys.stderr = open(os.devnull, "w")
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         raise CompactHydraException(str(error)) from None
 
 

@@ -42,7 +42,8 @@ class Client:
     def run(self) -> float:
         """Trains and evaluates with the others; returns the run's last top-1 test accuracy, 0 to 1."""
         self.join()
-        for self.epoch in range(1, self.cfg.epochs + 1):
+        while self.epoch < self.cfg.epochs:
+            self.epoch += 1
             self.train_epoch()
             if self.is_due_for_evaluation():
                 self.evaluate()

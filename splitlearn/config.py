@@ -1,4 +1,4 @@
-"""Reading the configuration: checks that one sentence can answer, devices, compressors, and what the ranks must share."""
+"""Reading the configuration: checks that one sentence can answer, devices, compressors, what all ranks must share."""
 
 from __future__ import annotations
 

@@ -42,8 +42,8 @@ def labels(dataset: Dataset) -> np.ndarray:
 def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) -> list[np.ndarray]:
     """Indices of each client's samples: every sample in exactly one part, no part empty.
 
-    partition=iid: even parts at random, as in the MS paper. partition=dirichlet: each class is shared out in proportions
-    drawn from Dirichlet(alpha); the smaller alpha, the less alike the clients.
+    partition=iid: even parts at random, as in the MS paper. partition=dirichlet: each class is shared out in
+    proportions drawn from Dirichlet(alpha); the smaller alpha, the less alike the clients.
 
     Source: Hsu et al. 2019, arXiv:1909.06335 (Dirichlet).
     """
@@ -66,7 +66,8 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
         if all(part.size for part in parts):
             return parts
     raise UserError(
-        f"partition.alpha={cfg.alpha} leaves some of {num_clients} clients without samples: raise it, or lower num_clients"
+        f"partition.alpha={cfg.alpha} leaves some of {num_clients} clients without samples: raise it or lower"
+        " num_clients"
     )
 
 

@@ -42,10 +42,11 @@ class Display:
 
     def epoch(self, epoch: int, line: dict[str, Any], evaluation: dict[str, float] | None) -> None:
         width = len(str(self.num_epochs))
-        test = f"test {evaluation['top1']:6.2%}  " if evaluation else ""
+        test = f"test {evaluation['top1']:6.2%} " if evaluation else ""
         self.console.print(
-            f"epoch {epoch:{width}}/{self.num_epochs}  loss {line['loss']:.4f}  train {line['top1']:6.2%}  {test}"
-            f"up {size(line['smashed_up_bytes'])}  down {size(line['gradient_down_bytes'])}  {line['seconds']:.1f} s"
+            f"epoch {epoch:{width}}/{self.num_epochs} loss {line['loss']:.4f} train {line['top1']:6.2%} {test}"
+            f"up {size(line['smashed_up_bytes'])} down {size(line['gradient_down_bytes'])} {line['seconds']:.1f} s",
+            soft_wrap=True,
         )
 
     def stop(self) -> None:

@@ -1,9 +1,9 @@
 """The autograd Functions: compression as a layer of one process, and the cut that a network is split at.
 
-Both compress alike, so that a model trained with `compress` in one process and the same model trained over the network
-through `Cut` get the same numbers, bit for bit. In the backward pass compression is the identity (straight-through): the
-gradient with respect to the decoded map is applied to the original one. With `gated` it passes only where the decoded
-value is not zero, so that what did not reach the server is not trained either.
+Both compress alike, so that a model trained with `compress` in one process and the same model trained over the
+network through `Cut` get the same numbers, bit for bit. In the backward pass compression is the identity
+(straight-through): the gradient with respect to the decoded map is applied to the original one. With `gated` it
+passes only where the decoded value is not zero, so that what did not reach the server is not trained either.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def mask_sparsify(
         ratio: share of the values that is encoded in the mask alone, 0 ≤ ratio < 1.
         bits: width of a mask code, 1 to 8.
         rounding: "nearest" or "floor".
-        backward: "straight_through" applies the gradient of the decoded map to `x`, as in the paper; "gated" only where
-            the decoded value is not zero.
+        backward: "straight_through" applies the gradient of the decoded map to `x`, as in the paper; "gated" does so
+            only where the decoded value is not zero.
         scope: one threshold over the "batch", or one a "sample".
 
     Returns:
@@ -93,7 +93,7 @@ class Link(Protocol):
     """The client's end of a cut."""
 
     def forward(self, smashed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sends the smashed data and the labels; returns the loss (0-d) and what to gate the gradient by, if anything."""
+        """Sends smashed data and labels; returns the loss (0-d) and what to gate the gradient by, if anything."""
 
     def backward(self) -> Tensor:
         """The cut gradient of the last forward, decoded, of the smashed data's shape and dtype."""

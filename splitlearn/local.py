@@ -55,7 +55,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
 
 
 def _result(processes: dict, pipes: dict[int, Connection]) -> float:
-    """Waits for all ranks. After a first failure the others get GRACE_S, since one of them may know more of the cause."""
+    """Waits for all ranks; after a first failure for GRACE_S, since another may know more of the cause."""
     running = dict(processes)
     outcomes = {}
     while running:

@@ -22,8 +22,8 @@ PHASES = ("client compute", "codec", "network", "waiting", "server compute")
 class Recorder:
     """Takes the server's measurements, and writes and shows them.
 
-    Bytes are those of the tensors that were sent; a batch's uplink saving is its smashed data's bytes in memory over its
-    payload's, header included. Every line of metrics.jsonl has a "kind": step, evaluation or epoch.
+    Bytes are those of the tensors that were sent; a batch's uplink saving is its smashed data's bytes in memory over
+    its payload's, header included. Every line of metrics.jsonl has a "kind": step, evaluation or epoch.
 
     Args:
         cfg: the run's configuration.
@@ -35,7 +35,7 @@ class Recorder:
         self.cfg, self.folder, self.display = cfg, folder, display
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        self._lines = open(folder / "metrics.jsonl", "w", buffering=1)
+        self._lines = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
         self._board = None
         if cfg.log.tensorboard:
             from torch.utils.tensorboard import SummaryWriter

@@ -1,9 +1,9 @@
 """Cuts any model at a named layer into a client and a server segment.
 
-How it works: the model is traced with torch.fx, but only the modules around the cut are opened; all others stay whole, so
-that they keep their parameters' names, their dropout and their batch norm. The client segment is what the cut module's
-output is computed from, the server segment is the rest. The cut module's output must be all that crosses: a cut inside a
-residual block, which the skip connection crosses too, is refused.
+How it works: the model is traced with torch.fx, but only the modules around the cut are opened; all others stay
+whole, so that they keep their parameters' names, their dropout and their batch norm. The client segment is what the
+cut module's output is computed from, the server segment is the rest. The cut module's output must be all that
+crosses: a cut inside a residual block, which the skip connection crosses too, is refused.
 """
 
 from __future__ import annotations

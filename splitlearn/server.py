@@ -1,8 +1,8 @@
 """The server: holds the server segment and trains it on what the clients send.
 
-It runs on the main thread from top to bottom and takes each client's request from the inbox when it is due, always in the
-clients' order, so that sums of floats do not depend on who was faster. In one step (Eq. 1 and 2 of the MS paper) it
-answers every client with the gradient of that client's own loss, and steps with the mean over the clients.
+It runs on the main thread from top to bottom and takes each client's request from the inbox when it is due, always in
+the clients' order, so that sums of floats do not depend on who was faster. In one step (Eq. 1 and 2 of the MS paper)
+it answers every client with the gradient of that client's own loss, and steps with the mean over the clients.
 """
 
 from __future__ import annotations

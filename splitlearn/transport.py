@@ -1,10 +1,10 @@
 """The only file that knows torch.distributed.rpc: who is where, how they meet, and how a call reaches the server.
 
-How it works: all ranks meet at a TCP store at host:port, which torchrun, the launching process or the server hosts. Each
-then starts its RPC agent, and every client fetches an RRef to the server, the object that holds the server segment. A call
-is one RPC: a handler thread puts it into the server's inbox and returns a future; the server's main thread takes requests
-from the inbox in the order that its own program asks for them, and answers. Calls are numbered by the client. A repeated
-number gets the first one's future, so that a call is never applied twice.
+How it works: all ranks meet at a TCP store at host:port, which torchrun, the launching process or the server hosts.
+Each then starts its RPC agent, and every client fetches an RRef to the server, the object that holds the server
+segment. A call is one RPC: a handler thread puts it into the server's inbox and returns a future; the server's main
+thread takes requests from the inbox in the order that its own program asks for them, and answers. Calls are numbered
+by the client. A repeated number gets the first one's future, so that a call is never applied twice.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Inbox:
                 raise PeerError(f"client {client} is gone: its process ended or its connection broke")
             if time.monotonic() > deadline:
                 raise PeerError(
-                    f"client {client} sent nothing for {self.timeout_s:.0f} s (rpc.timeout_s); it was to send its {kind}"
+                    f"client {client} did not send its {kind} within {self.timeout_s:.0f} s (rpc.timeout_s)"
                 )
 
     def fail(self, why: str) -> None:
@@ -273,8 +273,8 @@ def _join_store(place: Place, timeout_s: float) -> dist.TCPStore:
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"no server at {place.host}:{place.port} within {timeout_s:g} s ({error.strerror or error}): start it,"
-                    " or set rpc.host, rpc.port and rpc.connect_timeout_s"
+                    f"no server at {place.host}:{place.port} within {timeout_s:g} s ({error.strerror or error}):"
+                    " start it, or set rpc.host, rpc.port and rpc.connect_timeout_s"
                 ) from None
             time.sleep(min(0.2, timeout_s))
     return dist.TCPStore(place.host, place.port, is_master=False, timeout=timedelta(seconds=timeout_s))

@@ -1,8 +1,8 @@
 """What every compressor is: a dataclass whose fields are its options, with `encode` and `decode`.
 
-To add one, put a file beside this one with a class that is decorated with `@register("name")`: its name becomes a choice
-of the config groups `compressor` (uplink) and `compressor@downlink`, its fields become config keys, and the tests that
-run over all registered compressors take it in. README.md shows a whole one.
+To add one, put a file beside this one with a class that is decorated with `@register("name")`: its name becomes a
+choice of the config groups `compressor` (uplink) and `compressor@downlink`, its fields become config keys, and the
+tests that run over all registered compressors take it in. README.md shows a whole one.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def register(name: str):
 class Compressor:
     """Base of the compressors. A subclass has a `codec` number and implements `sections`, `restore` and `formula_bits`.
 
-    Decoding gives back the shape and dtype that were encoded. Encoding works on any device and the bytes do not depend
-    on it; only the payload crosses to the CPU.
+    Decoding gives back the shape and dtype that were encoded. Encoding works on any device and the bytes do not
+    depend on it; only the payload crosses to the CPU.
     """
 
     codec: ClassVar[int]
@@ -67,9 +67,11 @@ class Compressor:
 
     @property
     def label(self) -> str:
-        """Name and options, for people: "ms ratio=0.99 bits=2 …"."""
-        options = [f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self)]
-        return " ".join([self.name, *options])
+        """Name and options for people, without words that are the default: "ms ratio=0.99 bits=2"."""
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        shown = [f"{key}={value}" for key, value in options.items() if type(value) is not str or value != defaults[key]]
+        return " ".join([self.name, *shown])
 
     def for_evaluation(self) -> Compressor:
         """The compressor to evaluate through: this one, unless it is random."""

@@ -31,7 +31,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     num_codes = codes.numel()
     words = pad(codes, (0, -num_codes % 8)).view(torch.int64)
     for width in (bits, 2 * bits, 4 * bits):
-        # Lanes of 8·width/bits bits hold `width` code bits at their low end: move each odd lane's beside its even one's.
+        # Lanes of 8·width/bits bits hold `width` code bits at their low end: bring two neighbours' together.
         lane = 8 * width // bits
         words = (words & _lanes(0, width, 2 * lane)) | ((words >> (lane - width)) & _lanes(width, width, 2 * lane))
     return words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)[: packed_nbytes(num_codes, bits)]

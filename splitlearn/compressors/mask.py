@@ -1,10 +1,10 @@
 """Mask-encoded sparsification (MS): the top values at full precision, and a code of a few bits for every other value.
 
-How it works: with k = ⌊(1-ratio)·d⌋ and T the k-th largest value, the k top values are kept as they are and every value
-gets a code of b bits: all ones, L = 2^b-1, for a top value, else how many steps of T/L it is worth. The decoder puts the
-top values where the codes are all ones and code·T/L elsewhere, with T the smallest of the top values, so that a value
-below the threshold comes back with an error of at most half a step (T when rounded down or beside T) instead of as zero.
-A tensor with negative values is ranked by magnitude and has one more bit for the sign of each.
+How it works: with k = ⌊(1-ratio)·d⌋ and T the k-th largest value, the k top values are kept as they are and every
+value gets a code of b bits: all ones, L = 2^b-1, for a top value, else how many steps of T/L it is worth. The decoder
+puts the top values where the codes are all ones and code·T/L elsewhere, with T the smallest of the top values, so
+that a value below the threshold comes back with an error of at most half a step (T when rounded down or beside T)
+instead of as zero. A tensor with negative values is ranked by magnitude and has one more bit for the sign of each.
 """
 
 from math import prod
