@@ -98,4 +98,4 @@ def shared(cfg: DictConfig) -> dict[str, object]:
 def differences(server: dict[str, object], client: dict[str, object]) -> str:
     """Where two configurations differ, in words; empty where they do not."""
     keys = sorted(key for key in server.keys() | client.keys() if server.get(key) != client.get(key))
-    return ", ".join(f"{key} is {server.get(key)} there and {client.get(key)} here" for key in keys)
+    return ", ".join(f"{key} (server {server.get(key)}, client {client.get(key)})" for key in keys)

@@ -98,9 +98,7 @@ def _run(cfg: DictConfig, place: Place, folder: Path, pipe: Connection) -> None:
         traceback.print_exc()
         outcome = (None, f"{rank_name(place.rank)} crashed with {type(error).__name__} (traceback above)", False)
     pipe.send(outcome)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0 if outcome[1] is None else 1)
+    sys.exit(0 if outcome[1] is None else 1)
 
 
 def _end_with_parent() -> None:

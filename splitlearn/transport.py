@@ -80,6 +80,7 @@ class Inbox:
         self._requests: list[Request | None] = [None] * num_clients  # the latest of each client
         self._taken = [0] * num_clients  # its number, once it was taken
         self._failure: str | None = None
+        self._closed = False  # by the server, because of the failure
         self._changed = threading.Condition()
 
     def deliver(self, client: int, number: int, kind: str, body: tuple) -> Future:
@@ -91,7 +92,7 @@ class Inbox:
             request = self._requests[client] = Request(number, kind, body, Future())
             if kind == "failed":
                 self._failure = self._failure or f"client {client} stopped: {body[0]}"
-            elif self._failure:
+            if self._closed:
                 request.future.set_result(("failed", self._failure))
             self._changed.notify_all()
             return request.future
@@ -124,6 +125,7 @@ class Inbox:
         """Answers every waiting and coming request with why the run ends."""
         with self._changed:
             self._failure = self._failure or why
+            self._closed = True
             for request in self._requests:
                 if request is not None and not request.future.done():
                     request.future.set_result(("failed", self._failure))
@@ -148,8 +150,10 @@ class ServerProxy:
             PeerError: the server ended the run, is gone, or did not answer within `timeout_s`.
         """
         self._number += 1
-        arguments = (self._rref, self.client, self._number, kind, body)
-        future = rpc.rpc_async(SERVER, _deliver, args=arguments, timeout=self.timeout_s)
+        # To the RRef's owner, without the RRef: to send it along would cost each call another message, and a process's
+        # second world, in a sweep, cannot receive one (torch keeps the first world's agent for that).
+        arguments = (self.client, self._number, kind, body)
+        future = rpc.rpc_async(self._rref.owner(), _deliver, args=arguments, timeout=self.timeout_s)
         # Waiting for the future itself could not be interrupted by Ctrl-C.
         answered = threading.Event()
         future.add_done_callback(lambda _: answered.set())
@@ -244,8 +248,8 @@ def _served_object() -> Any:
 
 
 @rpc.functions.async_execution
-def _deliver(server: rpc.RRef, client: int, number: int, kind: str, body: tuple) -> Future:
-    return server.local_value().inbox.deliver(client, number, kind, body)
+def _deliver(client: int, number: int, kind: str, body: tuple) -> Future:
+    return _served.inbox.deliver(client, number, kind, body)
 
 
 def _pong() -> None:

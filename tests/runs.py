@@ -1,0 +1,91 @@
+"""Starts launch.py as a user would, in a session of its own, so that what it leaves behind can be found."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = [sys.executable, str(ROOT / "launch.py")]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TINY = ["data.max_train_samples=64", "data.max_test_samples=32", "batch_size=16", "epochs=1", "log.tensorboard=false"]
+
+
+def torchrun(num_ranks: int) -> list[str]:
+    """The command that starts launch.py under torchrun."""
+    return [*TORCHRUN, str(num_ranks), str(ROOT / "launch.py")]
+
+
+@contextmanager
+def started(command: list[str], cwd: Path, **environment: str):
+    """A running command, with its output in cwd/out.txt; its whole session is killed at the end."""
+    with open(cwd / "out.txt", "wb") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+    try:
+        yield process
+    finally:
+        for pid in session(process.pid):
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def run(command: list[str], cwd: Path, timeout_s: float = 120, **environment: str) -> tuple[int, str]:
+    """Exit status and output of a command, which must end in time and leave no process behind."""
+    with started(command, cwd, **environment) as process:
+        status = process.wait(timeout_s)
+        assert not left_over(process.pid), "processes are left"
+    return status, (cwd / "out.txt").read_text()
+
+
+def session(leader: int) -> list[int]:
+    """Pids of the living processes of a session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, sid = stat.read_text().rsplit(")", 1)[1].split()[:4]
+        except (OSError, ValueError):
+            continue  # ended meanwhile
+        if int(sid) == leader and state not in "ZX":
+            found.append(int(stat.parent.name))
+    return found
+
+
+def left_over(leader: int, within_s: float = 5.0) -> list[int]:
+    """Processes of a session that are still there after `within_s`."""
+    deadline = time.monotonic() + within_s
+    while (pids := session(leader)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return pids
+
+
+def wait_for(path: Path, text: str, timeout_s: float = 90) -> None:
+    """Waits until a file, which need not exist yet, contains a text."""
+    deadline = time.monotonic() + timeout_s
+    while not path.exists() or text not in path.read_text():
+        assert time.monotonic() < deadline, f"{path} has no {text!r}"
+        time.sleep(0.05)
+
+
+def job_folders(cwd: Path) -> list[Path]:
+    """The folders of all jobs that were run below `cwd`, in order."""
+    return sorted(path.parent for path in cwd.rglob("metrics.jsonl"))
+
+
+def metrics(folder: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == kind]
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())

@@ -1,0 +1,119 @@
+"""Eq. (1) and (2) of the MS paper as a plain program in one process, to compare distributed runs with."""
+
+import copy
+from collections.abc import Iterator
+
+import hydra
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from runs import ROOT
+from torch import nn
+
+import splitlearn
+from splitlearn import data, models
+from splitlearn.config import compressor_from
+from splitlearn.seeds import derive
+
+State = dict[str, torch.Tensor]
+
+
+def compose(*overrides: str) -> DictConfig:
+    """The configuration that launch.py would get."""
+    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return hydra.compose("config", [*overrides, "log.tensorboard=false"])
+
+
+def optimizer_of(module: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
+    options = {key: value for key, value in cfg.optimizer.items() if key != "_target_"}
+    return torch.optim.SGD(module.parameters(), **options)
+
+
+def train_uncut(cfg: DictConfig) -> tuple[list[float], State]:
+    """Losses of all steps, and the weights, of the whole network trained on the first client's samples."""
+    torch.manual_seed(cfg.seed)
+    model = models.build(cfg.arch.name, 10, cfg.data.image_size)
+    torch.manual_seed(derive(cfg.seed, "server"))  # for dropout
+    train, test, _ = data.build(cfg.data, cfg.seed)
+    loader, _ = data.loaders(train, test, 0, 1, cfg)
+    optimizer, losses = optimizer_of(model, cfg), []
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
+    for _ in range(cfg.epochs):
+        for images, labels in loader:
+            loss = F.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        schedule.step()
+    return losses, model.state_dict()
+
+
+def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
+    """Mean losses of all steps, and the weights of the client segments and the server segment."""
+    train, test, num_classes = data.build(cfg.data, cfg.seed)
+    numbers = range(cfg.num_clients)
+    loaders = [data.loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
+    first, server, _ = models.build_segments(cfg, num_classes)
+    clients = [copy.deepcopy(first) for _ in numbers]
+    optimizers = [optimizer_of(client, cfg) for client in clients]
+    server_optimizer = optimizer_of(server, cfg)
+    schedules = [
+        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
+        for optimizer in (*optimizers, server_optimizer)
+    ]
+    uplinks = [compressor_from(cfg, "compressor", "uplink", number) for number in numbers]
+    downlinks = [compressor_from(cfg, "downlink", "downlink", number) for number in numbers]
+    losses = []
+    for _ in range(cfg.epochs):
+        for batches in rounds(cfg, loaders):
+            server_optimizer.zero_grad()
+            step_losses = []
+            for number, (images, labels) in batches.items():
+                smashed = clients[number](images)
+                decoded = splitlearn.compress(smashed, uplinks[number], downlinks[number], cfg.backward)
+                loss = F.cross_entropy(server(decoded), labels)
+                optimizers[number].zero_grad()
+                loss.backward()
+                step_losses.append(loss.item())
+            for parameter in server.parameters():
+                parameter.grad /= len(batches)
+            server_optimizer.step()
+            if cfg.topology.get("average") == "step":
+                for parameters in zip(*(client.parameters() for client in clients), strict=True):
+                    mean = sum(parameters[number].grad for number in batches) / len(batches)
+                    for parameter in parameters:
+                        parameter.grad = mean.clone()
+                batches = dict.fromkeys(numbers)
+            for number in batches:
+                optimizers[number].step()
+            if cfg.topology.name == "sequential":  # one network for all: the next client goes on with this one
+                (number,) = batches
+                clients = [clients[number]] * cfg.num_clients
+                optimizers = [optimizers[number]] * cfg.num_clients
+            losses.append(sum(step_losses) / len(step_losses))
+        if cfg.topology.get("average") in ("epoch", "step"):
+            states = [client.state_dict() for client in clients]
+            mean = {
+                name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
+                for name, value in states[0].items()
+            }
+            for client in clients:
+                client.load_state_dict(copy.deepcopy(mean))
+        for schedule in schedules:
+            schedule.step()
+    return losses, [client.state_dict() for client in clients], server.state_dict()
+
+
+def rounds(cfg: DictConfig, loaders: list) -> Iterator[dict[int, list]]:
+    """The batches of each step of an epoch, by client."""
+    if cfg.topology.name == "sequential":
+        for number, loader in enumerate(loaders):
+            for batch in loader:
+                yield {number: batch}
+        return
+    iterators = [iter(loader) for loader in loaders]
+    while batches := {
+        number: batch for number, iterator in enumerate(iterators) if (batch := next(iterator, None)) is not None
+    }:
+        yield batches

@@ -1,0 +1,150 @@
+"""Real runs over loopback, started as a user would."""
+
+import os
+import signal
+
+import pytest
+import torch
+from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, session, started, summary, torchrun, wait_for
+
+FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
+
+
+def test_three_ranks_under_torchrun_make_one_folder(tmp_path):
+    status, out = run([*torchrun(3), *TINY, "log.tensorboard=true"], tmp_path)
+    assert status == 0, out
+    (folder,) = job_folders(tmp_path)
+    names = {path.name for path in folder.iterdir()}
+    assert names >= FILES and any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "out.txt"}
+    assert out.count("test accuracy") == 1 and "saving, measured" in out
+    # 64 samples over 2 clients in batches of 16: 2 steps, 2 payloads each, of a 64×8×8 map.
+    steps = metrics(folder, "step")
+    assert [step["step"] for step in steps] == [1, 2]
+    numel = 16 * 64 * 8 * 8
+    top_values, mask = 4 * (numel // 100), numel * 2 // 8
+    header = 48
+    assert steps[0]["uplink_bytes"] == 2 * (header + top_values + mask)
+    assert summary(folder)["uplink"]["saving"] == pytest.approx(4 * numel / (header + top_values + mask))
+
+
+def test_multirun_of_local_ranks_makes_a_folder_a_job(tmp_path):
+    status, out = run([*LAUNCH, "-m", "compressor=none,ms", "num_clients=1", *TINY], tmp_path)
+    assert status == 0, out
+    folders = job_folders(tmp_path)
+    assert [summary(folder)["uplink"]["compressor"].split()[0] for folder in folders] == ["none", "ms"]
+    assert [folder.name for folder in folders] == ["0", "1"]
+
+
+def test_multirun_under_torchrun_steps_through_the_same_jobs(tmp_path):
+    status, out = run([*torchrun(2), "-m", "cut=shallow,deep", *TINY], tmp_path)
+    assert status == 0, out
+    assert [summary(folder)["cut"] for folder in job_folders(tmp_path)] == ["block1", "block3"]
+
+
+def test_launchers_give_the_same_run_bit_for_bit(tmp_path):
+    weights = []
+    for command in ([*torchrun(3)], [*LAUNCH, "num_clients=2"]):
+        cwd = tmp_path / str(len(weights))
+        cwd.mkdir()
+        status, out = run([*command, *TINY, "compressor=rt", "server.num_threads=1", "client.num_threads=1"], cwd)
+        assert status == 0, out
+        (folder,) = job_folders(cwd)
+        weights.append([torch.load(folder / f"{side}_segment.pt") for side in ("client", "server")])
+    for first, second in zip(*weights, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_role_by_role_start(tmp_path, free_port):
+    options = ["num_clients=1", f"rpc.port={free_port}", *TINY]
+    server_cwd, client_cwd = tmp_path / "server", tmp_path / "client"
+    server_cwd.mkdir()
+    client_cwd.mkdir()
+    with started([*LAUNCH, "role=server", *options], server_cwd) as server:
+        status, out = run([*LAUNCH, "role=client", *options], client_cwd)
+        assert status == 0, out
+        assert server.wait(30) == 0
+    assert len(job_folders(server_cwd)) == 1
+    assert {path.name for path in client_cwd.iterdir()} == {"out.txt"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["compressor.ratio=1.5"], ["compressor.ratio=1.5", "0 ≤ ratio < 1"]),
+        (["cut=block9"], ["cut=block9", "block1, block2.0"]),
+        (["data=image_folder", "data.root=/does/not/exist"], ["data.root=/does/not/exist", "set data.root"]),
+        (["client.device=cuda:77"], ["client.device=cuda:77", "CUDA"]),
+        (["num_clients=64"], ["num_clients=64", "1 to 32"]),
+        (["role=client", "num_clients=1", "rpc.port=9", "rpc.connect_timeout_s=1"], ["no server at 127.0.0.1:9"]),
+        (["role=server", "num_clients=1", "rpc.port=0", "rpc.connect_timeout_s=1"], ["client0 did not come"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else "",
+)
+def test_a_mistake_is_one_clear_sentence(tmp_path, overrides, words):
+    status, out = run([*LAUNCH, *TINY, *overrides], tmp_path, timeout_s=60)
+    assert status == 1
+    assert all(word in out for word in words), out
+    assert "Traceback" not in out
+
+
+def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
+    status, out = run([*torchrun(2), *TINY, "num_clients=4"], tmp_path)
+    assert status != 0
+    assert out.count("num_clients=4 but torchrun started 2 ranks") == 1
+
+
+def test_configurations_that_differ_are_found_when_they_meet(tmp_path, free_port):
+    options = ["num_clients=1", f"rpc.port={free_port}", *TINY]
+    server_cwd, client_cwd = tmp_path / "server", tmp_path / "client"
+    server_cwd.mkdir()
+    client_cwd.mkdir()
+    with started([*LAUNCH, "role=server", *options], server_cwd) as server:
+        status, out = run([*LAUNCH, "role=client", *options, "compressor.bits=3"], client_cwd)
+        assert status == 1 and server.wait(30) == 1
+    assert "compressor.bits (server 2, client 3)" in out
+    assert "compressor.bits (server 2, client 3)" in (server_cwd / "out.txt").read_text()
+
+
+@pytest.mark.parametrize("command", [[*LAUNCH, "num_clients=2"], torchrun(3)], ids=["local", "torchrun"])
+def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
+    with started([*command, *TINY, "epochs=10000"], tmp_path) as process:
+        wait_for(tmp_path / "out.txt", "epoch ")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) != 0
+        assert not left_over(process.pid)
+    out = (tmp_path / "out.txt").read_text()
+    if "torch.distributed.run" not in command:
+        assert process.returncode == 130
+        assert "interrupted" in out and "Traceback" not in out
+
+
+def test_a_killed_client_ends_the_run_with_its_name(tmp_path):
+    with started([*LAUNCH, "num_clients=2", *TINY, "epochs=10000"], tmp_path) as process:
+        wait_for(tmp_path / "out.txt", "epoch ")
+        os.kill(max(session(process.pid)), signal.SIGKILL)  # the ranks are started in order: the last is client 1
+        assert process.wait(60) == 1
+        assert not left_over(process.pid)
+    assert "client1 ended with SIGKILL" in (tmp_path / "out.txt").read_text()
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
+    with started([*LAUNCH, "num_clients=2", *TINY, "epochs=10000"], tmp_path) as process:
+        wait_for(tmp_path / "out.txt", "epoch ")
+        process.kill()
+        assert not left_over(process.pid)
+
+
+def test_cuts_are_listed(tmp_path):
+    status, out = run([*LAUNCH, "arch=resnet18", "cut=?"], tmp_path)
+    assert status == 0
+    assert "layer2" in out and "128×16×16" in out and "131,072" in out
+    assert not job_folders(tmp_path)
+
+
+def test_help_names_every_group(tmp_path):
+    status, out = run([*LAUNCH, "--help"], tmp_path)
+    assert status == 0
+    assert all(f"{path.name}:" in out for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
+    assert "compressor: ms, none, qu, rt, sp" in out

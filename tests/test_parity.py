@@ -1,0 +1,81 @@
+"""Real runs over RPC equal plain programs in one process, bit for bit."""
+
+import pytest
+import torch
+from runs import metrics
+from simulation import compose, train_split, train_uncut
+
+from splitlearn import local
+
+SMALL = ["client.num_threads=1", "server.num_threads=1", "evaluate.every=100"]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """The number of threads changes the order of sums, so that it must be the ranks' own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def run(cfg, folder):
+    local.run(cfg, folder)
+    clients = [torch.load(path) for path in sorted(folder.glob("client_segment*.pt"))]
+    return [line["loss"] for line in metrics(folder, "step")], clients, torch.load(folder / "server_segment.pt")
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.parametrize("cut", ["shallow", "medium", "deep"])
+@pytest.mark.parametrize("arch", ["convnet", "resnet18", "vgg19"])
+def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_path):
+    samples = "data.max_train_samples=37"  # 5 steps an epoch, the last of 5 samples
+    cfg = compose(
+        f"arch={arch}", f"cut={cut}", "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL
+    )
+    losses, (client,), server = run(cfg, tmp_path)
+    expected_losses, expected_state = train_uncut(cfg)
+    assert len(losses) == 10 and losses == expected_losses
+    assert_equal(client | server, {name: expected_state[name] for name in client | server})
+    assert (client | server).keys() == expected_state.keys()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor=none"],
+        ["compressor=ms"],
+        ["compressor=ms", "compressor.scope=sample", "backward=gated", "compressor@downlink=ms", "downlink.bits=3"],
+        ["compressor=rt", "compressor@downlink=qu", "topology.average=step"],
+        ["compressor=sp", "topology.average=never", "partition=dirichlet"],
+        ["compressor=qu", "topology=sequential", "compressor@downlink=rt"],
+        ["compressor=ms", "topology=sequential", "partition=dirichlet"],
+        ["compressor=ms", "topology.average=step", "partition=dirichlet"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_three_clients_equal_the_simulation(overrides, tmp_path):
+    cfg = compose(
+        *overrides, "num_clients=3", "batch_size=16", "epochs=2", "data.max_train_samples=151", "seed=5", *SMALL
+    )
+    losses, clients, server = run(cfg, tmp_path)
+    expected_losses, expected_clients, expected_server = train_split(cfg)
+    assert losses == pytest.approx(expected_losses, rel=1e-12)  # the mean of three is rounded differently
+    for client, expected in zip(clients, expected_clients, strict=False):
+        assert_equal(client, expected)
+    assert len(clients) == (3 if cfg.topology.get("average") == "never" else 1)
+    assert_equal(server, expected_server)
+
+
+def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path):
+    runs = []
+    for number, seed in enumerate((1, 1, 2)):
+        cfg = compose(f"seed={seed}", "compressor=rt", "num_clients=2", "epochs=1", "data.max_train_samples=96", *SMALL)
+        runs.append(run(cfg, tmp_path / str(number)))
+    assert runs[0][0] == runs[1][0] != runs[2][0]
+    assert_equal(runs[0][2], runs[1][2])
