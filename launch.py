@@ -5,6 +5,7 @@ python launch.py num_clients=4 cut=deep
 python launch.py -m compressor=none,ms cut=shallow,deep
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -42,6 +43,8 @@ def main(cfg: DictConfig) -> float | None:
             # The server says it. Ending before it has would make torchrun kill it.
             time.sleep(TELLING_S)
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun repeats it in its report of the failure
+            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": str(error)}))
         raise CompactHydraException(str(error)) from None
 
 

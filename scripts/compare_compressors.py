@@ -1,0 +1,57 @@
+"""Trains with every compressor and prints accuracy beside bytes, as a Markdown table.
+
+    python scripts/compare_compressors.py                     the digits, a few minutes
+    python scripts/compare_compressors.py --seeds 0 1 2 --compressors none ms sp -- epochs=10 cut=shallow
+
+Arguments after -- are overrides as for launch.py. Each run's folder stays below --folder.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from statistics import fmean
+
+from common import compose, markdown
+
+COMPRESSORS = ["none", "ms", "qu", "sp", "rt"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compressors", nargs="+", default=COMPRESSORS, metavar="NAME")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="SEED")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/compare"))
+    parser.add_argument("overrides", nargs="*")
+    arguments = parser.parse_args()
+
+    from splitlearn import local
+
+    rows = []
+    for name in arguments.compressors:
+        summaries = []
+        for seed in arguments.seeds:
+            folder = arguments.folder / f"{name}-seed{seed}"
+            local.run(compose(f"compressor={name}", f"seed={seed}", *arguments.overrides), folder)
+            summaries.append(json.loads((folder / "summary.json").read_text()))
+        rows.append(row(summaries))
+    header = ["uplink", "test accuracy", "from … to", "bytes a batch", "saving", "by formula", "relative error"]
+    print("\n" + markdown(header, rows))
+
+
+def row(summaries: list[dict]) -> list[str]:
+    """One compressor's cells: the mean over its seeds, and the accuracies' ends."""
+    top1 = [100 * summary["test_top1"] for summary in summaries]
+    uplinks = [summary["uplink"] for summary in summaries]
+    return [
+        uplinks[0]["compressor"],
+        f"{fmean(top1):.2f} %",
+        f"{min(top1):.2f} … {max(top1):.2f}",
+        f"{fmean(uplink['bytes_per_batch'] for uplink in uplinks):,.0f}",
+        f"{fmean(uplink['saving'] for uplink in uplinks):.2f} ×",
+        f"{fmean(uplink['saving_by_formula'] for uplink in uplinks):.2f} ×",
+        f"{fmean(uplink['relative_error'] for uplink in uplinks):.3f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
