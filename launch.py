@@ -22,29 +22,26 @@ from omegaconf import DictConfig
 from splitlearn import config, local, models, worker
 from splitlearn.errors import UserError
 
-TELLING_S = 5  # how long a silent rank waits for the server to tell the user what happened
+TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """One run; returns its last top-1 test accuracy, 0 to 1, for sweepers to maximise."""
-    place = None
     folder = Path(HydraConfig.get().runtime.output_dir)
-    is_checked = False
+    all_ranks_see_it = True
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
             return models.print_cuts(cfg) if place is None or place.rank == 0 else None
         config.check(cfg)
-        is_checked = True
+        all_ranks_see_it = False
         return local.run(cfg, folder) if place is None else worker.run_rank(cfg, place, folder)
     except UserError as error:
-        if is_client() and one_console() and (error.is_told or not is_checked):
-            # The server says it. Ending before it has would make torchrun kill it.
-            time.sleep(TELLING_S)
+        if is_client() and is_on_servers_console() and (error.is_told or all_ranks_see_it):
+            time.sleep(TELLING_S)  # torchrun kills the server too as soon as this rank ends
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        if "TORCHELASTIC_ERROR_FILE" in os.environ:  # torchrun repeats it in its report of the failure
-            Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": str(error)}))
+        leave_to_torchrun(error)
         raise CompactHydraException(str(error)) from None
 
 
@@ -53,21 +50,28 @@ def is_client() -> bool:
     return "role=client" in sys.argv or os.environ.get("RANK", "0") != "0"
 
 
-def one_console() -> bool:
-    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE", "1")
+def is_on_servers_console() -> bool:
+    """Whether torchrun started all ranks on this machine."""
+    return "WORLD_SIZE" in os.environ and os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
 
 
-def write_nothing() -> None:
-    """Lets Hydra make its folder of this rank somewhere temporary: a run has one folder, the server's."""
+def leave_to_torchrun(error: UserError) -> None:
+    """Gives torchrun the sentence that its long report of a failure ends with."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        Path(path).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
+
+
+def write_nothing() -> tempfile.TemporaryDirectory:
+    """Sends the folder that Hydra makes for this rank away: a run has one folder, the server's."""
     folder = tempfile.TemporaryDirectory(prefix="splitlearn-")
     sys.argv += [f"hydra.run.dir={folder.name}", f"hydra.sweep.dir={folder.name}", "hydra.output_subdir=null"]
-    sys.argv += ["hydra/job_logging=none", "hydra/hydra_logging=none"]
-    write_nothing.folder = folder  # removed when the process ends
+    sys.argv += ["hydra/hydra_logging=none"]
+    return folder
 
 
 if __name__ == "__main__":
     if is_client():
-        write_nothing()
+        client_folder = write_nothing()
     try:
         main()
     except KeyboardInterrupt:

@@ -5,7 +5,7 @@
 A server and a client run launch.py in two network namespaces that are joined by a veth pair, once with one step and
 once with five on batches of 256 maps of 64×16×16; the difference of the interface's counters is what four steps sent:
 payload, labels, RPC's messages, and headers and acknowledgements of TCP/IP, with packets cut to the MTU as on a real
-network. Beside the bytes of the bare float32 map, the first compressor's bytes on the same wire are what to compare with.
+network. Compare with the bare float32 map, and with the first compressor on the same wire.
 """
 
 import argparse

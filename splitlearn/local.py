@@ -32,6 +32,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
     num_ranks = num_clients + 1
     # A thread each would do as torchrun does; ranks that share a core slow one another down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launch.py
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
     store = host_store("127.0.0.1", 0)
     context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before any thread is started
