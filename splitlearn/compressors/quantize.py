@@ -33,9 +33,10 @@ class UniformQuantizer(Compressor):
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         x = x.view(-1).to(torch.promote_types(x.dtype, torch.float32))
         ends = torch.stack(x.aminmax())
+        x = x.to(_working_dtype(ends))
         # A constant map has a step of 0: any positive divisor gives it the code 0.
         step = _step(ends, self.bits)
-        codes = (x - ends[0]).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, 2**self.bits - 1)
+        codes = (x - ends[0].to(x.dtype)).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, 2**self.bits - 1)
         return [ends, pack(codes.to(torch.uint8), self.bits)], (self.bits,)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
@@ -45,13 +46,18 @@ class UniformQuantizer(Compressor):
         dtype = torch.promote_types(payload.dtype, torch.float32)
         check_lengths(sections, 2 * dtype.itemsize, packed_nbytes(payload.numel, bits))
         ends = view_as(sections[0], dtype)
-        codes = unpack(sections[1], bits, payload.numel)
-        return codes.to(dtype).mul_(_step(ends, bits)).add_(ends[0]).to(payload.dtype)
+        codes = unpack(sections[1], bits, payload.numel).to(_working_dtype(ends))
+        return codes.mul_(_step(ends, bits)).add_(ends[0].to(codes.dtype)).to(payload.dtype)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return self.bits * prod(shape)
 
 
 def _step(ends: Tensor, bits: int) -> Tensor:
-    levels = 2**bits - 1
-    return ends[1] / levels - ends[0] / levels  # not (max - min) / levels, which overflows for the widest ranges
+    low, high = ends.to(_working_dtype(ends))
+    return (high - low) / (2**bits - 1)
+
+
+def _working_dtype(ends: Tensor) -> torch.dtype:
+    """Double precision for ranges that single precision does not hold."""
+    return ends.dtype if (ends[1] - ends[0]).isfinite() else torch.float64
