@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from splitlearn.compressors.blocks import blocks
+
+# The type that holds a word's low b bytes, where there is one: converting to it is far faster than slicing bytes.
+LOW_BYTES = {1: torch.uint8, 2: torch.int16, 4: torch.int32}
+
 
 def packed_nbytes(num_codes: int, bits: int) -> int:
     """Bytes that `num_codes` codes of `bits` bits take."""
@@ -28,28 +33,64 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     """
     if bits == 8:
         return codes
-    num_codes = codes.numel()
-    words = pad(codes, (0, -num_codes % 8)).view(torch.int64)
-    for width in (bits, 2 * bits, 4 * bits):
-        # Lanes of 8·width/bits bits hold `width` code bits at their low end: bring two neighbours' together.
-        lane = 8 * width // bits
-        words = (words & _lanes(0, width, 2 * lane)) | ((words >> (lane - width)) & _lanes(width, width, 2 * lane))
-    return words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)[: packed_nbytes(num_codes, bits)]
+    words = _whole(codes, 8).view(torch.int64)
+    packed = codes.new_empty(words.numel(), bits)
+    for _, span in blocks(1, words.numel(), codes.device):
+        _put_low_bytes(_fold(words[span], bits), packed[span])
+    return packed.view(-1)[: packed_nbytes(codes.numel(), bits)]
 
 
 def unpack(packed: Tensor, bits: int, num_codes: int) -> Tensor:
     """Inverse of `pack`: (num_codes,) uint8 from (⌈num_codes·bits/8⌉,) uint8."""
     if bits == 8:
         return packed[:num_codes]
-    packed = pad(packed, (0, -packed.numel() % bits)).view(-1, bits)
-    words = pad(packed, (0, 8 - bits)).view(torch.int64).view(-1)
+    packed = _whole(packed, bits).view(-1, bits)
+    words = torch.empty(packed.shape[0], dtype=torch.int64, device=packed.device)
+    for _, span in blocks(1, words.numel(), packed.device):
+        words[span] = _unfold(_low_bytes(packed[span]), bits)
+    return words.view(torch.uint8)[:num_codes]
+
+
+def _fold(words: Tensor, bits: int) -> Tensor:
+    for width in (bits, 2 * bits, 4 * bits):
+        # Lanes of 8·width/bits bits hold `width` code bits at their low end: bring two neighbours' together.
+        lane = 8 * width // bits
+        high = (words >> (lane - width)).bitwise_and_(_lanes(width, width, 2 * lane))
+        words = (words & _lanes(0, width, 2 * lane)).bitwise_or_(high)
+    return words
+
+
+def _unfold(words: Tensor, bits: int) -> Tensor:
     for width in (4 * bits, 2 * bits, bits):
         lane = 8 * width // bits
-        words = (words & _lanes(0, width, 2 * lane)) | ((words << (lane - width)) & _lanes(lane, width, 2 * lane))
-    return words.view(torch.uint8)[:num_codes]
+        high = (words << (lane - width)).bitwise_and_(_lanes(lane, width, 2 * lane))
+        words = (words & _lanes(0, width, 2 * lane)).bitwise_or_(high)
+    return words
 
 
 def _lanes(start: int, width: int, lane: int) -> int:
     """A 64-bit mask with bits start to start+width-1 of every lane of `lane` bits set, as a signed integer."""
     mask = sum(((1 << width) - 1) << shift for shift in range(start, 64, lane))
     return mask - (1 << 64) if mask >> 63 else mask
+
+
+def _put_low_bytes(words: Tensor, packed: Tensor) -> None:
+    """Writes the low b bytes of `words` (n,) into `packed` (n, b)."""
+    bits = packed.shape[1]
+    if bits in LOW_BYTES:
+        packed.view(LOW_BYTES[bits]).view(-1).copy_(words)
+    else:
+        packed.copy_(words.view(torch.uint8).view(-1, 8)[:, :bits])
+
+
+def _low_bytes(packed: Tensor) -> Tensor:
+    """Words (n,) with low b bytes from `packed` (n, b). Their other bytes mean nothing."""
+    bits = packed.shape[1]
+    if bits in LOW_BYTES and packed.storage_offset() % bits == 0:
+        return packed.view(LOW_BYTES[bits]).view(-1).to(torch.int64)
+    return pad(packed, (0, 8 - bits)).view(torch.int64).view(-1)
+
+
+def _whole(items: Tensor, size: int) -> Tensor:
+    """`items`, with zeros added to make their number a multiple of `size`."""
+    return pad(items, (0, -items.numel() % size)) if items.numel() % size else items

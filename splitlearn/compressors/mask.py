@@ -22,8 +22,9 @@ from splitlearn.compressors.base import (
     view_as,
 )
 from splitlearn.compressors.bits import pack, packed_nbytes, unpack
+from splitlearn.compressors.blocks import at_least, blocks, places, to_codes
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.threshold import largest
+from splitlearn.compressors.threshold import count_per_row, largest, ranked
 from splitlearn.errors import PayloadError
 
 SIGNED, PER_SAMPLE = 1, 2  # flags
@@ -67,25 +68,27 @@ class MaskSparsifier(Compressor):
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         rows = x.view(self._num_rows(x.shape), -1)
-        signed = bool(rows.min() < 0)
-        magnitude = rows.abs() if signed else rows
-        positions, threshold = largest(magnitude, num_kept(self.ratio, rows.shape[1]))
-        codes = self._codes(magnitude, threshold).view(-1)
-        codes[positions] = self._top_code
-        sections = [rows.view(-1)[positions]]
+        signed = bool(rows.amin() < 0)
+        positions, threshold = largest(rows, num_kept(self.ratio, rows.shape[1]), by_magnitude=signed)
+        codes = self._codes(rows, threshold, signed).view(-1)
+        codes.index_fill_(0, positions, self._top_code)
+        sections = [rows.view(-1).index_select(0, positions)]
         if signed:
-            sections.append(pack((rows.view(-1) < 0).view(torch.uint8), 1))
+            sections.append(pack(_negative(rows), 1))
         sections.append(pack(codes, self.bits))
         return sections, (self.bits, SIGNED * signed + PER_SAMPLE * (self.scope == "sample"))
 
-    def _codes(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
-        dtype = torch.promote_types(magnitude.dtype, torch.float32)
-        threshold = torch.where(threshold > 0, threshold, 1).to(dtype)  # T = 0: nothing else is above 0
-        steps = magnitude.to(dtype).div(threshold.unsqueeze(1)).mul_(self._top_code)
-        if self.rounding == "nearest":
-            steps.add_(0.5)
-        # All ones is for the top values: what rounds up to them, or ties with them, stays one step below.
-        return steps.to(torch.uint8).clamp_(max=self._top_code - 1)
+    def _codes(self, rows: Tensor, threshold: Tensor, signed: bool) -> Tensor:
+        threshold = torch.where(threshold > 0, threshold, 1)  # T = 0: nothing else is above 0
+        codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
+        for block in blocks(*rows.shape, rows.device):
+            # Division by a tensor, as torch multiplies by the reciprocal of a number on some devices.
+            steps = ranked(rows[block], signed).div(threshold[block[0]]).mul_(self._top_code)
+            if self.rounding == "nearest":
+                steps.add_(0.5)
+            # All ones is for the top values: what rounds up to them, or ties with them, stays one step below.
+            codes[block] = to_codes(steps.clamp_(max=self._top_code - 1))
+        return codes
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits, flags, _ = payload.params
@@ -104,18 +107,30 @@ class MaskSparsifier(Compressor):
 
         values = view_as(sections[0], payload.dtype)
         codes = unpack(sections[-1], bits, numel).view(num_rows, -1)
-        is_top = codes == self._top_code
-        if not bool((is_top.sum(1) == k).all()):
-            raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
+        negative = unpack(sections[1], 1, numel).view(codes.shape) if signed else None
         dtype = torch.promote_types(payload.dtype, torch.float32)
-        threshold = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype)
-        out = codes.to(dtype).mul_(threshold / self._top_code).view(-1)
-        if signed:
-            out = torch.where(unpack(sections[1], 1, numel).view(torch.bool), -out, out)
-        out = out.to(payload.dtype)
-        out[is_top.view(-1).nonzero().view(-1)] = values
-        return out
+        step = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype) / self._top_code
+        out = torch.empty(codes.shape, dtype=payload.dtype, device=codes.device)
+        tops = []
+        for block in blocks(*codes.shape, codes.device):
+            here = codes[block]
+            tops.append(places(at_least(here, self._top_code)).add_(block[0].start * codes.shape[1] + block[1].start))
+            decoded = torch.mul(here.to(dtype), step[block[0]], out=out[block])
+            if signed:
+                torch.where(negative[block].view(torch.bool), -decoded, decoded, out=decoded)
+        positions = torch.cat(tops)
+        if not bool((count_per_row(positions, *codes.shape) == k).all()):
+            raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
+        return out.view(-1).index_copy_(0, positions, values)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel, num_rows = prod(shape), self._num_rows(shape)
         return self.bits * numel + value_bits * num_rows * num_kept(self.ratio, numel // num_rows)
+
+
+def _negative(rows: Tensor) -> Tensor:
+    """1 where a value is below 0, else 0: (numel,) uint8."""
+    negative = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
+    for block in blocks(*rows.shape, rows.device):
+        torch.logical_not(at_least(ranked(rows[block], False), 0), out=negative[block])
+    return negative.view(torch.uint8).view(-1)
