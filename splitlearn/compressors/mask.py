@@ -7,6 +7,7 @@ that a value below the threshold comes back with an error of at most half a step
 instead of as zero. A tensor with negative values is ranked by magnitude and has one more bit for the sign of each.
 """
 
+from collections.abc import Iterator
 from math import prod
 from typing import ClassVar
 
@@ -21,8 +22,9 @@ from splitlearn.compressors.base import (
     register,
     view_as,
 )
-from splitlearn.compressors.bits import pack, packed_nbytes, unpack
-from splitlearn.compressors.blocks import at_least, blocks, places, to_codes
+from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.compressors.blocks import at_least, empty, per_element, places, scratch, spans, split_at
+from splitlearn.compressors.levels import span_codes
 from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.threshold import count_per_row, largest, ranked
 from splitlearn.errors import PayloadError
@@ -70,25 +72,16 @@ class MaskSparsifier(Compressor):
         rows = x.view(self._num_rows(x.shape), -1)
         signed = bool(rows.amin() < 0)
         positions, threshold = largest(rows, num_kept(self.ratio, rows.shape[1]), by_magnitude=signed)
-        codes = self._codes(rows, threshold, signed).view(-1)
-        codes.index_fill_(0, positions, self._top_code)
         sections = [rows.view(-1).index_select(0, positions)]
         if signed:
-            sections.append(pack(_negative(rows), 1))
-        sections.append(pack(codes, self.bits))
+            sections.append(pack_spans(_negative(x.view(-1)), x.numel(), 1, x.device))
+        sections.append(pack_spans(self._codes(rows, threshold, positions, signed), x.numel(), self.bits, x.device))
         return sections, (self.bits, SIGNED * signed + PER_SAMPLE * (self.scope == "sample"))
 
-    def _codes(self, rows: Tensor, threshold: Tensor, signed: bool) -> Tensor:
-        threshold = torch.where(threshold > 0, threshold, 1)  # T = 0: nothing else is above 0
-        codes = torch.empty(rows.shape, dtype=torch.uint8, device=rows.device)
-        for block in blocks(*rows.shape, rows.device):
-            # Division by a tensor, as torch multiplies by the reciprocal of a number on some devices.
-            steps = ranked(rows[block], signed).div(threshold[block[0]]).mul_(self._top_code)
-            if self.rounding == "nearest":
-                steps.add_(0.5)
-            # All ones is for the top values: what rounds up to them, or ties with them, stays one step below.
-            codes[block] = to_codes(steps.clamp_(max=self._top_code - 1))
-        return codes
+    def _codes(self, rows: Tensor, threshold: Tensor, positions: Tensor, signed: bool) -> Iterator[Tensor]:
+        codes = span_codes(rows, threshold, self._top_code, self.rounding == "nearest", by_magnitude=signed)
+        for here, tops in zip(codes, split_at(positions, rows.numel()), strict=True):
+            yield here.index_fill_(0, tops, self._top_code)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits, flags, _ = payload.params
@@ -106,31 +99,31 @@ class MaskSparsifier(Compressor):
         check_lengths(sections, *lengths)
 
         values = view_as(sections[0], payload.dtype)
-        codes = unpack(sections[-1], bits, numel).view(num_rows, -1)
-        negative = unpack(sections[1], 1, numel).view(codes.shape) if signed else None
         dtype = torch.promote_types(payload.dtype, torch.float32)
         step = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype) / self._top_code
-        out = torch.empty(codes.shape, dtype=payload.dtype, device=codes.device)
+        out = empty(numel, payload.dtype, values.device)
+        steps = scratch(numel, dtype, values.device)
+        is_top = scratch(numel, torch.bool, values.device)
         tops = []
-        for block in blocks(*codes.shape, codes.device):
-            here = codes[block]
-            tops.append(places(at_least(here, self._top_code)).add_(block[0].start * codes.shape[1] + block[1].start))
-            decoded = torch.mul(here.to(dtype), step[block[0]], out=out[block])
-            if signed:
-                torch.where(negative[block].view(torch.bool), -decoded, decoded, out=decoded)
+        for span, codes in unpack_spans(sections[-1], bits, numel):
+            tops.append(places(at_least(codes, self._top_code, out=is_top)).add_(span.start))
+            here = out[span] if payload.dtype == dtype else steps[: codes.numel()]
+            out[span] = here.copy_(codes).mul_(per_element(step, numel // num_rows, span))
         positions = torch.cat(tops)
-        if not bool((count_per_row(positions, *codes.shape) == k).all()):
+        if not bool((count_per_row(positions, num_rows, numel // num_rows) == k).all()):
             raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
-        return out.view(-1).index_copy_(0, positions, values)
+        if signed:
+            for span, negative in unpack_spans(sections[1], 1, numel):
+                torch.where(negative.view(torch.bool), -out[span], out[span], out=out[span])
+        return out.index_copy_(0, positions, values)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel, num_rows = prod(shape), self._num_rows(shape)
         return self.bits * numel + value_bits * num_rows * num_kept(self.ratio, numel // num_rows)
 
 
-def _negative(rows: Tensor) -> Tensor:
-    """1 where a value is below 0, else 0: (numel,) uint8."""
-    negative = torch.empty(rows.shape, dtype=torch.bool, device=rows.device)
-    for block in blocks(*rows.shape, rows.device):
-        torch.logical_not(at_least(ranked(rows[block], False), 0), out=negative[block])
-    return negative.view(torch.uint8).view(-1)
+def _negative(x: Tensor) -> Iterator[Tensor]:
+    """Span by span: 1 where a value is below 0, else 0."""
+    mask = scratch(x.numel(), torch.bool, x.device)
+    for span in spans(x.numel(), x.device):
+        yield at_least(ranked(x[span], False), 0, out=mask).logical_not_().view(torch.uint8)

@@ -2,7 +2,7 @@
 
 How it works: a sample of the values of a row brackets its k-th largest from below; the few values that reach the
 bracket contain all of the k largest for certain if there are at least k of them, so that selecting among them is exact.
-Where a sample misleads (fewer than k reach the bracket), the whole is searched.
+Where a sample misleads (fewer than k reach the bracket), the whole row is searched.
 """
 
 import math
@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.blocks import at_least, blocks, places
+from splitlearn.compressors.blocks import at_least, blocks, places, scratch
 
-STRIDE = 61  # a prime, so that a sample does not run along one column of the feature maps
+STRIDE = 61  # primes, so that a sample does not run along one column of the feature maps
+SHORT_STRIDE = 17  # of short rows, whose samples would be too small to bracket closely
+SHORT = 1 << 18
 SMALL = 1 << 14  # below this, bracketing costs more than it saves
 
 
@@ -30,15 +32,18 @@ def largest(x: Tensor, k: int, by_magnitude: bool = False) -> tuple[Tensor, Tens
         row, (rows, 1), in at least float32.
     """
     num_rows, row_length = x.shape
-    positions, counts = _reaching(x, _bracket(x, k, by_magnitude), k, by_magnitude)
-    if int(counts.min()) < k:
-        positions, counts = _reaching(x, _select(ranked(x, by_magnitude), k), k, by_magnitude)
+    bound = _bracket(x, k, by_magnitude)
+    positions, counts = _reaching(x, bound, k, by_magnitude)
+    misled = counts < k
+    if misled.any():
+        bound[misled] = _select(ranked(x[misled], by_magnitude), k)
+        positions, counts = _reaching(x, bound, k, by_magnitude)
     values = ranked(x.view(-1).index_select(0, positions), by_magnitude)
     threshold = _select(_padded(values, counts), k)
 
     # Every row's k largest are among `positions`; drop what is below its threshold, then the last of what equals it.
     bound = threshold.view(-1).repeat_interleave(counts) if num_rows > 1 else threshold.view(-1)
-    kept = places(at_least(values, bound))
+    kept = places(at_least(values, bound, out=torch.empty_like(values, dtype=torch.bool)))
     positions = positions.index_select(0, kept)
     if positions.numel() > num_rows * k:
         rows = positions // row_length
@@ -65,7 +70,7 @@ def count_per_row(positions: Tensor, num_rows: int, row_length: int) -> Tensor:
 def _bracket(x: Tensor, k: int, by_magnitude: bool) -> Tensor:
     """A value a row, (rows, 1), that most likely a few more than k of its values reach."""
     row_length = x.shape[1]
-    sample = x[:, ::STRIDE]
+    sample = x[:, :: STRIDE if row_length > SHORT else SHORT_STRIDE]
     expected_rank = k * sample.shape[1] / row_length
     rank = math.ceil(expected_rank + 4 * math.sqrt(expected_rank) + 4)
     if x.numel() < SMALL or rank >= sample.shape[1]:
@@ -84,10 +89,11 @@ def _select(x: Tensor, k: int) -> Tensor:
 def _reaching(x: Tensor, bound: Tensor, k: int, by_magnitude: bool) -> tuple[Tensor, Tensor]:
     """Positions in `x.view(-1)` of the values that reach `bound`, ascending, and how many each row has."""
     room = torch.full(bound.shape, k, device=x.device)
+    mask = scratch(x.numel(), torch.bool, x.device)
     found = []
     for rows, columns in blocks(*x.shape, x.device):
         block = ranked(x[rows, columns], by_magnitude)
-        reach = at_least(block, bound[rows])
+        reach = at_least(block, bound[rows], out=mask)
         here = places(reach)
         if here.numel() > reach.numel() // 4:
             # Most likely many values equal the bound, as where a map is nearly all zeros. As the first are taken, a
