@@ -30,7 +30,7 @@ def spans(numel: int, device: torch.device) -> Iterator[slice]:
 def blocks(num_rows: int, row_length: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Slices of rows and of columns that cover a (num_rows, row_length) tensor in order.
 
-    A block is some whole rows or a part of one row, so that it is contiguous and its rows are whole numbers apart.
+    A block is some whole rows or a part of one row: either way it is contiguous.
     """
     height = max(1, block_size(device) // row_length)
     for top in range(0, num_rows, height):
