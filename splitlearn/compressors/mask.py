@@ -7,6 +7,7 @@ that a value below the threshold comes back with an error of at most half a step
 instead of as zero. A tensor with negative values is ranked by magnitude and has one more bit for the sign of each.
 """
 
+from collections.abc import Iterator
 from math import prod
 from typing import ClassVar
 
@@ -21,9 +22,11 @@ from splitlearn.compressors.base import (
     register,
     view_as,
 )
-from splitlearn.compressors.bits import pack, packed_nbytes, unpack
+from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.compressors.blocks import at_least, empty, per_element, places, scratch, spans, split_at
+from splitlearn.compressors.levels import span_codes
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.threshold import largest
+from splitlearn.compressors.threshold import count_per_row, largest, ranked
 from splitlearn.errors import PayloadError
 
 SIGNED, PER_SAMPLE = 1, 2  # flags
@@ -67,25 +70,18 @@ class MaskSparsifier(Compressor):
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         rows = x.view(self._num_rows(x.shape), -1)
-        signed = bool(rows.min() < 0)
-        magnitude = rows.abs() if signed else rows
-        positions, threshold = largest(magnitude, num_kept(self.ratio, rows.shape[1]))
-        codes = self._codes(magnitude, threshold).view(-1)
-        codes[positions] = self._top_code
-        sections = [rows.view(-1)[positions]]
+        signed = bool(rows.amin() < 0)
+        positions, threshold = largest(rows, num_kept(self.ratio, rows.shape[1]), by_magnitude=signed)
+        sections = [rows.view(-1).index_select(0, positions)]
         if signed:
-            sections.append(pack((rows.view(-1) < 0).view(torch.uint8), 1))
-        sections.append(pack(codes, self.bits))
+            sections.append(pack_spans(_negative(x.view(-1)), x.numel(), 1, x.device))
+        sections.append(pack_spans(self._codes(rows, threshold, positions, signed), x.numel(), self.bits, x.device))
         return sections, (self.bits, SIGNED * signed + PER_SAMPLE * (self.scope == "sample"))
 
-    def _codes(self, magnitude: Tensor, threshold: Tensor) -> Tensor:
-        dtype = torch.promote_types(magnitude.dtype, torch.float32)
-        threshold = torch.where(threshold > 0, threshold, 1).to(dtype)  # T = 0: nothing else is above 0
-        steps = magnitude.to(dtype).div(threshold.unsqueeze(1)).mul_(self._top_code)
-        if self.rounding == "nearest":
-            steps.add_(0.5)
-        # All ones is for the top values: what rounds up to them, or ties with them, stays one step below.
-        return steps.to(torch.uint8).clamp_(max=self._top_code - 1)
+    def _codes(self, rows: Tensor, threshold: Tensor, positions: Tensor, signed: bool) -> Iterator[Tensor]:
+        codes = span_codes(rows, threshold, self._top_code, self.rounding == "nearest", by_magnitude=signed)
+        for here, tops in zip(codes, split_at(positions, rows.numel()), strict=True):
+            yield here.index_fill_(0, tops, self._top_code)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits, flags, _ = payload.params
@@ -103,19 +99,31 @@ class MaskSparsifier(Compressor):
         check_lengths(sections, *lengths)
 
         values = view_as(sections[0], payload.dtype)
-        codes = unpack(sections[-1], bits, numel).view(num_rows, -1)
-        is_top = codes == self._top_code
-        if not bool((is_top.sum(1) == k).all()):
-            raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
         dtype = torch.promote_types(payload.dtype, torch.float32)
-        threshold = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype)
-        out = codes.to(dtype).mul_(threshold / self._top_code).view(-1)
+        step = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype) / self._top_code
+        out = empty(numel, payload.dtype, values.device)
+        steps = scratch(numel, dtype, values.device)
+        is_top = scratch(numel, torch.bool, values.device)
+        tops = []
+        for span, codes in unpack_spans(sections[-1], bits, numel):
+            tops.append(places(at_least(codes, self._top_code, out=is_top)).add_(span.start))
+            here = out[span] if payload.dtype == dtype else steps[: codes.numel()]
+            out[span] = here.copy_(codes).mul_(per_element(step, numel // num_rows, span))
+        positions = torch.cat(tops)
+        if not bool((count_per_row(positions, num_rows, numel // num_rows) == k).all()):
+            raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
         if signed:
-            out = torch.where(unpack(sections[1], 1, numel).view(torch.bool), -out, out)
-        out = out.to(payload.dtype)
-        out[is_top.view(-1).nonzero().view(-1)] = values
-        return out
+            for span, negative in unpack_spans(sections[1], 1, numel):
+                torch.where(negative.view(torch.bool), -out[span], out[span], out=out[span])
+        return out.index_copy_(0, positions, values)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel, num_rows = prod(shape), self._num_rows(shape)
         return self.bits * numel + value_bits * num_rows * num_kept(self.ratio, numel // num_rows)
+
+
+def _negative(x: Tensor) -> Iterator[Tensor]:
+    """Span by span: 1 where a value is below 0, else 0."""
+    mask = scratch(x.numel(), torch.bool, x.device)
+    for span in spans(x.numel(), x.device):
+        yield at_least(ranked(x[span], False), 0, out=mask).logical_not_().view(torch.uint8)

@@ -29,6 +29,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from splitlearn.compressors.blocks import empty
 from splitlearn.errors import PayloadError
 
 MAGIC = b"SPLT"
@@ -90,11 +91,12 @@ class Payload:
         head += struct.pack(f"<{like.dim()}I", *like.shape)
         head += struct.pack(f"<{len(sections)}Q", *(section.numel() for section in sections))
         head += bytes(-len(head) % 8)
-        header = torch.frombuffer(head, dtype=torch.uint8)
-        wire = torch.cat([header.to(sections[0].device) if sections else header, *sections]).cpu()
-        wire[FIXED.size : PREFIX_NBYTES] = torch.frombuffer(
-            bytearray(CHECKSUM.pack(_checksum(wire))), dtype=torch.uint8
-        )
+        wire = empty(len(head) + sum(section.numel() for section in sections), torch.uint8, torch.device("cpu"))
+        start = 0
+        for part in (torch.frombuffer(head, dtype=torch.uint8), *sections):
+            wire[start : start + part.numel()].copy_(part)  # from any device
+            start += part.numel()
+        CHECKSUM.pack_into(memoryview(wire.numpy()), FIXED.size, _checksum(wire))
         return Payload.parse(wire, verify=False)
 
     @staticmethod

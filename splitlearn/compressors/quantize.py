@@ -1,5 +1,6 @@
 """Uniform quantisation (QU)."""
 
+from collections.abc import Iterator
 from math import prod
 from typing import ClassVar
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors.base import Compressor, check_lengths, check_range, register, view_as
-from splitlearn.compressors.bits import pack, packed_nbytes, unpack
+from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.compressors.blocks import empty, scratch, spans
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
 
@@ -31,13 +33,20 @@ class UniformQuantizer(Compressor):
         check_range("bits", self.bits, 1, 8)
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-        x = x.view(-1).to(torch.promote_types(x.dtype, torch.float32))
-        ends = torch.stack(x.aminmax())
-        x = x.to(_working_dtype(ends))
+        x = x.view(-1)
+        ends = torch.stack(x.aminmax()).to(torch.promote_types(x.dtype, torch.float32))
+        return [ends, pack_spans(self._codes(x, _widened(ends)), x.numel(), self.bits, x.device)], (self.bits,)
+
+    def _codes(self, x: Tensor, ends: Tensor) -> Iterator[Tensor]:
         # A constant map has a step of 0: any positive divisor gives it the code 0.
         step = _step(ends, self.bits)
-        codes = (x - ends[0].to(x.dtype)).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, 2**self.bits - 1)
-        return [ends, pack(codes.to(torch.uint8), self.bits)], (self.bits,)
+        step = torch.where(step > 0, step, 1)
+        steps = scratch(x.numel(), ends.dtype, x.device)
+        whole_steps = scratch(x.numel(), torch.int32, x.device)
+        for span in spans(x.numel(), x.device):
+            size = span.stop - span.start
+            here = steps[:size].copy_(x[span]).sub_(ends[0]).div_(step).round_().clamp_(0, 2**self.bits - 1)
+            yield whole_steps[:size].copy_(here).to(torch.uint8)  # fast, where straight to uint8 is not
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits = payload.params[0]
@@ -46,18 +55,23 @@ class UniformQuantizer(Compressor):
         dtype = torch.promote_types(payload.dtype, torch.float32)
         check_lengths(sections, 2 * dtype.itemsize, packed_nbytes(payload.numel, bits))
         ends = view_as(sections[0], dtype)
-        codes = unpack(sections[1], bits, payload.numel).to(_working_dtype(ends))
-        return codes.mul_(_step(ends, bits)).add_(ends[0].to(codes.dtype)).to(payload.dtype)
+        ends = _widened(ends)
+        step = _step(ends, bits)
+        out = empty(payload.numel, payload.dtype, ends.device)
+        steps = scratch(payload.numel, ends.dtype, ends.device)
+        for span, codes in unpack_spans(sections[1], bits, payload.numel):
+            out[span] = steps[: codes.numel()].copy_(codes).mul_(step).add_(ends[0])
+        return out
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return self.bits * prod(shape)
 
 
 def _step(ends: Tensor, bits: int) -> Tensor:
-    low, high = ends.to(_working_dtype(ends))
-    return (high - low) / (2**bits - 1)
+    levels = 2**bits - 1
+    return ends[1] / levels - ends[0] / levels
 
 
-def _working_dtype(ends: Tensor) -> torch.dtype:
-    """Double precision for ranges that single precision does not hold."""
-    return ends.dtype if (ends[1] - ends[0]).isfinite() else torch.float64
+def _widened(ends: Tensor) -> Tensor:
+    """The ends to compute with: in double precision where single precision does not hold the range."""
+    return ends if (ends[1] - ends[0]).isfinite() else ends.double()

@@ -1,5 +1,6 @@
 """Sparsification: top-k (SP) and randomised top-k (RT). The k kept values and where they were; zero everywhere else."""
 
+from collections.abc import Iterator
 from math import prod
 from typing import ClassVar
 
@@ -14,7 +15,8 @@ from splitlearn.compressors.base import (
     register,
     view_as,
 )
-from splitlearn.compressors.bits import pack, packed_nbytes, unpack
+from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.compressors.blocks import empty, places, spans, split_at
 from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.threshold import largest
 from splitlearn.errors import PayloadError
@@ -43,16 +45,15 @@ class TopKSparsifier(Compressor):
 
     def positions(self, x: Tensor) -> Tensor:
         """Ascending positions of the values that are kept of `x` (d,)."""
-        return largest(x.abs().unsqueeze(0), num_kept(self.ratio, x.numel()))[0]
+        return largest(x.unsqueeze(0), num_kept(self.ratio, x.numel()), by_magnitude=True)[0]
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         x = x.view(-1)
         positions = self.positions(x)
         if _bitmap_is_smaller(positions.numel(), x.numel()):
-            bitmap = torch.zeros(x.numel(), dtype=torch.uint8, device=x.device)
-            bitmap[positions] = 1
-            return [x[positions], pack(bitmap, 1)], (BITMAP,)
-        return [x[positions], positions.to(torch.int32)], (INDICES,)
+            bitmap = pack_spans(_marks(positions, x.numel()), x.numel(), 1, x.device)
+            return [x.index_select(0, positions), bitmap], (BITMAP,)
+        return [x.index_select(0, positions), positions.to(torch.int32)], (INDICES,)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
         numel = payload.numel
@@ -62,21 +63,28 @@ class TopKSparsifier(Compressor):
             raise PayloadError("gives the positions in another form than its shape and ratio ask for")
         check_lengths(sections, k * payload.dtype.itemsize, packed_nbytes(numel, 1) if kind == BITMAP else 4 * k)
         if kind == BITMAP:
-            positions = unpack(sections[1], 1, numel).nonzero().view(-1)
+            marks = unpack_spans(sections[1], 1, numel)
+            positions = torch.cat([places(mark.view(torch.bool)).add_(span.start) for span, mark in marks])
             valid = positions.numel() == k
         else:
             positions = view_as(sections[1], torch.int32).long()
             valid = positions[0] >= 0 and positions[-1] < numel and bool((positions.diff() > 0).all())
         if not valid:
             raise PayloadError(f"does not name {k} positions of {numel}")
-        out = torch.zeros(numel, dtype=payload.dtype, device=sections[0].device)
-        out[positions] = view_as(sections[0], payload.dtype)
-        return out
+        out = empty(numel, payload.dtype, sections[0].device).zero_()
+        return out.index_copy_(0, positions, view_as(sections[0], payload.dtype))
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel = prod(shape)
         k = num_kept(self.ratio, numel)
         return value_bits * k + min(numel, 32 * k)
+
+
+def _marks(positions: Tensor, numel: int) -> Iterator[Tensor]:
+    """Span by span: 1 at the ascending `positions`, else 0."""
+    for span, here in zip(spans(numel, positions.device), split_at(positions, numel), strict=True):
+        marks = torch.zeros(span.stop - span.start, dtype=torch.uint8, device=positions.device)
+        yield marks.index_fill_(0, here, 1)
 
 
 def _bitmap_is_smaller(k: int, numel: int) -> bool:

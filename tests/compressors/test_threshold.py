@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from splitlearn.compressors.threshold import SMALL, STRIDE, kth_largest, largest
+from splitlearn.compressors.threshold import SHORT, SMALL, STRIDE, largest
 
 
 def period(numel: int) -> torch.Tensor:
@@ -22,14 +22,14 @@ MAPS = {
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.97, 1.0])
-@pytest.mark.parametrize("numel", [1, 2, 97, SMALL - 1, SMALL, 3 * SMALL + 17])
+@pytest.mark.parametrize("numel", [1, 2, 97, SMALL - 1, SMALL, 3 * SMALL + 17, SHORT + 1])
 @pytest.mark.parametrize("name", MAPS)
 def test_the_first_of_the_largest(name, numel, share):
     x = MAPS[name](numel)
     k = max(1, round(share * numel))
     order = torch.sort(x, descending=True, stable=True)  # stable: of equal values the first come first
-    assert kth_largest(x.unsqueeze(0), k) == order.values[k - 1]
     positions, threshold = largest(x.unsqueeze(0), k)
+    assert threshold.shape == (1, 1)
     assert torch.equal(positions, order.indices[:k].sort().values)
     assert threshold == order.values[k - 1]
 
@@ -51,3 +51,10 @@ def test_other_dtypes(dtype):
     positions, threshold = largest(x.unsqueeze(0), 300)
     assert threshold == expected.values[299]
     assert torch.equal(positions, expected.indices[:300].sort().values)
+
+
+def test_by_magnitude():
+    x = torch.randn(3, SMALL, generator=torch.Generator().manual_seed(0))
+    positions, threshold = largest(x, 99, by_magnitude=True)
+    expected, same = largest(x.abs(), 99)
+    assert torch.equal(positions, expected) and torch.equal(threshold, same)
