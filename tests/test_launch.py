@@ -92,7 +92,9 @@ def test_a_mistake_is_one_clear_sentence(tmp_path, overrides, words):
 def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
     status, out = run([*torchrun(2), *TINY, "num_clients=4"], tmp_path)
     assert status != 0
-    assert out.count("num_clients=4 but torchrun started 2 ranks") == 1
+    sentence = "num_clients=4 but torchrun started 2 ranks"
+    assert sum(line.startswith(sentence) for line in out.splitlines()) == 1
+    assert f"traceback : {sentence}" in out  # once more at the end of torchrun's own report
 
 
 def test_configurations_that_differ_are_found_when_they_meet(tmp_path, free_port):
