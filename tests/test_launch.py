@@ -23,7 +23,7 @@ def test_three_ranks_under_torchrun_make_one_folder(tmp_path):
     assert [step["step"] for step in steps] == [1, 2]
     numel = 16 * 64 * 8 * 8
     top_values, mask = 4 * (numel // 100), numel * 2 // 8
-    header = 48
+    header = 56
     assert steps[0]["uplink_bytes"] == 2 * (header + top_values + mask)
     assert summary(folder)["uplink"]["saving"] == pytest.approx(4 * numel / (header + top_values + mask))
 

@@ -15,8 +15,11 @@ import torch
 from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
+from splitlearn.compressors import zstd
 from splitlearn.compressors.payload import DTYPES, Payload
 from splitlearn.errors import NonFiniteError, PayloadError
+
+TABLE_NBYTES = 1 << 12
 
 REGISTRY: dict[str, type[Compressor]] = {}
 
@@ -43,18 +46,27 @@ def register(name: str):
     return add
 
 
+@dataclasses.dataclass
 class Compressor:
     """Base of the compressors. A subclass has a `codec` number and implements `sections`, `restore` and `formula_bits`.
 
     Decoding gives back the shape and dtype that were encoded. Encoding works on any device and the bytes do not
     depend on it; only the payload crosses to the CPU.
+
+    Args:
+        lossless: "zstd" compresses each section further, for the same decoded tensor, unless it would not pay; "none"
+            sends them as they are.
     """
 
     codec: ClassVar[int]
     name: ClassVar[str]
+    lossless: str = dataclasses.field(default="none", kw_only=True)
+
+    def __post_init__(self):
+        check_choice("lossless", self.lossless, ("none", "zstd"))
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-        """Sections (contiguous tensors, wide items first) and up to three parameter bytes for `x`, contiguous."""
+        """Sections (contiguous tensors, wide items first) and up to six parameter bytes for `x`, contiguous."""
         raise NotImplementedError
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
@@ -94,7 +106,12 @@ class Compressor:
         x = x.detach().contiguous()
         check_finite(x)
         sections, params = self.sections(x)
-        return Payload.pack(self.codec, x, sections, params)
+        zstd_mask = 0
+        if self.lossless == "zstd":
+            for i, section in enumerate(sections):
+                if (smaller := zstd.compress(section)) is not None:
+                    sections[i], zstd_mask = smaller, zstd_mask | 1 << i
+        return Payload.pack(self.codec, x, sections, params, zstd_mask)
 
     def decode(self, payload: Payload, device: torch.device | str = "cpu") -> Tensor:
         """Restores the tensor of `payload` on `device`.
@@ -104,7 +121,12 @@ class Compressor:
         """
         if payload.codec != self.codec:
             raise PayloadError(f"is of codec {payload.codec}; {type(self).__name__} reads codec {self.codec}")
-        sections = [section.to(device) for section in payload.sections]
+        # No codec has a section that is larger than the tensor and a table.
+        limit = payload.numel * payload.dtype.itemsize + TABLE_NBYTES
+        sections = [
+            (zstd.decompress(section, limit) if payload.zstd_mask >> i & 1 else section).to(device)
+            for i, section in enumerate(payload.sections)
+        ]
         return self.restore(sections, payload).view(payload.shape)
 
 
@@ -125,6 +147,12 @@ def check_range(name: str, value, low, high, *, high_open: bool = False) -> None
     """Raises ValueError unless low ≤ value ≤ high, or < high if `high_open`."""
     if not (low <= value < high if high_open else low <= value <= high):
         raise ValueError(f"{name}={value} is out of range: choose {low} ≤ {name} {'<' if high_open else '≤'} {high}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value} is unknown: choose {' or '.join(choices)}")
 
 
 def num_kept(ratio: float, numel: int) -> int:

@@ -13,12 +13,13 @@ from torch import Tensor
 from splitlearn.compressors.blocks import at_least, per_element, scratch, spans
 from splitlearn.compressors.threshold import ranked
 
+COMPARE_LEVELS_UP_TO = 15  # levels; beyond, a search is faster
 COMPARE_UP_TO = 3  # L of a mask of two bits: two comparisons instead of six operations
 NEARBY = 8  # floats that a computed cut point may be off, where three rounded operations make it one or two
 
 
-def span_codes(x: Tensor, threshold: Tensor, top_code: int, nearest: bool, by_magnitude: bool) -> Iterator[Tensor]:
-    """The codes of `x`, span by span: uint8 tensors, each overwritten when the next is asked for.
+def even_codes(x: Tensor, threshold: Tensor, top_code: int, nearest: bool, by_magnitude: bool) -> Iterator[Tensor]:
+    """The codes of `x` for even levels, span by span: uint8 tensors, each overwritten when the next is asked for.
 
     Args:
         x: (rows, n), contiguous.
@@ -31,6 +32,34 @@ def span_codes(x: Tensor, threshold: Tensor, top_code: int, nearest: bool, by_ma
     if top_code <= COMPARE_UP_TO:
         return _compared(x, _cut_points(threshold, top_code, nearest), by_magnitude)
     return _computed(x, threshold, top_code, nearest, by_magnitude)
+
+
+def fitted_codes(x: Tensor, threshold: Tensor, levels: Tensor, by_magnitude: bool) -> Iterator[Tensor]:
+    """The codes of `x` for given levels, span by span as above: which level is the nearest.
+
+    Args:
+        x: (rows, n), contiguous.
+        threshold: (rows, 1), above 0, in at least float32.
+        levels: (L,) float32, ascending, in shares of the threshold.
+    """
+    borders = ((levels[1:] + levels[:-1]) / 2).to(threshold.dtype) * threshold
+    if len(levels) <= COMPARE_LEVELS_UP_TO:
+        return _compared(x, borders, by_magnitude)
+    return _searched(x, borders, by_magnitude)
+
+
+def _searched(x: Tensor, borders: Tensor, by_magnitude: bool) -> Iterator[Tensor]:
+    whole = x.shape[0] == 1
+    for span in spans(x.numel(), x.device):
+        values = ranked(x.view(-1)[span], by_magnitude)
+        if whole:
+            codes = torch.bucketize(values, borders[0], out_int32=True, right=True)
+        else:
+            rows = torch.arange(span.start, span.stop, device=x.device) // x.shape[1]
+            codes = torch.zeros(values.shape, dtype=torch.int32, device=x.device)
+            for i in range(borders.shape[1]):
+                codes += values >= borders[rows, i]
+        yield codes.to(torch.uint8)
 
 
 def _compared(x: Tensor, cuts: Tensor, by_magnitude: bool) -> Iterator[Tensor]:

@@ -5,6 +5,9 @@ value gets a code of b bits: all ones, L = 2^b-1, for a top value, else how many
 puts the top values where the codes are all ones and code·T/L elsewhere, with T the smallest of the top values, so
 that a value below the threshold comes back with an error of at most half a step (T when rounded down or beside T)
 instead of as zero. A tensor with negative values is ranked by magnitude and has one more bit for the sign of each.
+
+Beyond the paper: levels that are fitted to the map instead of even ones (L numbers a payload), top values of fewer
+bits, thresholds for each sample or channel, and a budget in bits an element that ratio and width are chosen for.
 """
 
 from collections.abc import Iterator
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from splitlearn.compressors.base import (
     Compressor,
+    check_choice,
     check_lengths,
     check_range,
     num_kept,
@@ -24,25 +28,34 @@ from splitlearn.compressors.base import (
 )
 from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
 from splitlearn.compressors.blocks import at_least, empty, per_element, places, scratch, spans, split_at
-from splitlearn.compressors.levels import span_codes
+from splitlearn.compressors.fitting import fitted_levels, plan, sample_of
+from splitlearn.compressors.levels import even_codes, fitted_codes
 from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.threshold import count_per_row, largest, ranked
+from splitlearn.compressors.topvalues import VALUES, bits_of, pack_values, unpack_values
 from splitlearn.errors import PayloadError
 
-SIGNED, PER_SAMPLE = 1, 2  # flags
+SCOPES = ("batch", "sample", "channel")
+LEVELS = ("even", "fitted")
 
 
 @register("ms")
 class MaskSparsifier(Compressor):
     """Keeps the top values at full precision and encodes the others in a mask of `bits` bits.
 
-    Sections: top values in the tensor's dtype and order; for a signed tensor a sign bit for each element; the codes.
+    Sections: top values in the tensor's order (see topvalues.py); fitted levels, float32; for a signed tensor a sign
+    bit an element; the codes. Parameters: bits; whether signed; scope; levels; values.
 
     Args:
         ratio: share of the values that is encoded in the mask alone, 0 ≤ ratio < 1.
         bits: width of a code, 1 to 8; with 1 the mask only says where the top values are.
         rounding: "nearest" as in the authors' program, or "floor" as in the paper; either way capped at 2^bits-2.
-        scope: "batch" for one threshold over the tensor, as in the paper, or "sample" for one a sample (dimension 0).
+        scope: "batch" for one threshold over the tensor, as in the paper; "sample" or "channel" for one an index of
+            dimension 0 or 1.
+        levels: "even" as in the paper, or "fitted" to the map (Lloyd–Max; `rounding` does not matter then).
+        values: top values in "full" precision as in the paper, as "bf16", "fp16" or "uint8".
+        budget_bits: bits an element that a payload may take, before its header: chooses ratio and bits for each map so
+            that the squared error is least. None leaves them as given.
 
     Source: "Mask-Encoded Sparsification", ECAI 2024, Sect. 4 and Fig. 1.
     """
@@ -52,74 +65,147 @@ class MaskSparsifier(Compressor):
     bits: int = 2
     rounding: str = "nearest"
     scope: str = "batch"
+    levels: str = "even"
+    values: str = "full"
+    budget_bits: float | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         check_range("ratio", self.ratio, 0, 1, high_open=True)
         check_range("bits", self.bits, 1, 8)
-        if self.rounding not in ("nearest", "floor"):
-            raise ValueError(f"rounding={self.rounding} is unknown: choose nearest or floor")
-        if self.scope not in ("batch", "sample"):
-            raise ValueError(f"scope={self.scope} is unknown: choose batch or sample")
+        check_choice("rounding", self.rounding, ("nearest", "floor"))
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("levels", self.levels, LEVELS)
+        check_choice("values", self.values, VALUES)
+        if self.budget_bits is not None:
+            check_range("budget_bits", self.budget_bits, 0.1, 64)
 
-    @property
-    def _top_code(self) -> int:
-        return 2**self.bits - 1
-
-    def _num_rows(self, shape: tuple[int, ...]) -> int:
-        return shape[0] if self.scope == "sample" and len(shape) else 1
+    # Encoding
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-        rows = x.view(self._num_rows(x.shape), -1)
+        rows = self._rows(x)
         signed = bool(rows.amin() < 0)
-        positions, threshold = largest(rows, num_kept(self.ratio, rows.shape[1]), by_magnitude=signed)
-        sections = [rows.view(-1).index_select(0, positions)]
+        k, bits = self._choose(rows, signed)
+        top_code = 2**bits - 1
+        positions, threshold = largest(rows, k, by_magnitude=signed)
+        tops = rows.view(-1).index_select(0, positions)
+        sections = pack_values(tops, self.values)
+        if self.values != "full":  # the threshold that the receiver will find
+            received = ranked(unpack_values(sections, self.values, x.dtype), by_magnitude=True)
+            threshold = received.view(-1, k).amin(1, keepdim=True)
+        if self.levels == "fitted":
+            divisor = torch.where(threshold > 0, threshold, 1)
+            table = fitted_levels(ranked(rows, signed), divisor, top_code).to(x.device)
+            sections.append(table)
+            codes = fitted_codes(rows, divisor, table, by_magnitude=signed)
+        else:
+            codes = even_codes(rows, threshold, top_code, self.rounding == "nearest", by_magnitude=signed)
         if signed:
-            sections.append(pack_spans(_negative(x.view(-1)), x.numel(), 1, x.device))
-        sections.append(pack_spans(self._codes(rows, threshold, positions, signed), x.numel(), self.bits, x.device))
-        return sections, (self.bits, SIGNED * signed + PER_SAMPLE * (self.scope == "sample"))
+            sections.append(pack_spans(_negative(rows.view(-1)), x.numel(), 1, x.device))
+        marked = _mark(codes, positions, top_code, x.numel())
+        sections.append(pack_spans(marked, x.numel(), bits, x.device))
+        return sections, (bits, signed, SCOPES.index(self.scope), LEVELS.index(self.levels), VALUES.index(self.values))
 
-    def _codes(self, rows: Tensor, threshold: Tensor, positions: Tensor, signed: bool) -> Iterator[Tensor]:
-        codes = span_codes(rows, threshold, self._top_code, self.rounding == "nearest", by_magnitude=signed)
-        for here, tops in zip(codes, split_at(positions, rows.numel()), strict=True):
-            yield here.index_fill_(0, tops, self._top_code)
+    def _rows(self, x: Tensor) -> Tensor:
+        """The tensor with a threshold a row: (rows, n), contiguous."""
+        if self.scope == "channel" and x.dim() > 1:
+            x = x.transpose(0, 1).contiguous()
+        return x.view(self._num_rows(x.shape, transposed=True), -1)
+
+    def _num_rows(self, shape: tuple[int, ...], transposed: bool = False) -> int:
+        dim = {"batch": None, "sample": 0, "channel": 0 if transposed else 1}[self.scope]
+        return 1 if dim is None or len(shape) <= self.scope.startswith("channel") else shape[dim]
+
+    def _choose(self, rows: Tensor, signed: bool) -> tuple[int, int]:
+        """How many top values of a row to keep, and the width of a code."""
+        if self.budget_bits is None:
+            return num_kept(self.ratio, rows.shape[1]), self.bits
+        value_bits = bits_of(self.values, 8 * rows.element_size())
+        sample = sample_of(ranked(rows.view(-1), signed))
+        chosen = plan(sample, self.budget_bits - signed, value_bits, self.lossless == "zstd")
+        return max(1, int(chosen.kept * rows.shape[1])), chosen.bits
+
+    # Decoding
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        bits, flags, _ = payload.params
-        signed, per_sample = bool(flags & SIGNED), bool(flags & PER_SAMPLE)
-        if bits != self.bits or per_sample != (self.scope == "sample"):
-            raise PayloadError(
-                f"has codes of {bits} bits, thresholds per {'sample' if per_sample else 'batch'};"
-                f" this compressor has bits={self.bits}, scope={self.scope}"
-            )
-        numel, num_rows = payload.numel, self._num_rows(payload.shape)
-        k = num_kept(self.ratio, numel // num_rows)
-        lengths = [num_rows * k * payload.dtype.itemsize, packed_nbytes(numel, bits)]
-        if signed:
-            lengths.insert(1, packed_nbytes(numel, 1))
-        check_lengths(sections, *lengths)
+        bits, signed, *_ = payload.params
+        num_rows = self._num_rows(payload.shape)
+        num_values = 2 if self.values == "uint8" else 1
+        k = self._check(sections, payload, num_rows, num_values)
+        top_code = 2**bits - 1
 
-        values = view_as(sections[0], payload.dtype)
+        values = unpack_values(sections[:num_values], self.values, payload.dtype)
         dtype = torch.promote_types(payload.dtype, torch.float32)
-        step = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype) / self._top_code
-        out = empty(numel, payload.dtype, values.device)
-        steps = scratch(numel, dtype, values.device)
-        is_top = scratch(numel, torch.bool, values.device)
+        threshold = values.view(num_rows, k).abs().amin(1, keepdim=True).to(dtype)
+        table = view_as(sections[num_values], torch.float32).to(dtype) if self.levels == "fitted" else None
+        row_length = payload.numel // num_rows
+        out = empty(payload.numel, payload.dtype, values.device)
+        steps = scratch(payload.numel, dtype, values.device)
+        is_top = scratch(payload.numel, torch.bool, values.device)
         tops = []
-        for span, codes in unpack_spans(sections[-1], bits, numel):
-            tops.append(places(at_least(codes, self._top_code, out=is_top)).add_(span.start))
+        for span, codes in unpack_spans(sections[-1], bits, payload.numel):
+            tops.append(places(at_least(codes, top_code, out=is_top)).add_(span.start))
             here = out[span] if payload.dtype == dtype else steps[: codes.numel()]
-            out[span] = here.copy_(codes).mul_(per_element(step, numel // num_rows, span))
+            if table is None:
+                here.copy_(codes).mul_(per_element(threshold / top_code, row_length, span))
+            else:
+                # The code of the top values is beyond the table; what it looks up is overwritten.
+                torch.index_select(table, 0, codes.clamp(max=top_code - 1).int(), out=here)
+                here.mul_(per_element(threshold, row_length, span))
+            out[span] = here
         positions = torch.cat(tops)
-        if not bool((count_per_row(positions, num_rows, numel // num_rows) == k).all()):
+        if not bool((count_per_row(positions, num_rows, row_length) == k).all()):
             raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
         if signed:
-            for span, negative in unpack_spans(sections[1], 1, numel):
+            for span, negative in unpack_spans(sections[-2], 1, payload.numel):
                 torch.where(negative.view(torch.bool), -out[span], out[span], out=out[span])
-        return out.index_copy_(0, positions, values)
+            if self.values == "uint8":  # which come without signs
+                negative = sections[-2].index_select(0, positions >> 3) >> (positions & 7) & 1
+                values = torch.where(negative.bool(), -values, values)
+        return self._unrowed(out.index_copy_(0, positions, values), payload.shape)
+
+    def _check(self, sections: list[Tensor], payload: Payload, num_rows: int, num_values: int) -> int:
+        """Checks parameters and lengths; returns the number of top values of a row."""
+        bits, signed, *options = payload.params
+        expected = [SCOPES.index(self.scope), LEVELS.index(self.levels), VALUES.index(self.values), 0]
+        if options != expected or signed > 1 or not 1 <= bits <= 8 or (self.budget_bits is None and bits != self.bits):
+            raise PayloadError(f"has parameters {payload.params}, which are not those of {self.label}")
+        row_length = payload.numel // max(1, num_rows)
+        value_nbytes = bits_of(self.values, 8 * payload.dtype.itemsize) // 8
+        if self.budget_bits is None:
+            k = num_kept(self.ratio, row_length)
+        else:
+            k = (
+                sections[num_values - 1].numel() // (value_nbytes * max(1, num_rows))
+                if len(sections) >= num_values
+                else 0
+            )
+        if not 1 <= k <= row_length:
+            raise PayloadError(f"has {k} top values in a row of {row_length}")
+        lengths = [8] if self.values == "uint8" else []
+        lengths.append(num_rows * k * value_nbytes)
+        lengths += [4 * (2**bits - 1)] if self.levels == "fitted" else []
+        lengths += [packed_nbytes(payload.numel, 1)] if signed else []
+        check_lengths(sections, *lengths, packed_nbytes(payload.numel, bits))
+        return k
+
+    def _unrowed(self, out: Tensor, shape: torch.Size) -> Tensor:
+        if self.scope == "channel" and len(shape) > 1:
+            return out.view(shape[1], shape[0], *shape[2:]).transpose(0, 1).contiguous()
+        return out
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel, num_rows = prod(shape), self._num_rows(shape)
-        return self.bits * numel + value_bits * num_rows * num_kept(self.ratio, numel // num_rows)
+        if self.budget_bits is not None:
+            return self.budget_bits * numel
+        top_bits = bits_of(self.values, value_bits) * num_rows * num_kept(self.ratio, numel // num_rows)
+        return self.bits * numel + top_bits
+
+
+def _mark(codes: Iterator[Tensor], positions: Tensor, top_code: int, numel: int) -> Iterator[Tensor]:
+    """The codes, span by span, with the top values' code at their positions."""
+    for here, tops in zip(codes, split_at(positions, numel), strict=True):
+        yield here.index_fill_(0, tops, top_code)
 
 
 def _negative(x: Tensor) -> Iterator[Tensor]:

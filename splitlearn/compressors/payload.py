@@ -9,9 +9,10 @@ How it works: everything is little-endian. The header is
          6     1  dtype of the tensor that was encoded (see DTYPES)
          7     1  number of dimensions, n
          8     1  number of sections, s
-         9     3  three parameters of the codec, a byte each
-        12     4  CRC-32 of all the other bytes
-        16   4 n  the dimensions
+         9     1  which sections are zstd frames, a bit each from the lowest
+        10     6  six parameters of the codec, a byte each
+        16     4  CRC-32 of all the other bytes
+        20   4 n  the dimensions
          +   8 s  the length of each section in bytes
          +     0  to 7 zero bytes, so that the sections start at a multiple of 8
 
@@ -35,9 +36,10 @@ from splitlearn.errors import PayloadError
 MAGIC = b"SPLT"
 VERSION = 1
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-FIXED = struct.Struct("<4sBBBBB3s")  # up to the checksum
+FIXED = struct.Struct("<4sBBBBBB6s")  # up to the checksum
 CHECKSUM = struct.Struct("<I")
 PREFIX_NBYTES = FIXED.size + CHECKSUM.size
+NUM_PARAMS = 6
 MAX_DIMS = 8
 MAX_SECTIONS = 8
 
@@ -51,15 +53,17 @@ class Payload:
         codec: number of the compressor class that made it.
         dtype: dtype of the tensor that was encoded.
         shape: shape of the tensor that was encoded.
-        params: the codec's three parameters, 0 to 255 each.
-        sections: the codec's sections, views of `tensor`.
+        zstd_mask: which sections are zstd frames, a bit each.
+        params: the codec's six parameters, 0 to 255 each.
+        sections: the codec's sections as they were sent, views of `tensor`.
     """
 
     tensor: Tensor
     codec: int
     dtype: torch.dtype
     shape: torch.Size
-    params: tuple[int, int, int]
+    zstd_mask: int
+    params: tuple[int, ...]
     sections: tuple[Tensor, ...]
 
     @property
@@ -73,7 +77,9 @@ class Payload:
         return self.shape.numel()
 
     @staticmethod
-    def pack(codec: int, like: Tensor, sections: list[Tensor], params: tuple[int, ...] = ()) -> Payload:
+    def pack(
+        codec: int, like: Tensor, sections: list[Tensor], params: tuple[int, ...] = (), zstd_mask: int = 0
+    ) -> Payload:
         """Puts `sections` (contiguous tensors, on any one device) behind a header that describes `like`."""
         sections = [as_bytes(section) for section in sections]
         head = bytearray(
@@ -84,7 +90,8 @@ class Payload:
                 DTYPES.index(like.dtype),
                 like.dim(),
                 len(sections),
-                bytes(params).ljust(3, b"\0"),
+                zstd_mask,
+                bytes(params).ljust(NUM_PARAMS, b"\0"),
             )
         )
         head += bytes(CHECKSUM.size)
@@ -115,7 +122,7 @@ class Payload:
         if wire.numel() < PREFIX_NBYTES:
             raise PayloadError(f"{wire.numel()} bytes are too few for a header")
         buffer = memoryview(wire.numpy())
-        magic, version, codec, dtype, num_dims, num_sections, params = FIXED.unpack_from(buffer)
+        magic, version, codec, dtype, num_dims, num_sections, zstd_mask, params = FIXED.unpack_from(buffer)
         if magic != MAGIC:
             raise PayloadError(f"starts with {magic!r}, not {MAGIC!r}")
         if version != VERSION:
@@ -140,7 +147,7 @@ class Payload:
         for length in lengths:
             sections.append(wire[start : start + length])
             start += length
-        return Payload(wire, codec, DTYPES[dtype], torch.Size(shape), tuple(params), tuple(sections))
+        return Payload(wire, codec, DTYPES[dtype], torch.Size(shape), zstd_mask, tuple(params), tuple(sections))
 
 
 def as_bytes(tensor: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class UniformQuantizer(Compressor):
     bits: int = 3
 
     def __post_init__(self):
+        super().__post_init__()
         check_range("bits", self.bits, 1, 8)
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:

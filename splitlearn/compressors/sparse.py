@@ -1,5 +1,6 @@
 """Sparsification: top-k (SP) and randomised top-k (RT). The k kept values and where they were; zero everywhere else."""
 
+import dataclasses
 from collections.abc import Iterator
 from math import prod
 from typing import ClassVar
@@ -41,6 +42,7 @@ class TopKSparsifier(Compressor):
     ratio: float = 0.95875
 
     def __post_init__(self):
+        super().__post_init__()
         check_range("ratio", self.ratio, 0, 1, high_open=True)
 
     def positions(self, x: Tensor) -> Tensor:
@@ -118,7 +120,7 @@ class RandomTopKSparsifier(TopKSparsifier):
         self._generator.manual_seed(seed)
 
     def for_evaluation(self) -> Compressor:
-        return RandomTopKSparsifier(self.ratio, alpha=0.0)
+        return dataclasses.replace(self, alpha=0.0)
 
     def positions(self, x: Tensor) -> Tensor:
         top = super().positions(x)

@@ -16,8 +16,8 @@ def test_the_wire_is_as_described():
     )
     wire = to_bytes(payload.tensor)
     start = header_nbytes(2, 2)
-    assert struct.unpack_from("<4sBBBBB3B", wire) == (b"SPLT", 1, 77, 1, 2, 2, 1, 2, 3)
-    assert struct.unpack_from("<2I2Q", wire, 16) == (2, 3, 8, 3)
+    assert struct.unpack_from("<4sBBBBBB6B", wire) == (b"SPLT", 1, 77, 1, 2, 2, 0, 1, 2, 3, 0, 0, 0)
+    assert struct.unpack_from("<2I2Q", wire, 20) == (2, 3, 8, 3)
     assert wire[start:] == struct.pack("<2f3B", 1.0, 2.0, 9, 8, 7)
     assert torch.equal(with_checksum(wire), payload.tensor)
     assert payload.nbytes == len(wire) == start + 11
@@ -27,7 +27,7 @@ def test_parse_gives_back_what_was_packed():
     sections = [torch.arange(5, dtype=torch.uint8), torch.zeros(0, dtype=torch.uint8), torch.ones(3, dtype=torch.uint8)]
     packed = Payload.pack(5, X, sections, (4, 5))
     found = Payload.parse(packed.tensor)
-    assert (found.codec, found.dtype, found.shape, found.params) == (5, torch.float32, X.shape, (4, 5, 0))
+    assert (found.codec, found.dtype, found.shape, found.params) == (5, torch.float32, X.shape, (4, 5, 0, 0, 0, 0))
     assert all(torch.equal(a, b) for a, b in zip(found.sections, sections, strict=True))
 
 

@@ -7,13 +7,13 @@ import torch
 
 
 def header_nbytes(num_dims: int, num_sections: int) -> int:
-    length = 16 + 4 * num_dims + 8 * num_sections
+    length = 20 + 4 * num_dims + 8 * num_sections
     return length + -length % 8
 
 
 def with_checksum(wire: bytes | bytearray) -> torch.Tensor:
     wire = bytearray(wire)
-    wire[12:16] = struct.pack("<I", zlib.crc32(wire[:12] + wire[16:]))
+    wire[16:20] = struct.pack("<I", zlib.crc32(wire[:16] + wire[20:]))
     return torch.frombuffer(wire, dtype=torch.uint8)
 
 

@@ -1,0 +1,52 @@
+"""The top values of a map at full precision or with fewer bits."""
+
+import torch
+from torch import Tensor
+
+from splitlearn.compressors.base import view_as
+from splitlearn.errors import PayloadError
+
+VALUES = ("full", "bf16", "fp16", "uint8")
+SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+LEVELS = 255
+
+
+def bits_of(values: str, full_bits: int) -> int:
+    """Bits of one top value."""
+    return {"full": full_bits, "bf16": 16, "fp16": 16, "uint8": 8}[values]
+
+
+def pack_values(tops: Tensor, values: str) -> list[Tensor]:
+    """Sections for the top values (k,): themselves, shorter floats, or for uint8 the ends of their magnitudes (float32)
+    and even steps between them. Signs are left out with uint8."""
+    if values == "full":
+        return [tops]
+    if values == "uint8":
+        magnitudes = tops.to(torch.promote_types(tops.dtype, torch.float32)).abs()
+        limit = torch.finfo(torch.float32).max
+        ends = torch.stack(magnitudes.aminmax()).clamp_(max=limit).float()
+        low, step = _grid(ends)
+        steps = (magnitudes - low).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, LEVELS)
+        return [ends, steps.to(torch.uint8)]
+    dtype = SHORT_DTYPES[values]
+    limit = torch.finfo(dtype).max
+    return [tops.clamp(-limit, limit).to(dtype)]
+
+
+def unpack_values(sections: list[Tensor], values: str, dtype: torch.dtype) -> Tensor:
+    """Inverse of `pack_values`: (k,) of `dtype`.
+
+    Raises:
+        PayloadError: a value is not finite.
+    """
+    if values == "uint8":
+        ends = view_as(sections[0], torch.float32)
+        if not bool(ends.isfinite().all()):
+            raise PayloadError("has top values that are not finite")
+        low, step = _grid(ends.to(torch.promote_types(dtype, torch.float32)))
+        return view_as(sections[1], torch.uint8).to(low.dtype).mul_(step).add_(low).to(dtype)
+    return view_as(sections[0], SHORT_DTYPES.get(values, dtype)).to(dtype)
+
+
+def _grid(ends: Tensor) -> tuple[Tensor, Tensor]:
+    return ends[0], (ends[1] - ends[0]) / LEVELS
