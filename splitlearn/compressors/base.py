@@ -79,10 +79,14 @@ class Compressor:
 
     @property
     def label(self) -> str:
-        """Name and options for people, without words that are the default: "ms ratio=0.99 bits=2"."""
+        """Name and options for people, numbers and what is not the default: "ms ratio=0.99 bits=2"."""
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        shown = [f"{key}={value}" for key, value in options.items() if type(value) is not str or value != defaults[key]]
+        shown = [
+            f"{key}={value}"
+            for key, value in options.items()
+            if isinstance(value, int | float) or value != defaults[key]
+        ]
         return " ".join([self.name, *shown])
 
     def for_evaluation(self) -> Compressor:

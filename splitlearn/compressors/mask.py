@@ -30,13 +30,14 @@ from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
 from splitlearn.compressors.blocks import at_least, empty, per_element, places, scratch, spans, split_at
 from splitlearn.compressors.fitting import fitted_levels, plan, sample_of
 from splitlearn.compressors.levels import even_codes, fitted_codes
-from splitlearn.compressors.payload import Payload
+from splitlearn.compressors.payload import Payload, as_bytes
 from splitlearn.compressors.threshold import count_per_row, largest, ranked
 from splitlearn.compressors.topvalues import VALUES, bits_of, pack_values, unpack_values
 from splitlearn.errors import PayloadError
 
 SCOPES = ("batch", "sample", "channel")
 LEVELS = ("even", "fitted")
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of a float's size, whose top bit is its sign
 
 
 @register("ms")
@@ -91,7 +92,8 @@ class MaskSparsifier(Compressor):
         tops = rows.view(-1).index_select(0, positions)
         sections = pack_values(tops, self.values)
         if self.values != "full":  # the threshold that the receiver will find
-            received = ranked(unpack_values(sections, self.values, x.dtype), by_magnitude=True)
+            received = unpack_values([as_bytes(section) for section in sections], self.values, x.dtype)
+            received = ranked(received, by_magnitude=True)
             threshold = received.view(-1, k).amin(1, keepdim=True)
         if self.levels == "fitted":
             divisor = torch.where(threshold > 0, threshold, 1)
@@ -158,7 +160,8 @@ class MaskSparsifier(Compressor):
             raise PayloadError(f"does not mark {k} top values in each of {num_rows} rows")
         if signed:
             for span, negative in unpack_spans(sections[-2], 1, payload.numel):
-                torch.where(negative.view(torch.bool), -out[span], out[span], out=out[span])
+                words = out[span].view(WORDS[out.element_size()])
+                words.bitwise_xor_(negative.to(words.dtype) << (8 * out.element_size() - 1))
             if self.values == "uint8":  # which come without signs
                 negative = sections[-2].index_select(0, positions >> 3) >> (positions & 7) & 1
                 values = torch.where(negative.bool(), -values, values)

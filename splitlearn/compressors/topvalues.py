@@ -29,7 +29,7 @@ def pack_values(tops: Tensor, values: str) -> list[Tensor]:
         steps = (magnitudes - low).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, LEVELS)
         return [ends, steps.to(torch.uint8)]
     dtype = SHORT_DTYPES[values]
-    limit = torch.finfo(dtype).max
+    limit = min(torch.finfo(dtype).max, torch.finfo(tops.dtype).max)
     return [tops.clamp(-limit, limit).to(dtype)]
 
 
