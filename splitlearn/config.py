@@ -40,8 +40,9 @@ def check(cfg: DictConfig) -> None:
             number = int if low == 1 else (int, float)
             if not isinstance(value, number) or value < low:
                 raise UserError(f"{key}={value} must be {what}")
-    if cfg.num_clients is not None and not 1 <= cfg.num_clients <= MAX_CLIENTS:
-        raise UserError(f"num_clients={cfg.num_clients} is out of range: choose 1 to {MAX_CLIENTS}")
+    number = cfg.num_clients
+    if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
+        raise UserError(f"num_clients={number} is out of range: choose 1 to {MAX_CLIENTS}")
     try:
         check_backward(cfg.backward)
     except ValueError as error:

@@ -24,7 +24,7 @@ class Trainable:
 
     def state(self) -> dict[str, Any]:
         """Weights and what the optimizer keeps for each parameter, to go on with elsewhere."""
-        return {"segment": state_of(self.segment), "optimizer": to_cpu(self.optimizer.state_dict()["state"])}
+        return {"segment": state_of(self.segment), "optimizer": copied(self.optimizer.state_dict()["state"])}
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes over another client's state; the learning rate stays. Weights alone, as first given, are fine too."""
@@ -69,9 +69,9 @@ def average_states(states: list[Any], weights: list[float] | None = None) -> Any
     return mean if isinstance(first, dict) else list(mean.values())
 
 
-def to_cpu(tree: Any) -> Any:
-    """A nested structure with its tensors on the CPU."""
-    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), tree)
+def copied(tree: Any) -> Any:
+    """A nested structure with copies of its tensors on the CPU."""
+    return torch.utils._pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().cpu().clone(), tree)
 
 
 def nbytes_of(tree: Any) -> int:

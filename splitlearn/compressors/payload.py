@@ -141,7 +141,7 @@ class Payload:
         lengths = struct.unpack_from(f"<{num_sections}Q", buffer, PREFIX_NBYTES + 4 * num_dims)
         if start + sum(lengths) != wire.numel():
             raise PayloadError(f"has sections of {sum(lengths)} bytes in all but {wire.numel() - start} are there")
-        if prod(shape) >= 1 << 62:
+        if not 0 < prod(shape) < 1 << 62:
             raise PayloadError(f"has the impossible shape {shape}")
         sections = []
         for length in lengths:

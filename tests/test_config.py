@@ -1,0 +1,263 @@
+import math
+import re
+
+import pytest
+import torch
+from runs import ROOT
+from simulation import compose
+from torch import nn
+
+from splitlearn import config
+from splitlearn.compressors import REGISTRY
+from splitlearn.errors import UserError
+from splitlearn.training import Trainable
+
+CONF = ROOT / "conf"
+CHOICES = sorted(
+    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
+)
+EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}
+SCHEDULER = "torch.optim.lr_scheduler."
+RECIPES = {
+    "vgg19_cifar10": {
+        "arch": "vgg19",
+        "data": ("cifar10", 10, 32),
+        "epochs": 200,
+        "optimizer": SGD,
+        "schedule": {"_target_": SCHEDULER + "CosineAnnealingLR", "T_max": 200},
+    },
+    "res18_cifar100": {
+        "arch": "resnet18",
+        "data": ("cifar100", 100, 32),
+        "epochs": 200,
+        "optimizer": SGD,
+        "schedule": {"_target_": SCHEDULER + "MultiStepLR", "milestones": [60, 120, 160], "gamma": 0.2},
+    },
+    "res34_imagenet": {
+        "arch": "resnet34",
+        "data": ("imagenet", 1000, 224),
+        "epochs": 90,
+        "optimizer": SGD | {"weight_decay": 1e-4},
+        "schedule": {"_target_": SCHEDULER + "StepLR", "step_size": 30, "gamma": 0.1},
+    },
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiment_passes_check(experiment):
+    config.check(compose(f"experiment={experiment}"))
+
+
+@pytest.mark.parametrize("experiment", RECIPES)
+def test_experiment_is_the_papers_recipe(experiment):
+    cfg, recipe = compose(f"experiment={experiment}"), RECIPES[experiment]
+    assert cfg.arch.name == recipe["arch"]
+    assert (cfg.data.name, cfg.data.num_classes, cfg.data.image_size) == recipe["data"]
+    assert (cfg.batch_size, cfg.epochs) == (256, recipe["epochs"])
+    assert cfg.optimizer == recipe["optimizer"]
+    assert cfg.schedule == recipe["schedule"]
+
+
+def test_command_line_wins_over_experiment():
+    cfg = compose("experiment=vgg19_cifar10", "optimizer.lr=0.5", "epochs=7", "compressor=qu")
+    assert (cfg.optimizer.lr, cfg.epochs, cfg.schedule.T_max) == (0.5, 7, 7)
+    assert cfg.compressor._target_.endswith("UniformQuantizer")
+
+
+@pytest.mark.parametrize("group, choice", CHOICES)
+def test_choice_passes_check(group, choice):
+    cfg = compose(f"{group}={choice}")
+    config.check(cfg)
+    assert cfg[group].get("name", choice) == choice
+
+
+@pytest.mark.parametrize("group, key", [("compressor", "compressor"), ("compressor@downlink", "downlink")])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_compressor_passes_check(name, group, key):
+    cfg = compose(f"{group}={name}")
+    config.check(cfg)
+    compressor = config.compressor_from(cfg, key)
+    assert type(compressor) is REGISTRY[name]
+    assert compressor == REGISTRY[name]()
+
+
+def test_compressor_takes_its_options_from_its_own_group():
+    cfg = compose("compressor.bits=5", "compressor@downlink=ms", "downlink.ratio=0.5")
+    uplink, downlink = config.compressor_from(cfg, "compressor"), config.compressor_from(cfg, "downlink")
+    assert (uplink.ratio, uplink.bits, downlink.ratio, downlink.bits) == (0.99, 5, 0.5, 2)
+
+
+@pytest.mark.parametrize("purposes, same", [((1, 1), True), ((1, 2), False)])
+def test_random_compressors_draw_by_purpose(purposes, same):
+    cfg, x = compose("compressor=rt"), torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    first, second = (config.compressor_from(cfg, "compressor", "uplink", purpose) for purpose in purposes)
+    assert torch.equal(first.decode(first.encode(x)), second.decode(second.encode(x))) is same
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "compressor.ratio=1.5",
+        "compressor.ratio=1.0",
+        "compressor.bits=9",
+        "compressor.bits=0",
+        "compressor.rounding=up",
+        "compressor.scope=pixel",
+        "precision=fp8",
+        "role=boss",
+        "num_clients=0",
+        "num_clients=33",
+        "num_clients=two",
+        "num_clients=1.5",
+        "batch_size=0",
+        "batch_size=1.5",
+        "epochs=0",
+        "epochs=many",
+        "evaluate.every=0",
+        "log.error_every=0",
+        "data.image_size=0",
+        "data.augment=x",
+        "backward=foo",
+        "topology.average=x",
+        "topology.weighting=x",
+        "rpc.timeout_s=0",
+        "rpc.connect_timeout_s=-1",
+    ],
+)
+def test_mistake_is_named(override):
+    key, value = override.split("=")
+    with pytest.raises(UserError, match=rf"^{re.escape(key)}={re.escape(value)} "):
+        config.check(compose(override))
+
+
+def test_mistake_in_downlink_is_named():
+    with pytest.raises(UserError, match=r"^downlink\.ratio=1\.0 is out of range"):
+        config.check(compose("compressor@downlink=sp", "downlink.ratio=1"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["num_clients=1"], ["num_clients=32"], ["rpc.timeout_s=0.5"], ["compressor.ratio=0"], ["role=client"]],
+    ids=" ".join,
+)
+def test_ends_of_the_ranges_pass_check(overrides):
+    config.check(compose(*overrides))
+
+
+@pytest.mark.parametrize(
+    "name, count, expected",
+    [
+        ("cpu", 0, "cpu"),
+        ("cpu", 2, "cpu"),
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cuda", 1, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
+)
+def test_device(name, count, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert config.device_from(name, "client.device") == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    "name, count", [("cuda", 0), ("cuda:99", 0), ("cuda:99", 2), ("quatsch", 2), ("meta", 2), ("cuda:x", 2)]
+)
+def test_missing_device_is_named(name, count, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(UserError, match=rf"^server\.device={name}\b"):
+        config.device_from(name, "server.device")
+
+
+def test_shared_leaves_out_each_ranks_own_keys():
+    plain = config.shared(compose())
+    own = config.shared(
+        compose(
+            *("role=client", "client.index=3", "client.device=cpu", "client.num_threads=2", "server.device=cpu"),
+            *("server.num_threads=2", "rpc.host=10.0.0.1", "rpc.port=1", "rpc.timeout_s=5", "log.error_every=3"),
+            *("data.root=elsewhere", "data.download=true", "data.num_workers=2"),
+        )
+    )
+    assert own == plain
+    assert not [key for key in plain if key.split(".")[0] in ("role", "client", "server", "rpc", "log")]
+    assert not {"data.root", "data.download", "data.num_workers"} & plain.keys()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "cut=deep",
+        "data=cifar10",
+        "data.image_size=16",
+        "compressor.bits=3",
+        "compressor@downlink=qu",
+        "optimizer.lr=0.3",
+        "topology=sequential",
+        "evaluate.every=2",
+        "num_clients=3",
+    ],
+)
+def test_shared_holds_what_all_ranks_must_agree_on(override):
+    assert config.shared(compose(override)) != config.shared(compose())
+
+
+def test_differences_name_keys_and_both_values():
+    server, client = (config.shared(compose(f"epochs={epochs}", "seed=3")) for epochs in (5, 6))
+    expected = "epochs (server 5, client 6), schedule.T_max (server 5, client 6)"
+    assert config.differences(server, client) == expected
+
+
+def test_differences_name_keys_that_only_one_side_has():
+    assert (
+        config.differences({"a": 1, "b": 2}, {"a": 1, "c": 3}) == "b (server 2, client None), c (server None, client 3)"
+    )
+
+
+def test_differences_of_equal_configurations_are_empty():
+    assert config.differences(config.shared(compose("seed=1")), config.shared(compose("seed=1"))) == ""
+
+
+def learning_rate_after(epochs: int, trainable: Trainable) -> float:
+    for _ in range(epochs):
+        trainable.optimizer.step()
+        trainable.schedule.step()
+    return trainable.learning_rate
+
+
+@pytest.mark.parametrize("schedule", [choice for group, choice in CHOICES if group == "schedule"])
+@pytest.mark.parametrize("optimizer", [choice for group, choice in CHOICES if group == "optimizer"])
+def test_optimizer_and_schedule_train_a_segment(optimizer, schedule):
+    cfg = compose(f"optimizer={optimizer}", f"schedule={schedule}")
+    trainable = Trainable(nn.Linear(2, 2), cfg)
+    before = trainable.segment.weight.detach().clone()
+    assert trainable.learning_rate == cfg.optimizer.lr
+    trainable.segment(torch.ones(1, 2)).sum().backward()
+    learning_rate_after(1, trainable)
+    assert (trainable.segment.weight < before).all()
+
+
+@pytest.mark.parametrize("optimizer, lr", [("sgd", 0.05), ("adam", 1e-3)])
+@pytest.mark.parametrize(
+    "schedule, epochs, factor",
+    [
+        ("constant", 100, 1),
+        ("step", 29, 1),
+        ("step", 30, 0.1),
+        ("step", 59, 0.1),
+        ("step", 60, 0.01),
+        ("multistep", 59, 1),
+        ("multistep", 60, 0.2),
+        ("multistep", 119, 0.2),
+        ("multistep", 120, 0.04),
+        ("multistep", 160, 0.008),
+        ("cosine", 10, (1 + math.cos(math.pi / 3)) / 2),
+        ("cosine", 15, 0.5),
+        ("cosine", 30, 0),
+    ],
+)
+def test_learning_rate_after_epochs(schedule, epochs, factor, optimizer, lr):
+    trainable = Trainable(nn.Linear(2, 2), compose(f"schedule={schedule}", f"optimizer={optimizer}", "epochs=30"))
+    assert learning_rate_after(epochs, trainable) == pytest.approx(lr * factor, rel=1e-9, abs=1e-12)
