@@ -32,7 +32,7 @@ class _Compress(torch.autograd.Function):
 
 def gate(gradient: Tensor, decoded: Tensor | None) -> Tensor:
     """The gradient where `decoded` is not zero; all of it where there is nothing to gate by."""
-    return gradient if decoded is None else gradient * (decoded != 0)
+    return gradient if decoded is None else torch.where(decoded != 0, gradient, 0)
 
 
 def check_backward(backward: str) -> None:

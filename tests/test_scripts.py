@@ -24,6 +24,7 @@ def test_compare_compressors(tmp_path):
     assert status == 0, out
     none, ms = (cells(line) for line in out.splitlines() if line.startswith(("| none", "| ms")))
     assert none[4:] == ["1.00 ×", "1.00 ×", "0.000"]
+    assert ms[5].startswith("1.8")  # the downlink is not compressed
     assert ms[4].startswith("13.7") and 0.1 < float(ms[6]) < 0.4
 
 

@@ -27,7 +27,7 @@ def network():
 
 
 def assert_split_equals_whole(model, cut, images):
-    """In training mode, where batch norm and dropout change, and in evaluation mode; and names are the whole model's."""
+    """In training mode, where batch norm and dropout change, and in evaluation mode; the names are the whole's."""
     whole = copy.deepcopy(model)
     client, server = split(model, cut, images)
     for training in (True, False):
@@ -121,7 +121,7 @@ def test_impossible_cut_is_refused_with_the_valid_ones(cut, reason, network):
 
 def test_client_needs_parameters():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Linear(4, 2))
-    with pytest.raises(UserError, match="leaves the client segment without parameters.*Valid cuts: 1"):
+    with pytest.raises(UserError, match=r"leaves the client segment without parameters.*Valid cuts: 1"):
         split(model, "0", torch.zeros(2, 3, 2, 2))
 
 

@@ -34,16 +34,22 @@ def register(name: str):
             raise ValueError(f"{cls.__name__} and {taken[cls.codec].__name__} both have codec = {cls.codec}")
         cls.name = name
         REGISTRY[name] = cls
-        options = [
-            (field.name, field.type, dataclasses.field(default=field.default)) for field in dataclasses.fields(cls)
-        ]
-        node = dataclasses.make_dataclass(
-            cls.__name__, [("_target_", str, f"{cls.__module__}.{cls.__qualname__}"), *options]
-        )
-        ConfigStore.instance().store(group="compressor", name=name, node=node)
+        offer(name, cls)
         return cls
 
     return add
+
+
+def offer(name: str, cls: type[Compressor], **options) -> None:
+    """Offers `compressor=name`: the class with these options, the others at their defaults."""
+    fields = [
+        (field.name, field.type, dataclasses.field(default=options.get(field.name, field.default)))
+        for field in dataclasses.fields(cls)
+    ]
+    node = dataclasses.make_dataclass(
+        cls.__name__, [("_target_", str, f"{cls.__module__}.{cls.__qualname__}"), *fields]
+    )
+    ConfigStore.instance().store(group="compressor", name=name, node=node)
 
 
 @dataclasses.dataclass

