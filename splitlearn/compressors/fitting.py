@@ -2,9 +2,8 @@
 
 How it works: a sample of some thousand values, sorted, stands for the map. Levels that minimise the squared error are
 those of Lloyd and Max: each is the mean of the values that are nearest to it. With running sums over the sorted sample,
-a round of that takes one search of the cell borders. How many bits the codes will take after a lossless stage is their
-entropy in the sample. The budget's choice goes over widths, and for each finds the largest share of top values that the
-budget has room for.
+a round of that takes one search of the cell borders. The budget's choice goes over widths, and for each finds the
+largest share of top values that the budget has room for.
 """
 
 from __future__ import annotations
@@ -15,16 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from splitlearn.compressors import zstd
+from splitlearn.compressors.bits import pack
+from splitlearn.compressors.threshold import ranked
+
 SAMPLE = 1 << 14
 ROUNDS = 20
 SETTLED = 1e-3  # of the threshold; a round that moves no level by more is the last
-ENTROPY_OVERHEAD = 1.05  # what zstd needs beyond the entropy of the codes
-SEARCH_STEPS = 6
+RUN = 1 << 12  # neighbouring values, to see what zstd makes of a mask beyond its entropy
+NUM_RUNS = 8
+FIRST_KEPT = 0.01  # the share of top values to see it at
+SEARCH_STEPS = 7
 
 
-def sample_of(magnitudes: Tensor) -> np.ndarray:
-    """About SAMPLE of the values of a 1-D tensor, evenly spread over it, sorted, as float64."""
-    return np.sort(magnitudes[:: _stride(magnitudes.numel())].double().cpu().numpy())
+def sample_of(x: Tensor, by_magnitude: bool) -> np.ndarray:
+    """About SAMPLE of the values of a 1-D tensor, or their magnitudes, evenly spread over it, sorted, as float64."""
+    return np.sort(ranked(x[:: _stride(x.numel())], by_magnitude).double().cpu().numpy())
+
+
+def runs_of(x: Tensor, by_magnitude: bool) -> list[np.ndarray]:
+    """A few runs of at most RUN neighbours, spread over a 1-D tensor, or their magnitudes, as float64."""
+    starts = np.linspace(0, max(0, x.numel() - RUN), NUM_RUNS if x.numel() > NUM_RUNS * RUN else 1).astype(int)
+    return [ranked(x[start : start + RUN], by_magnitude).double().cpu().numpy() for start in starts.tolist()]
 
 
 def _stride(numel: int) -> int:
@@ -63,52 +74,71 @@ class Plan:
     bits: int
 
 
-def plan(sample: np.ndarray, budget_bits: float, value_bits: int, lossless: bool) -> Plan:
+def plan(sample: np.ndarray, runs: list[np.ndarray], budget_bits: float, value_bits: int) -> Plan:
     """The plan of least squared error whose codes and top values take at most `budget_bits` an element.
 
     Args:
         sample: magnitudes, sorted.
+        runs: of neighbouring magnitudes, if the codes will be compressed; else none.
         budget_bits: for codes and top values, without signs.
         value_bits: bits of a top value.
-        lossless: whether the codes will be compressed to their entropy.
     """
-    squares = np.concatenate([[0.0], np.cumsum(sample**2)])
     best, least = Plan(1 / len(sample), 1), np.inf
     for bits in range(1, 9):
+        # The codes' entropy times what zstd takes of it in the runs stands for the size of the mask.
+        share = _zstd_share(_Trial(sample, FIRST_KEPT, bits), runs) if runs else None
         low, high = 1 / len(sample), min(0.5, budget_bits / value_bits)
-        cost, error = _try(sample, squares, low, bits, value_bits, lossless)
-        if cost > budget_bits:
+        trial = _Trial(sample, low, bits)
+        if trial.width(share) + low * value_bits > budget_bits:
             break  # and so would be wider codes
-        found = Plan(low, bits)
         for _ in range(SEARCH_STEPS):
-            middle = (low * high) ** 0.5
-            cost, middle_error = _try(sample, squares, middle, bits, value_bits, lossless)
-            if cost <= budget_bits:
-                low, found, error = middle, Plan(middle, bits), middle_error
+            middle = _Trial(sample, (low * high) ** 0.5, bits)
+            if middle.width(share) + middle.kept * value_bits <= budget_bits:
+                low, trial = middle.kept, middle
             else:
-                high = middle
-        if error < least:
-            best, least = found, error
+                high = middle.kept
+        if trial.error < least:
+            best, least = Plan(trial.kept, bits), trial.error
     return best
 
 
-def _try(
-    sample: np.ndarray, squares: np.ndarray, kept: float, bits: int, value_bits: int, lossless: bool
-) -> tuple[float, float]:
-    """Bits an element and squared error of a plan."""
-    num_low = len(sample) - max(1, round(kept * len(sample)))
-    low = sample[:num_low]
-    threshold = sample[num_low] or 1.0
-    levels = lloyd_max(low / threshold, 2**bits - 1) * threshold
-    ends = _cells(low, levels)
-    counts, sums = np.diff(ends), np.diff(np.concatenate([[0.0], np.cumsum(low)])[ends])
-    error = squares[num_low] - 2 * (levels * sums).sum() + (levels**2 * counts).sum()
-    width = float(bits)
-    if lossless:
-        shares = np.append(counts, len(sample) - num_low) / len(sample)
-        shares = shares[shares > 0]
-        width = min(width, ENTROPY_OVERHEAD * float(-(shares * np.log2(shares)).sum()))
-    return width + kept * value_bits, float(error)
+class _Trial:
+    """What a plan comes to on the sample."""
+
+    def __init__(self, sample: np.ndarray, kept: float, bits: int):
+        self.kept, self.bits = kept, bits
+        num_low = len(sample) - max(1, round(kept * len(sample)))
+        low = sample[:num_low]
+        self.threshold = sample[num_low] or 1.0
+        self.levels = lloyd_max(low / self.threshold, 2**bits - 1) * self.threshold
+        ends = _cells(low, self.levels)
+        counts = np.diff(ends)
+        sums = np.diff(np.concatenate([[0.0], np.cumsum(low)])[ends])
+        self.error = float((low**2).sum() - 2 * (self.levels * sums).sum() + (self.levels**2 * counts).sum())
+        self.entropy = _entropy(np.append(counts, len(sample) - num_low))
+
+    def width(self, zstd_share: float | None) -> float:
+        """Bits that a code takes: its own if there is no zstd."""
+        return float(self.bits) if zstd_share is None else min(float(self.bits), zstd_share * self.entropy)
+
+
+def _zstd_share(trial: _Trial, runs: list[np.ndarray]) -> float:
+    """Size of the runs' packed codes after zstd over the entropy of the sample's codes."""
+    num_bits = 0
+    for run in runs:
+        codes = np.searchsorted((trial.levels[1:] + trial.levels[:-1]) / 2, run, side="right")
+        codes[run >= trial.threshold] = 2**trial.bits - 1
+        packed = pack(torch.from_numpy(codes.astype(np.uint8)), trial.bits)
+        frame = zstd.compress(packed)
+        num_bits += 8 * (packed if frame is None else frame).numel()
+    num_codes = sum(map(len, runs))
+    return num_bits / num_codes / trial.entropy if trial.entropy > 0 else 1.0
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Bits a symbol."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
 
 
 def fitted_levels(magnitudes: Tensor, thresholds: Tensor, num_levels: int) -> Tensor:
