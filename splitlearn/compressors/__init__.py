@@ -10,6 +10,7 @@ from splitlearn.compressors.base import REGISTRY, Compressor, register  # noqa: 
 from splitlearn.compressors.identity import Identity  # noqa: E402
 from splitlearn.compressors.mask import MaskSparsifier  # noqa: E402
 from splitlearn.compressors.payload import Payload  # noqa: E402
+from splitlearn.compressors.quantile import NormalQuantizer  # noqa: E402
 from splitlearn.compressors.quantize import UniformQuantizer  # noqa: E402
 from splitlearn.compressors.sparse import RandomTopKSparsifier, TopKSparsifier  # noqa: E402
 
@@ -18,6 +19,7 @@ __all__ = [
     "Compressor",
     "Identity",
     "MaskSparsifier",
+    "NormalQuantizer",
     "Payload",
     "RandomTopKSparsifier",
     "TopKSparsifier",
