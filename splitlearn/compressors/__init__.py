@@ -9,7 +9,9 @@ for _module in pkgutil.iter_modules(__path__):
 from splitlearn.compressors.base import REGISTRY, Compressor, register  # noqa: E402
 from splitlearn.compressors.identity import Identity  # noqa: E402
 from splitlearn.compressors.mask import MaskSparsifier  # noqa: E402
+from splitlearn.compressors.minifloat import Minifloat  # noqa: E402
 from splitlearn.compressors.payload import Payload  # noqa: E402
+from splitlearn.compressors.quantile import NormalQuantizer  # noqa: E402
 from splitlearn.compressors.quantize import UniformQuantizer  # noqa: E402
 from splitlearn.compressors.sparse import RandomTopKSparsifier, TopKSparsifier  # noqa: E402
 
@@ -18,6 +20,8 @@ __all__ = [
     "Compressor",
     "Identity",
     "MaskSparsifier",
+    "Minifloat",
+    "NormalQuantizer",
     "Payload",
     "RandomTopKSparsifier",
     "TopKSparsifier",
