@@ -46,6 +46,7 @@ class Minifloat(Compressor):
     mantissa_bits: int = 3
 
     def __post_init__(self):
+        super().__post_init__()
         check_range("exponent_bits", self.exponent_bits, 1, 5)
         check_range("mantissa_bits", self.mantissa_bits, 0, 6)
         if self._bits > 8:
@@ -100,7 +101,7 @@ class Minifloat(Compressor):
             yield codes.add_(negative, alpha=top_code + 1).to(torch.uint8)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        exponent_bits, mantissa_bits, _ = payload.params
+        exponent_bits, mantissa_bits, *_ = payload.params
         if (exponent_bits, mantissa_bits) != (self.exponent_bits, self.mantissa_bits):
             raise PayloadError(
                 f"has codes of {exponent_bits} exponent bits and {mantissa_bits} mantissa bits; this compressor has"

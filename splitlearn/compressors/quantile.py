@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.base import Compressor, check_lengths, check_range, register, view_as
+from splitlearn.compressors.base import Compressor, check_choice, check_lengths, check_range, register, view_as
 from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
 from splitlearn.compressors.blocks import empty, scratch, spans
 from splitlearn.compressors.payload import Payload
@@ -40,9 +40,9 @@ class NormalQuantizer(Compressor):
     scope: str = "batch"
 
     def __post_init__(self):
+        super().__post_init__()
         check_range("bits", self.bits, 1, 8)
-        if self.scope not in ("batch", "sample"):
-            raise ValueError(f"scope={self.scope} is unknown: choose batch or sample")
+        check_choice("scope", self.scope, ("batch", "sample"))
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         scales = largest_magnitudes(x, self.scope).to(torch.promote_types(x.dtype, torch.float32))
@@ -63,7 +63,7 @@ class NormalQuantizer(Compressor):
             yield torch.bucketize(here, middles, out_int32=True, out=codes[:size]).to(torch.uint8)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        bits, scope, _ = payload.params
+        bits, scope, *_ = payload.params
         if bits != self.bits or scope != SCOPES.index(self.scope):
             raise PayloadError(
                 f"has codes of {bits} bits, scales per {scope_name(scope)};"

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.base import Compressor, check_lengths, check_range, register, view_as
+from splitlearn.compressors.base import Compressor, check_choice, check_lengths, check_range, register, view_as
 from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
 from splitlearn.compressors.blocks import empty, scratch, spans
 from splitlearn.compressors.payload import Payload
@@ -40,10 +40,8 @@ class UniformQuantizer(Compressor):
     def __post_init__(self):
         super().__post_init__()
         check_range("bits", self.bits, 1, 8)
-        if self.scope not in SCOPES:
-            raise ValueError(f"scope={self.scope} is unknown: choose batch, sample or channel")
-        if self.rounding not in ("nearest", "stochastic"):
-            raise ValueError(f"rounding={self.rounding} is unknown: choose nearest or stochastic")
+        check_choice("scope", self.scope, SCOPES)
+        check_choice("rounding", self.rounding, ("nearest", "stochastic"))
         # On the CPU for every device, so that the draws do not depend on it.
         self._generator = torch.Generator()
 
@@ -82,7 +80,7 @@ class UniformQuantizer(Compressor):
         return down.add_(draws < steps.sub_(down))
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        bits, scope, _ = payload.params
+        bits, scope, *_ = payload.params
         if bits != self.bits or scope != SCOPES.index(self.scope):
             raise PayloadError(
                 f"has codes of {bits} bits, ranges per {scope_name(scope)};"

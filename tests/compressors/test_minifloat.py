@@ -117,7 +117,7 @@ def test_exact_byte_count(exponent_bits, mantissa_bits, dtype):
     payload = compressor.encode(X.to(dtype))
     bits = 1 + exponent_bits + mantissa_bits
     assert [section.numel() for section in payload.sections] == [max(4, dtype.itemsize), packed_nbytes(3003, bits)]
-    assert payload.params == (exponent_bits, mantissa_bits, 0)
+    assert payload.params == (exponent_bits, mantissa_bits, 0, 0, 0, 0)
     assert compressor.formula_bits(X.shape) == 3003 * bits + 32
 
 

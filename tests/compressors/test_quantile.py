@@ -65,7 +65,7 @@ def test_exact_byte_count(bits, scope, dtype):
     num_scales, scale_nbytes = 3 if scope == "sample" else 1, max(4, dtype.itemsize)
     expected = [scale_nbytes * num_scales, packed_nbytes(3003, bits)]
     assert [section.numel() for section in payload.sections] == expected
-    assert payload.params == (bits, scope == "sample", 0)
+    assert payload.params == (bits, scope == "sample", 0, 0, 0, 0)
     assert compressor.formula_bits(X.shape) == 3003 * bits + 32 * num_scales
 
 

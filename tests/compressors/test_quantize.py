@@ -59,7 +59,7 @@ def test_a_range_a_group_is_each_group_by_itself(rounding, scope, num_groups, mo
     compressor = UniformQuantizer(bits=3, scope=scope, rounding=rounding)
     payload = compressor.encode(x)
     assert [section.numel() for section in payload.sections] == [8 * num_groups, packed_nbytes(630, 3)]
-    assert payload.params == (3, ("batch", "sample", "channel").index(scope), 0)
+    assert payload.params == (3, ("batch", "sample", "channel").index(scope), 0, 0, 0, 0)
     decoded = compressor.decode(Payload.parse(payload.tensor))
     groups = {"batch": [...], "sample": list(range(6)), "channel": [(slice(None), i) for i in range(5)]}[scope]
     for group in groups:
