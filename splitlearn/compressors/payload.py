@@ -11,7 +11,7 @@ How it works: everything is little-endian. The header is
          8     1  number of sections, s
          9     3  three parameters of the codec, a byte each
         12     4  CRC-32 of all the other bytes
-        16   4 n  the dimensions
+        16   4 n  the dimensions, none of them 0
          +   8 s  the length of each section in bytes
          +     0  to 7 zero bytes, so that the sections start at a multiple of 8
 
@@ -134,7 +134,7 @@ class Payload:
         lengths = struct.unpack_from(f"<{num_sections}Q", buffer, PREFIX_NBYTES + 4 * num_dims)
         if start + sum(lengths) != wire.numel():
             raise PayloadError(f"has sections of {sum(lengths)} bytes in all but {wire.numel() - start} are there")
-        if prod(shape) >= 1 << 62:
+        if not 0 < prod(shape) < 1 << 62:
             raise PayloadError(f"has the impossible shape {shape}")
         sections = []
         for length in lengths:
