@@ -35,9 +35,10 @@ class UniformQuantizer(Compressor):
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         x = x.view(-1)
         ends = torch.stack(x.aminmax()).to(torch.promote_types(x.dtype, torch.float32))
-        return [ends, pack_spans(self._codes(x, _widened(ends)), x.numel(), self.bits, x.device)], (self.bits,)
+        return [ends, pack_spans(self._codes(x, ends), x.numel(), self.bits, x.device)], (self.bits,)
 
     def _codes(self, x: Tensor, ends: Tensor) -> Iterator[Tensor]:
+        ends, scale = _computable(ends, ends[1] - ends[0])
         # A constant map has a step of 0: any positive divisor gives it the code 0.
         step = _step(ends, self.bits)
         step = torch.where(step > 0, step, 1)
@@ -45,7 +46,10 @@ class UniformQuantizer(Compressor):
         whole_steps = scratch(x.numel(), torch.int32, x.device)
         for span in spans(x.numel(), x.device):
             size = span.stop - span.start
-            here = steps[:size].copy_(x[span]).sub_(ends[0]).div_(step).round_().clamp_(0, 2**self.bits - 1)
+            here = steps[:size].copy_(x[span])
+            if scale != 1:
+                here.mul_(scale)
+            here.sub_(ends[0]).div_(step).round_().clamp_(0, 2**self.bits - 1)
             yield whole_steps[:size].copy_(here).to(torch.uint8)  # fast, where straight to uint8 is not
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
@@ -55,12 +59,15 @@ class UniformQuantizer(Compressor):
         dtype = torch.promote_types(payload.dtype, torch.float32)
         check_lengths(sections, 2 * dtype.itemsize, packed_nbytes(payload.numel, bits))
         ends = view_as(sections[0], dtype)
-        ends = _widened(ends)
+        ends, scale = _computable(ends, _step(ends, bits) * (2**bits - 1) + ends[0])
         step = _step(ends, bits)
         out = empty(payload.numel, payload.dtype, ends.device)
         steps = scratch(payload.numel, ends.dtype, ends.device)
         for span, codes in unpack_spans(sections[1], bits, payload.numel):
-            out[span] = steps[: codes.numel()].copy_(codes).mul_(step).add_(ends[0])
+            here = steps[: codes.numel()].copy_(codes).mul_(step).add_(ends[0])
+            if scale != 1:
+                here.clamp_(ends[0], ends[1]).div_(scale)
+            out[span] = here
         return out
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
@@ -72,6 +79,11 @@ def _step(ends: Tensor, bits: int) -> Tensor:
     return ends[1] / levels - ends[0] / levels
 
 
-def _widened(ends: Tensor) -> Tensor:
-    """The ends to compute with: in double precision where single precision does not hold the range."""
-    return ends if (ends[1] - ends[0]).isfinite() else ends.double()
+def _computable(ends: Tensor, widest: Tensor) -> tuple[Tensor, float]:
+    """The ends to compute with, and what they are scaled by. `widest` is the largest result on the way.
+
+    Where single precision does not hold it, double precision does; where that does not, quarters of the values do.
+    """
+    if widest.isfinite():
+        return ends, 1
+    return (ends.double(), 1) if ends.dtype == torch.float32 else (ends / 4, 1 / 4)

@@ -30,6 +30,17 @@ def test_the_widest_range_does_not_overflow():
     assert decoded.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("ends", [(0, 1), (-1, 0), (-1, 1), (0.25, 1), (1, 1)], ids=str)
+def test_the_largest_values_come_back_to_half_a_step(dtype, bits, ends):
+    top = torch.finfo(dtype).max
+    shares = torch.linspace(*ends, 50, dtype=torch.float64)
+    x = (shares * top).to(dtype)
+    error = UniformQuantizer(bits=bits).decode(UniformQuantizer(bits=bits).encode(x)).double() / top - shares
+    assert error.abs().max() <= (ends[1] - ends[0]) / (2**bits - 1) / 2 + 1e-6
+
+
 def test_another_width_is_refused():
     with pytest.raises(PayloadError, match="bits"):
         UniformQuantizer(bits=4).decode(UniformQuantizer(bits=5).encode(X))
