@@ -111,6 +111,7 @@ class Client:
     def forward(self, smashed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sends smashed data and labels; returns the loss, and what to gate the gradient by."""
         payload = self.timed("codec", self.uplink.encode, smashed)
+        self.sent = payload.shape, payload.dtype
         is_gated = self.cfg.backward == "gated"
         measures = (self.num_steps_done - 1) % self.cfg.log.error_every == 0
         decoded = self.uplink.decode(payload, smashed.device) if is_gated or measures else None
@@ -120,7 +121,7 @@ class Client:
 
     def backward(self) -> Tensor:
         """The cut gradient of the last forward."""
-        return self.timed("codec", self.downlink.decode, Payload.parse(self.gradient_wire), self.device)
+        return self.timed("codec", self.downlink.decode, Payload.parse(self.gradient_wire), self.device, self.sent)
 
     def call(self, kind: str, *body: Any) -> tuple:
         """A call whose answer ends with the seconds that it waited at and took the server."""

@@ -76,7 +76,13 @@ class Compressor:
         raise NotImplementedError
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        """The decoded tensor, of payload.numel elements. `sections` are the payload's, on the device to decode on."""
+        """The decoded tensor, of payload.numel elements. `sections` are the payload's, on the device to decode on.
+
+        They may be any bytes, and the shape any shape: `check_lengths` comes before anything is allocated.
+
+        Raises:
+            PayloadError: the sections do not fit the payload's shape and parameters.
+        """
         raise NotImplementedError
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
@@ -123,14 +129,37 @@ class Compressor:
                     sections[i], zstd_mask = smaller, zstd_mask | 1 << i
         return Payload.pack(self.codec, x, sections, params, zstd_mask)
 
-    def decode(self, payload: Payload, device: torch.device | str = "cpu") -> Tensor:
+    def decode(
+        self,
+        payload: Payload,
+        device: torch.device | str = "cpu",
+        expected: tuple[torch.Size, torch.dtype] | None = None,
+    ) -> Tensor:
         """Restores the tensor of `payload` on `device`.
 
+        Any bytes that `Payload.parse` took are safe to decode: what comes out has the payload's shape and dtype, though
+        its values may be any, NaN and Inf among them. The memory that it takes is in proportion to the bytes that
+        arrived, whatever their header says, by a factor that the compressor's options set, such as 1/(1-ratio).
+
+        Args:
+            payload: what was received.
+            device: where the tensor is to be.
+            expected: the shape and dtype that the tensor has to have, where they are known. They are compared before
+                anything is allocated.
+
         Raises:
-            PayloadError: the payload is another codec's or its sections do not fit its shape.
+            PayloadError: the payload is another codec's, it is not of the expected shape and dtype, or its sections do
+                not fit its shape.
         """
         if payload.codec != self.codec:
             raise PayloadError(f"is of codec {payload.codec}; {type(self).__name__} reads codec {self.codec}")
+        if expected is not None:
+            shape, dtype = expected
+            if payload.shape != torch.Size(shape) or payload.dtype != dtype:
+                raise PayloadError(
+                    f"is a {payload.dtype} tensor of shape {tuple(payload.shape)};"
+                    f" a {dtype} tensor of shape {tuple(shape)} is expected"
+                )
         # No codec has a section that is larger than the tensor and a table.
         limit = payload.numel * payload.dtype.itemsize + TABLE_NBYTES
         sections = [

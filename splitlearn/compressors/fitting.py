@@ -83,6 +83,8 @@ def plan(sample: np.ndarray, runs: list[np.ndarray], budget_bits: float, value_b
         budget_bits: for codes and top values, without signs.
         value_bits: bits of a top value.
     """
+    scale = sample[-1] or 1.0  # else the squares of large values overflow
+    sample, runs = sample / scale, [run / scale for run in runs]
     best, least = Plan(1 / len(sample), 1), np.inf
     for bits in range(1, 9):
         # The codes' entropy times what zstd takes of it in the runs stands for the size of the mask.

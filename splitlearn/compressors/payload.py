@@ -12,7 +12,7 @@ How it works: everything is little-endian. The header is
          9     1  which sections are zstd frames, a bit each from the lowest
         10     6  six parameters of the codec, a byte each
         16     4  CRC-32 of all the other bytes
-        20   4 n  the dimensions
+        20   4 n  the dimensions, none of them 0
          +   8 s  the length of each section in bytes
          +     0  to 7 zero bytes, so that the sections start at a multiple of 8
 

@@ -53,6 +53,9 @@ class UniformQuantizer(Compressor):
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         low_high = ends(x, self.scope).to(torch.promote_types(x.dtype, torch.float32))
+        if x.dtype == torch.float64:  # whose range must be a number too
+            limit = torch.finfo(x.dtype).max / 4
+            low_high.clamp_(-limit, limit)
         codes = self._codes(x, _widened(low_high))
         return [low_high, pack_spans(codes, x.numel(), self.bits, x.device)], (self.bits, SCOPES.index(self.scope))
 

@@ -28,9 +28,7 @@ def pack_values(tops: Tensor, values: str) -> list[Tensor]:
         low, step = _grid(ends)
         steps = (magnitudes - low).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, LEVELS)
         return [ends, steps.to(torch.uint8)]
-    dtype = SHORT_DTYPES[values]
-    limit = min(torch.finfo(dtype).max, torch.finfo(tops.dtype).max)
-    return [tops.clamp(-limit, limit).to(dtype)]
+    return [_clamped(tops, SHORT_DTYPES[values])]
 
 
 def unpack_values(sections: list[Tensor], values: str, dtype: torch.dtype) -> Tensor:
@@ -44,8 +42,18 @@ def unpack_values(sections: list[Tensor], values: str, dtype: torch.dtype) -> Te
         if not bool(ends.isfinite().all()):
             raise PayloadError("has top values that are not finite")
         low, step = _grid(ends.to(torch.promote_types(dtype, torch.float32)))
-        return view_as(sections[1], torch.uint8).to(low.dtype).mul_(step).add_(low).to(dtype)
-    return view_as(sections[0], SHORT_DTYPES.get(values, dtype)).to(dtype)
+        magnitudes = view_as(sections[1], torch.uint8).to(low.dtype).mul_(step).add_(low)
+        return magnitudes.clamp_(max=torch.finfo(dtype).max).to(dtype)  # the largest may be rounded up beyond it
+    if values == "full":
+        return view_as(sections[0], dtype)
+    return _clamped(view_as(sections[0], SHORT_DTYPES[values]), dtype)
+
+
+def _clamped(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values` in another dtype, of which the largest number stands for what is beyond it."""
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
+    return values.clamp(-limit, limit).to(dtype)
 
 
 def _grid(ends: Tensor) -> tuple[Tensor, Tensor]:

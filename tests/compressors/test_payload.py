@@ -2,9 +2,10 @@ import struct
 
 import pytest
 import torch
-from wires import header_nbytes, to_bytes, with_checksum
+from mutations import assembled
+from wires import PREFIX_NBYTES, header_nbytes, to_bytes, with_checksum
 
-from splitlearn.compressors import MaskSparsifier, Payload, TopKSparsifier
+from splitlearn.compressors import REGISTRY, MaskSparsifier, Payload, TopKSparsifier
 from splitlearn.errors import PayloadError
 
 X = torch.tensor([[0.5, 0.0, 1.5], [3.0, 0.25, 2.0]])
@@ -75,6 +76,15 @@ def test_other_bytes_are_refused_with_a_reason(wire):
             Payload.parse(with_checksum(changed))
     with pytest.raises(PayloadError, match="uint8"):
         Payload.parse(torch.zeros(100))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (0, 1 << 31, 1 << 31)])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_shape_without_elements_is_refused(name, shape):
+    wire = assembled(to_bytes(REGISTRY[name]().encode(X).tensor)[:PREFIX_NBYTES], shape, [0, 0], b"")
+    wire[7:9] = len(shape), 2
+    with pytest.raises(PayloadError, match="impossible shape"):
+        Payload.parse(with_checksum(wire))
 
 
 def test_a_payload_of_another_codec_is_refused():

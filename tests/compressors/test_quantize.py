@@ -171,8 +171,8 @@ def test_a_payload_that_does_not_fit_its_scope_is_refused():
         with pytest.raises(PayloadError, match=reason):
             UniformQuantizer(scope="channel").decode(Payload.pack(1, X, sections, params))
     for shape in ((0, 5), (5, 0), (0,)):
-        with pytest.raises(PayloadError, match="sections of"):
-            UniformQuantizer(scope="sample").decode(Payload.pack(1, torch.zeros(shape), sections, (3, 1)))
+        with pytest.raises(PayloadError, match="impossible shape"):
+            Payload.pack(1, torch.zeros(shape), sections, (3, 1))
 
 
 @pytest.mark.parametrize("options", [{"bits": 0}, {"bits": 9}, {"scope": "pixel"}, {"rounding": "floor"}], ids=str)
