@@ -151,7 +151,7 @@ def _divide(model: nn.Module, graph: fx.Graph, boundary: fx.Node | None) -> tupl
 
     server = fx.Graph()
     smashed = server.placeholder("smashed")
-    if any(_may_write(user, model) for user in boundary.users):
+    if _is_written(boundary, model):
         smashed = server.call_method("clone", (smashed,))  # the smashed data must outlive an in-place activation
     copies = {boundary: smashed}
     for node in server_nodes:
@@ -159,6 +159,14 @@ def _divide(model: nn.Module, graph: fx.Graph, boundary: fx.Node | None) -> tupl
     return tuple(
         fx.GraphModule(model, part, class_name=f"{side}Segment")
         for side, part in (("Client", client), ("Server", server))
+    )
+
+
+def _is_written(node: fx.Node, model: nn.Module) -> bool:
+    """Whether the node's output, or what may be a view of it, may be changed in place."""
+    return any(
+        _may_write(user, model) or (not _has_parameters(user, model) and _is_written(user, model))
+        for user in node.users
     )
 
 
