@@ -80,10 +80,10 @@ class Server:
         # Steps of an epoch: the longest client's in parallel, one client after the other's in sequence.
         self.num_steps = sum(self.num_batches) if self.is_sequential else max(self.num_batches)
 
-        client_segment, segment, cut = models.build_segments(self.cfg, num_classes)
+        client_segment, segment, self.cut = models.build_segments(self.cfg, num_classes)
         self.trainable = Trainable(segment.to(self.device), self.cfg)
         self.client_states: list[Any] = [state_of(client_segment)]  # one, or without averaging each client's
-        self.recorder.describe(cut, self.cfg, num_samples=sum(self.num_train))
+        self.recorder.describe(self.cut, self.cfg, num_samples=sum(self.num_train))
         for hello in hellos:
             hello.reply({"num_classes": num_classes, "num_steps": self.num_steps, "weights": self.client_states[0]})
         torch.manual_seed(derive(self.cfg.seed, "server"))  # dropout
@@ -171,7 +171,10 @@ class Server:
     def receive(self, wire: Tensor, labels: Tensor, uplink: Compressor, kind: str) -> tuple[Tensor, Tensor]:
         self.traffic[kind] += wire.numel()
         self.traffic["labels_up"] += labels.nbytes
-        return uplink.decode(Payload.parse(wire), self.device), labels.to(self.device).long()
+        payload = Payload.parse(wire)
+        # The client's precision decides on the dtype; the cut on the rest, before anything is allocated.
+        expected = (torch.Size((len(labels), *self.cut.shape)), payload.dtype)
+        return uplink.decode(payload, self.device, expected), labels.to(self.device).long()
 
     def answer(self, request: Request, started: float, value: tuple) -> None:
         """Replies, with the seconds that the request waited here and that it took."""
