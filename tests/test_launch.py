@@ -149,4 +149,4 @@ def test_help_names_every_group(tmp_path):
     status, out = run([*LAUNCH, "--help"], tmp_path)
     assert status == 0
     assert all(f"{path.name}:" in out for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
-    assert "compressor: mf, ms, none, nq, qu, rt, sp" in out
+    assert "compressor: mf, ms, ms_best, none, nq, qu, rt, sp" in out
