@@ -7,7 +7,7 @@ from simulation import compose, train_split, train_uncut
 
 from splitlearn import local
 
-SMALL = ["client.num_threads=1", "server.num_threads=1", "evaluate.every=100"]
+SMALL = ["client.num_threads=1", "server.num_threads=1", "evaluate.every=100", "data.max_test_samples=9"]
 
 
 @pytest.fixture(autouse=True)
