@@ -29,7 +29,7 @@ from splitlearn.errors import PeerError, UserError
 
 SERVER = "server"
 PING_EVERY_S = 1.0  # how often the server looks whether a client it waits for is still there
-FAREWELL_S = 5.0  # how long the server waits at the end for the clients to have left
+FAREWELL_S = 2.0  # how long the server waits at the end for the clients to have left
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,6 @@ def test_role_by_role_start(tmp_path, free_port):
         (["compressor.ratio=1.5"], ["compressor.ratio=1.5", "0 ≤ ratio < 1"]),
         (["cut=block9"], ["cut=block9", "block1, block2.0"]),
         (["data=image_folder", "data.root=/does/not/exist"], ["data.root=/does/not/exist", "set data.root"]),
-        (["client.device=cuda:77"], ["client.device=cuda:77", "CUDA"]),
         (["num_clients=64"], ["num_clients=64", "1 to 32"]),
         (["role=client", "num_clients=1", "rpc.port=9", "rpc.connect_timeout_s=1"], ["no server at 127.0.0.1:9"]),
         (["role=server", "num_clients=1", "rpc.port=0", "rpc.connect_timeout_s=1"], ["client0 did not come"]),
