@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splitlearn import data, models
 from splitlearn.compressors import Identity, Payload
-from splitlearn.config import compressor_from, shared
+from splitlearn.config import compressor_from, evaluates, measures_error, shared
 from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.functions import cut
 from splitlearn.seeds import derive
@@ -45,7 +45,7 @@ class Client:
         while self.epoch < self.cfg.epochs:
             self.epoch += 1
             self.train_epoch()
-            if self.is_due_for_evaluation():
+            if evaluates(self.cfg, self.epoch):
                 self.evaluate()
             self.trainable.schedule.step()
         return self.server.call("goodbye")
@@ -113,7 +113,7 @@ class Client:
         payload = self.timed("codec", self.uplink.encode, smashed)
         self.sent = payload.shape, payload.dtype
         is_gated = self.cfg.backward == "gated"
-        measures = (self.num_steps_done - 1) % self.cfg.log.error_every == 0
+        measures = measures_error(self.cfg, self.num_steps_done)
         decoded = self.uplink.decode(payload, smashed.device) if is_gated or measures else None
         error = relative_error(decoded, smashed) if measures else None
         loss, self.gradient_wire = self.call("step", payload.tensor, compact(labels), error)
@@ -150,7 +150,7 @@ class Client:
         """At the end of an epoch: weights up, and what all evaluate and go on with down."""
         if self.is_sequential:
             self.exchange_weights(self.trainable.state())
-            if self.is_due_for_evaluation():
+            if evaluates(self.cfg, self.epoch):
                 self.trainable.load(self.exchange_weights(None))
         elif self.cfg.topology.average == "never":
             self.exchange_weights(state_of(self.trainable.segment) if self.epoch == self.cfg.epochs else None)
@@ -162,9 +162,6 @@ class Client:
         return self.server.call("weights", state, seconds)
 
     # Evaluation
-
-    def is_due_for_evaluation(self) -> bool:
-        return self.epoch % self.cfg.evaluate.every == 0 or self.epoch == self.cfg.epochs
 
     @torch.no_grad()
     def evaluate(self) -> None:

@@ -51,6 +51,16 @@ def check(cfg: DictConfig) -> None:
         compressor_from(cfg, key)
 
 
+def evaluates(cfg: DictConfig, epoch: int) -> bool:
+    """Whether an epoch, from 1, ends with an evaluation; the last one does."""
+    return epoch % cfg.evaluate.every == 0 or epoch == cfg.epochs
+
+
+def measures_error(cfg: DictConfig, step: int) -> bool:
+    """Whether the compression error is measured in a step, from 1."""
+    return (step - 1) % cfg.log.error_every == 0
+
+
 def compressor_from(cfg: DictConfig, key: str, *purpose) -> Compressor:
     """The compressor that config group `key` describes, drawing from the random stream of `purpose`."""
     try:

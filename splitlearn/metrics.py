@@ -54,10 +54,6 @@ class Recorder:
     def final_top1(self) -> float:
         return self.evaluations[-1]["top1"]
 
-    def measures_error(self, step: int) -> bool:
-        """Whether the compression error is measured in this step."""
-        return (step - 1) % self.cfg.log.error_every == 0
-
     def describe(self, cut: CutPoint, cfg: DictConfig, num_samples: int) -> None:
         self.cut = cut
         shape = "×".join(map(str, cut.shape))

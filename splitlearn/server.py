@@ -18,7 +18,7 @@ from torch import Tensor
 
 from splitlearn import models
 from splitlearn.compressors import Compressor, Identity, Payload
-from splitlearn.config import compressor_from, differences, shared
+from splitlearn.config import compressor_from, differences, evaluates, measures_error, shared
 from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.metrics import Recorder
 from splitlearn.seeds import derive
@@ -53,7 +53,7 @@ class Server:
         self.recorder.start(self.num_steps)
         for epoch in range(1, self.cfg.epochs + 1):
             self.train_epoch(epoch)
-            if self.is_due_for_evaluation(epoch):
+            if evaluates(self.cfg, epoch):
                 self.evaluate(epoch)
             self.trainable.schedule.step()
             self.recorder.end_epoch(epoch, self.traffic, self.seconds)
@@ -97,9 +97,6 @@ class Server:
         for client in self.clients:
             self.inbox.take(client, "goodbye").reply(self.recorder.final_top1)
 
-    def is_due_for_evaluation(self, epoch: int) -> bool:
-        return epoch % self.cfg.evaluate.every == 0 or epoch == self.cfg.epochs
-
     # Training
 
     def train_epoch(self, epoch: int) -> None:
@@ -110,7 +107,7 @@ class Server:
                 for _ in range(self.num_batches[client]):
                     self.step(epoch, [client])
                 self.take_back(client)
-            if self.is_due_for_evaluation(epoch):
+            if evaluates(self.cfg, epoch):
                 for client in self.clients:
                     self.hand_over(client)  # all evaluate with the newest
         else:
@@ -162,7 +159,7 @@ class Server:
             "downlink_formula_bits": self.downlinks[client].formula_bits(smashed.shape, 8 * smashed.element_size()),
             "uplink_error": uplink_error,
         }
-        if self.recorder.measures_error(self.step_number):
+        if measures_error(self.cfg, self.step_number):
             decoded = self.downlinks[client].decode(gradient, self.device)
             measured["downlink_error"] = relative_error(decoded, smashed.grad)
         self.answer(request, started, (measured["loss"], gradient.tensor))

@@ -56,11 +56,17 @@ def test_launchers_give_the_same_run_bit_for_bit(tmp_path):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_role_by_role_start(tmp_path, free_port):
-    options = ["num_clients=1", f"rpc.port={free_port}", *TINY]
-    server_cwd, client_cwd = tmp_path / "server", tmp_path / "client"
-    server_cwd.mkdir()
-    client_cwd.mkdir()
+@pytest.fixture
+def one_each(tmp_path, free_port):
+    """Options for one server and one client, and a folder to start each in."""
+    folders = tmp_path / "server", tmp_path / "client"
+    for folder in folders:
+        folder.mkdir()
+    return ["num_clients=1", f"rpc.port={free_port}", *TINY], *folders
+
+
+def test_role_by_role_start(one_each):
+    options, server_cwd, client_cwd = one_each
     with started([*LAUNCH, "role=server", *options], server_cwd) as server:
         status, out = run([*LAUNCH, "role=client", *options], client_cwd)
         assert status == 0, out
@@ -96,11 +102,8 @@ def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
     assert f"traceback : {sentence}" in out  # once more at the end of torchrun's own report
 
 
-def test_configurations_that_differ_are_found_when_they_meet(tmp_path, free_port):
-    options = ["num_clients=1", f"rpc.port={free_port}", *TINY]
-    server_cwd, client_cwd = tmp_path / "server", tmp_path / "client"
-    server_cwd.mkdir()
-    client_cwd.mkdir()
+def test_configurations_that_differ_are_found_when_they_meet(one_each):
+    options, server_cwd, client_cwd = one_each
     with started([*LAUNCH, "role=server", *options], server_cwd) as server:
         status, out = run([*LAUNCH, "role=client", *options, "compressor.bits=3"], client_cwd)
         assert status == 1 and server.wait(30) == 1

@@ -143,16 +143,16 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def fitted_levels(magnitudes: Tensor, thresholds: Tensor, num_levels: int) -> Tensor:
+def fitted_levels(x: Tensor, thresholds: Tensor, num_levels: int, by_magnitude: bool) -> Tensor:
     """Levels for the values below the threshold, as shares of it, the same for all rows: (num_levels,) float32, CPU.
 
     Args:
-        magnitudes: (rows, n).
+        x: (rows, n), contiguous.
         thresholds: (rows, 1), above 0.
+        by_magnitude: the levels are for |x|.
     """
-    flat, row_length = magnitudes.reshape(-1), magnitudes.shape[1]
-    stride = _stride(flat.numel())
-    rows = torch.arange(0, flat.numel(), stride, device=flat.device) // row_length
-    shares = flat[::stride].double() / thresholds.view(-1).double()[rows]
+    stride = _stride(x.numel())
+    rows = torch.arange(0, x.numel(), stride, device=x.device) // x.shape[1]
+    shares = ranked(x.view(-1)[::stride], by_magnitude).double() / thresholds.view(-1).double()[rows]
     shares = np.sort(shares[shares < 1].cpu().numpy())
     return torch.from_numpy(lloyd_max(shares, num_levels)).float()

@@ -43,23 +43,16 @@ def fitted_codes(x: Tensor, threshold: Tensor, levels: Tensor, by_magnitude: boo
         levels: (L,) float32, ascending, in shares of the threshold.
     """
     borders = ((levels[1:] + levels[:-1]) / 2).to(threshold.dtype) * threshold
-    if len(levels) <= COMPARE_LEVELS_UP_TO:
+    if len(levels) <= COMPARE_LEVELS_UP_TO or len(x) > 1:
         return _compared(x, borders, by_magnitude)
     return _searched(x, borders, by_magnitude)
 
 
 def _searched(x: Tensor, borders: Tensor, by_magnitude: bool) -> Iterator[Tensor]:
-    whole = x.shape[0] == 1
+    """As `_compared` for a single row, (1, n): faster where there are many borders."""
     for span in spans(x.numel(), x.device):
         values = ranked(x.view(-1)[span], by_magnitude)
-        if whole:
-            codes = torch.bucketize(values, borders[0], out_int32=True, right=True)
-        else:
-            rows = torch.arange(span.start, span.stop, device=x.device) // x.shape[1]
-            codes = torch.zeros(values.shape, dtype=torch.int32, device=x.device)
-            for i in range(borders.shape[1]):
-                codes += values >= borders[rows, i]
-        yield codes.to(torch.uint8)
+        yield torch.bucketize(values, borders[0], out_int32=True, right=True).to(torch.uint8)
 
 
 def _compared(x: Tensor, cuts: Tensor, by_magnitude: bool) -> Iterator[Tensor]:

@@ -32,11 +32,11 @@ from splitlearn.compressors.blocks import at_least, empty, per_element, places, 
 from splitlearn.compressors.fitting import fitted_levels, plan, runs_of, sample_of
 from splitlearn.compressors.levels import even_codes, fitted_codes
 from splitlearn.compressors.payload import Payload, as_bytes
+from splitlearn.compressors.scopes import SCOPES, layout
 from splitlearn.compressors.threshold import count_per_row, largest, ranked
 from splitlearn.compressors.topvalues import VALUES, bits_of, pack_values, unpack_values
 from splitlearn.errors import PayloadError
 
-SCOPES = ("batch", "sample", "channel")
 LEVELS = ("even", "fitted")
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of a float's size, whose top bit is its sign
 
@@ -99,7 +99,7 @@ class MaskSparsifier(Compressor):
             threshold = received.view(-1, k).amin(1, keepdim=True)
         if self.levels == "fitted":
             divisor = torch.where(threshold > 0, threshold, 1)
-            table = fitted_levels(ranked(rows, signed), divisor, top_code).to(x.device)
+            table = fitted_levels(rows, divisor, top_code, by_magnitude=signed).to(x.device)
             sections.append(table)
             codes = fitted_codes(rows, divisor, table, by_magnitude=signed)
         else:
@@ -112,13 +112,10 @@ class MaskSparsifier(Compressor):
 
     def _rows(self, x: Tensor) -> Tensor:
         """The tensor with a threshold a row: (rows, n), contiguous."""
+        num_rows, _ = layout(x.shape, self.scope)
         if self.scope == "channel" and x.dim() > 1:
             x = x.transpose(0, 1).contiguous()
-        return x.view(self._num_rows(x.shape, transposed=True), -1)
-
-    def _num_rows(self, shape: tuple[int, ...], transposed: bool = False) -> int:
-        dim = {"batch": None, "sample": 0, "channel": 0 if transposed else 1}[self.scope]
-        return 1 if dim is None or len(shape) <= self.scope.startswith("channel") else shape[dim]
+        return x.view(num_rows, -1)
 
     def _choose(self, rows: Tensor, signed: bool) -> tuple[int, int]:
         """How many top values of a row to keep, and the width of a code."""
@@ -134,7 +131,7 @@ class MaskSparsifier(Compressor):
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits, signed, *_ = payload.params
-        num_rows = self._num_rows(payload.shape)
+        num_rows, _ = layout(payload.shape, self.scope)
         num_values = 2 if self.values == "uint8" else 1
         k = self._check(sections, payload, num_rows, num_values)
         top_code = 2**bits - 1
@@ -176,16 +173,12 @@ class MaskSparsifier(Compressor):
         expected = [SCOPES.index(self.scope), LEVELS.index(self.levels), VALUES.index(self.values), 0]
         if options != expected or signed > 1 or not 1 <= bits <= 8 or (self.budget_bits is None and bits != self.bits):
             raise PayloadError(f"has parameters {payload.params}, which are not those of {self.label}")
-        row_length = payload.numel // max(1, num_rows)
+        row_length = payload.numel // num_rows
         value_nbytes = bits_of(self.values, 8 * payload.dtype.itemsize) // 8
         if self.budget_bits is None:
             k = num_kept(self.ratio, row_length)
         else:
-            k = (
-                sections[num_values - 1].numel() // (value_nbytes * max(1, num_rows))
-                if len(sections) >= num_values
-                else 0
-            )
+            k = sections[num_values - 1].numel() // (value_nbytes * num_rows) if len(sections) >= num_values else 0
         if not 1 <= k <= row_length:
             raise PayloadError(f"has {k} top values in a row of {row_length}")
         lengths = [8] if self.values == "uint8" else []
@@ -201,7 +194,7 @@ class MaskSparsifier(Compressor):
         return out
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
-        numel, num_rows = prod(shape), self._num_rows(shape)
+        numel, (num_rows, _) = prod(shape), layout(shape, self.scope)
         if self.budget_bits is not None:
             return self.budget_bits * numel
         top_bits = bits_of(self.values, value_bits) * num_rows * num_kept(self.ratio, numel // num_rows)

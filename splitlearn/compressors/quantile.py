@@ -18,8 +18,7 @@ from splitlearn.compressors.base import Compressor, check_choice, check_lengths,
 from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
 from splitlearn.compressors.blocks import empty, scratch, spans
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.scopes import SCOPES, largest_magnitudes, layout, per_value, scope_name
-from splitlearn.errors import PayloadError
+from splitlearn.compressors.scopes import SCOPES, check_bits_and_scope, largest_magnitudes, layout, per_value
 
 
 @register("nq")
@@ -63,19 +62,14 @@ class NormalQuantizer(Compressor):
             yield torch.bucketize(here, middles, out_int32=True, out=codes[:size]).to(torch.uint8)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        bits, scope, *_ = payload.params
-        if bits != self.bits or scope != SCOPES.index(self.scope):
-            raise PayloadError(
-                f"has codes of {bits} bits, scales per {scope_name(scope)};"
-                f" this compressor has bits={self.bits}, scope={self.scope}"
-            )
+        check_bits_and_scope(payload, self.bits, self.scope, "scales")
         dtype = torch.promote_types(payload.dtype, torch.float32)
         num_groups, row_length = layout(payload.shape, self.scope)
-        check_lengths(sections, num_groups * dtype.itemsize, packed_nbytes(payload.numel, bits))
+        check_lengths(sections, num_groups * dtype.itemsize, packed_nbytes(payload.numel, self.bits))
         scales = view_as(sections[0], dtype)
-        levels = normal_levels(bits).to(scales)
+        levels = normal_levels(self.bits).to(scales)
         out = empty(payload.numel, payload.dtype, scales.device)
-        for span, codes in unpack_spans(sections[1], bits, payload.numel):
+        for span, codes in unpack_spans(sections[1], self.bits, payload.numel):
             out[span] = levels.index_select(0, codes.int()).mul_(per_value(scales, row_length, span))
         return out
 

@@ -12,8 +12,7 @@ from splitlearn.compressors.base import Compressor, check_choice, check_lengths,
 from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
 from splitlearn.compressors.blocks import empty, scratch, spans
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.scopes import SCOPES, ends, layout, per_value, scope_name
-from splitlearn.errors import PayloadError
+from splitlearn.compressors.scopes import SCOPES, check_bits_and_scope, ends, layout, per_value
 
 
 @register("qu")
@@ -83,23 +82,18 @@ class UniformQuantizer(Compressor):
         return down.add_(draws < steps.sub_(down))
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        bits, scope, *_ = payload.params
-        if bits != self.bits or scope != SCOPES.index(self.scope):
-            raise PayloadError(
-                f"has codes of {bits} bits, ranges per {scope_name(scope)};"
-                f" this compressor has bits={self.bits}, scope={self.scope}"
-            )
+        check_bits_and_scope(payload, self.bits, self.scope, "ranges")
         dtype = torch.promote_types(payload.dtype, torch.float32)
         num_groups, row_length = layout(payload.shape, self.scope)
-        check_lengths(sections, 2 * num_groups * dtype.itemsize, packed_nbytes(payload.numel, bits))
+        check_lengths(sections, 2 * num_groups * dtype.itemsize, packed_nbytes(payload.numel, self.bits))
         low_high = _widened(view_as(sections[0], dtype).view(2, num_groups))
-        step = _step(low_high, bits)
+        step = _step(low_high, self.bits)
         # The level of the maximum may be rounded up beyond the largest number that there is.
         limit = torch.finfo(payload.dtype).max
         near_limit = not (2 * low_high).to(dtype).isfinite().all()
         out = empty(payload.numel, payload.dtype, low_high.device)
         steps = scratch(payload.numel, low_high.dtype, low_high.device)
-        for span, codes in unpack_spans(sections[1], bits, payload.numel):
+        for span, codes in unpack_spans(sections[1], self.bits, payload.numel):
             here = steps[: codes.numel()].copy_(codes)
             here.mul_(per_value(step, row_length, span)).add_(per_value(low_high[0], row_length, span))
             out[span] = here.clamp_(-limit, limit) if near_limit else here

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors.blocks import per_element
+from splitlearn.compressors.payload import Payload
+from splitlearn.errors import PayloadError
 
 SCOPES = ("batch", "sample", "channel")  # their numbers in a payload
 
@@ -47,6 +49,11 @@ def per_value(of_groups: Tensor, row_length: int, span: slice) -> Tensor:
     return per_element(of_groups.unsqueeze(1), row_length, span)
 
 
-def scope_name(number: int) -> str:
-    """The scope that a payload names, for people."""
-    return SCOPES[number] if number < len(SCOPES) else f"unknown scope {number}"
+def check_bits_and_scope(payload: Payload, bits: int, scope: str, what: str) -> None:
+    """Raises PayloadError unless a payload's first two parameters are these: width of a code, and what has a `what`."""
+    sent_bits, sent_scope, *_ = payload.params
+    if sent_bits != bits or sent_scope != SCOPES.index(scope):
+        name = SCOPES[sent_scope] if sent_scope < len(SCOPES) else f"unknown scope {sent_scope}"
+        raise PayloadError(
+            f"has codes of {sent_bits} bits, {what} per {name}; this compressor has bits={bits}, scope={scope}"
+        )
