@@ -3,6 +3,7 @@
 torchrun --standalone --nproc-per-node 3 launch.py compressor.ratio=0.95
 python launch.py num_clients=4 cut=deep
 python launch.py -m compressor=none,ms cut=shallow,deep
+python launch.py resume=outputs/2026-01-31/12-00-00
 """
 
 import json
@@ -10,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from datetime import datetime
 from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each peer that leaves is a warning of RPC's
@@ -17,10 +19,10 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each peer that lea
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import config, local, models, worker
-from splitlearn.errors import UserError
+from splitlearn.errors import Stopped, UserError
 
 TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
 
@@ -37,6 +39,10 @@ def main(cfg: DictConfig) -> float | None:
         config.check(cfg)
         all_ranks_see_it = False
         return local.run(cfg, folder) if place is None else worker.run_rank(cfg, place, folder)
+    except Stopped as stopped:
+        if not is_client():
+            print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except UserError as error:
         if is_client() and is_on_servers_console() and (error.is_told or all_ranks_see_it):
             time.sleep(TELLING_S)  # torchrun kills the server too as soon as this rank ends
@@ -61,6 +67,33 @@ def leave_to_torchrun(error: UserError) -> None:
         Path(path).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
 
 
+def started_at(form: str) -> str:
+    """When this run was started; under torchrun when torchrun was, so that ranks that it restarts find their folder."""
+    moment = time.time()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        clock_ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        moment -= uptime - clock_ticks / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(round(moment)).strftime(form)
+
+
+def go_on(argv: list[str]) -> list[str]:
+    """The command line, with resume=<folder> replaced by what that run was started with; the rest comes after.
+
+    A client on another machine, which does not have the folder, has to be given the run's options again.
+    """
+    folders = [word.split("=", 1)[1] for word in argv if word.startswith("resume=")]
+    if not folders or folders[-1] in ("auto", "never"):
+        return argv
+    folder = Path(folders[-1])
+    overrides = folder / ".hydra" / "overrides.yaml"
+    if not is_client() and not overrides.exists():
+        sys.exit(f"resume={folder}: no run was started in that folder; there is no {overrides}")
+    before = OmegaConf.load(overrides) if overrides.exists() else []
+    before = [word for word in before if not word.startswith(("resume=", "role=", "client.index="))]
+    return [argv[0], *before, *argv[1:], f"hydra.run.dir={folder}"]
+
+
 def write_nothing() -> tempfile.TemporaryDirectory:
     """Sends the folder that Hydra makes for this rank away: a run has one folder, the server's."""
     folder = tempfile.TemporaryDirectory(prefix="splitlearn-")
@@ -69,7 +102,10 @@ def write_nothing() -> tempfile.TemporaryDirectory:
     return folder
 
 
+OmegaConf.register_new_resolver("started_at", started_at)
+
 if __name__ == "__main__":
+    sys.argv = go_on(sys.argv)
     if is_client():
         client_folder = write_nothing()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
 from typing import Any
@@ -13,11 +14,25 @@ from torch import Tensor
 from splitlearn import data, models
 from splitlearn.compressors import Identity, Payload
 from splitlearn.config import compressor_from, evaluates, measures_error, shared
-from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.errors import NonFiniteError, Stopped, UserError
 from splitlearn.functions import cut
 from splitlearn.seeds import derive
-from splitlearn.training import Trainable, autocast, gradients_of, load_state, relative_error, state_of
+from splitlearn.stopping import StopRequest
+from splitlearn.training import (
+    Trainable,
+    autocast,
+    buffers_of,
+    gradients_of,
+    load_buffers,
+    load_state,
+    relative_error,
+    state_of,
+)
 from splitlearn.transport import ServerProxy
+
+
+class SkippedStep(Exception):
+    """Loss or gradient of a step is not finite, and the configuration says to go on without it."""
 
 
 class Client:
@@ -33,25 +48,26 @@ class Client:
     def __init__(self, cfg: DictConfig, index: int, device: torch.device, server: ServerProxy):
         self.cfg, self.index, self.device, self.server = cfg, index, device, server
         self.is_sequential = cfg.topology.name == "sequential"
-        self.uplink = compressor_from(cfg, "compressor", "uplink", index)
+        self.uplink = compressor_from(cfg, "compressor")
         self.evaluation_uplink = self.uplink.for_evaluation() if cfg.evaluate.compressed else Identity()
         self.downlink = compressor_from(cfg, "downlink")
         self.seconds: Counter[str] = Counter()  # where time went since it was last reported
-        self.epoch = self.num_steps_done = 0
+        self.stop = StopRequest()
 
     def run(self) -> float:
         """Trains and evaluates with the others; returns the run's last top-1 test accuracy, 0 to 1."""
         self.join()
-        while self.epoch < self.cfg.epochs:
-            self.epoch += 1
-            self.train_epoch()
-            if evaluates(self.cfg, self.epoch):
-                self.evaluate()
-            self.trainable.schedule.step()
-        return self.server.call("goodbye")
+        with self.stop:
+            while self.epoch <= self.cfg.epochs:
+                self.train_epoch()
+                if evaluates(self.cfg, self.epoch):
+                    self.evaluate()
+                self.trainable.schedule.step()
+                self.epoch, self.batch, self.step_number = self.epoch + 1, 0, 0
+            return self.server.call("goodbye")
 
     def join(self) -> None:
-        """Tells the server about this client, and gets the first weights."""
+        """Tells the server about this client, and gets the first weights, or the state to go on from."""
         train, test, num_classes = data.build(self.cfg.data, self.cfg.seed)
         self.train_loader, self.test_loader = data.loaders(train, test, self.index, self.cfg.num_clients, self.cfg)
         welcome = self.server.call(
@@ -65,59 +81,97 @@ class Client:
         )
         segment, _, _ = models.build_segments(self.cfg, welcome["num_classes"])
         self.trainable = Trainable(segment.to(self.device), self.cfg)
-        load_state(segment, welcome["weights"])
-        self.num_steps = welcome["num_steps"]
-        torch.manual_seed(derive(self.cfg.seed, "client", self.index))  # dropout and augmentation
+        self.trainable.load(welcome["state"])
+        self.num_steps = welcome["num_steps"]  # of all clients, in an epoch
+        self.epoch, self.step_number = welcome["epoch"], welcome["step"]  # the current one; steps of it that are done
+        self.batch = welcome["batch"]  # this client's batches of the epoch that are done
+        self.trainable.skip_epochs(self.epoch - 1)
 
     # Training
 
     def train_epoch(self) -> None:
-        if self.is_sequential:
-            self.trainable.load(self.exchange_weights(None))
-        self.trainable.segment.train()
-        averages_steps = not self.is_sequential and self.cfg.topology.average == "step"
-        for batch in self.train_loader:
-            self.step(*data.to_device(batch, self.device), averages_steps)
-        if averages_steps:  # keep in step with clients that have more samples
-            for _ in range(self.num_steps - len(self.train_loader)):
-                self.take_mean_step(None)
+        if not self.is_sequential:
+            self.train_batches()
+        elif self.batch < len(self.train_loader):
+            if self.batch == 0:
+                self.trainable.load(self.exchange_weights(None))
+            self.train_batches()
+            self.exchange_weights(self.trainable.state())
         self.share_weights()
 
-    def step(self, images: Tensor, labels: Tensor, averages_steps: bool) -> None:
-        """One step of the client segment on one batch."""
-        self.num_steps_done += 1
+    def train_batches(self) -> None:
+        """What is left of the epoch."""
+        self.trainable.segment.train()
+        averages_steps = not self.is_sequential and self.cfg.topology.average == "step"
+        self.train_loader.batch_sampler.start_at(self.epoch, self.batch)
+        for batch in self.train_loader:
+            self.obey(self.step(*data.to_device(batch, self.device), averages_steps))
+            self.step_number += 1
+        if averages_steps:  # keep in step with clients that have more samples
+            for _ in range(self.step_number, self.num_steps):
+                self.obey(self.take_mean_step(None))
+
+    def step(self, images: Tensor, labels: Tensor, averages_steps: bool) -> str | None:
+        """One step of the client segment on one batch; returns what the server wants next (see obey)."""
         started = time.perf_counter()
         elsewhere = self.seconds["codec"] + self.seconds["call"]
+        self.batch += 1
+        stream = self.index, self.epoch, self.batch
+        torch.manual_seed(derive(self.cfg.seed, "client", *stream))  # dropout
+        self.uplink.seed(derive(self.cfg.seed, "uplink", *stream))
+        buffers = buffers_of(self.trainable.segment) if self.cfg.nonfinite == "skip" else None
+        self.trainable.optimizer.zero_grad()
         with autocast(self.cfg, self.device):
             smashed = self.trainable.segment(images)
-        self.trainable.optimizer.zero_grad()
         try:
-            loss = cut(smashed, labels, self)
-        except NonFiniteError as error:
-            raise UserError(
-                f"epoch {self.epoch}, step {self.num_steps_done}: the smashed data are not finite ({error}): training"
-                " diverged; lower optimizer.lr"
-            ) from None
-        loss.backward()
-        if not averages_steps:
+            cut(smashed, labels, self).backward()
+            takes_part = True
+        except SkippedStep:
+            takes_part = False
+            load_buffers(self.trainable.segment, buffers)
+        if takes_part and not averages_steps:
             self.trainable.optimizer.step()
         elsewhere = self.seconds["codec"] + self.seconds["call"] - elsewhere
         self.seconds["client compute"] += time.perf_counter() - started - elsewhere
         if averages_steps:
-            self.take_mean_step(gradients_of(self.trainable.segment))
+            return self.take_mean_step(gradients_of(self.trainable.segment) if takes_part else None)
+        return self.directive
+
+    def obey(self, directive: str | None) -> None:
+        """Hands in this client's state where the server asks for it, to "save" it or before a "stop"."""
+        if directive is not None:
+            self.server.call("state", self.trainable.state())
+        if directive == "stop":
+            raise Stopped("stopped with the run", self.stop.asked_by or signal.SIGTERM)
 
     # The client's end of the cut (see functions.Link)
 
     def forward(self, smashed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sends smashed data and labels; returns the loss, and what to gate the gradient by."""
-        payload = self.timed("codec", self.uplink.encode, smashed)
+        try:
+            payload = self.timed("codec", self.uplink.encode, smashed)
+        except NonFiniteError as error:
+            if self.cfg.nonfinite == "stop":
+                raise UserError(
+                    f"epoch {self.epoch}, batch {self.batch}: the smashed data are not finite ({error}): training"
+                    " diverged; lower optimizer.lr, or leave such batches out with nonfinite=skip"
+                ) from None
+            *_, self.directive = self.call("step", None, None, None, self.wants_to_stop())
+            raise SkippedStep from None
         self.sent = payload.shape, payload.dtype
         is_gated = self.cfg.backward == "gated"
-        measures = measures_error(self.cfg, self.num_steps_done)
+        measures = measures_error(self.cfg, self.batch)
         decoded = self.uplink.decode(payload, smashed.device) if is_gated or measures else None
         error = relative_error(decoded, smashed) if measures else None
-        loss, self.gradient_wire = self.call("step", payload.tensor, compact(labels), error)
+        loss, self.gradient_wire, self.directive = self.call(
+            "step", payload.tensor, compact(labels), error, self.wants_to_stop()
+        )
+        if self.gradient_wire is None:
+            raise SkippedStep
         return smashed.new_tensor(loss, dtype=torch.float32), decoded if is_gated else None
+
+    def wants_to_stop(self) -> bool:
+        return self.stop.asked_by is not None
 
     def backward(self) -> Tensor:
         """The cut gradient of the last forward."""
@@ -139,27 +193,37 @@ class Client:
 
     # Client segments
 
-    def take_mean_step(self, gradients: list[Tensor] | None) -> None:
-        """Steps with the mean of the clients' gradients (Eq. 2 of the MS paper); None where this one has none."""
-        mean = self.server.call("gradients", gradients)
-        for parameter, gradient in zip(self.trainable.segment.parameters(), mean, strict=True):
-            parameter.grad = gradient.to(self.device)
-        self.trainable.optimizer.step()
+    def take_mean_step(self, gradients: list[Tensor] | None) -> str | None:
+        """Steps with the mean of the clients' gradients (Eq. 2 of the MS paper); None where this one has none.
+
+        Returns what the server wants next (see obey).
+        """
+        mean, directive = self.server.call("gradients", gradients)
+        if mean is not None:
+            for parameter, gradient in zip(self.trainable.segment.parameters(), mean, strict=True):
+                parameter.grad = gradient.to(self.device)
+            self.trainable.optimizer.step()
+        return directive
 
     def share_weights(self) -> None:
         """At the end of an epoch: weights up, and what all evaluate and go on with down."""
         if self.is_sequential:
-            self.exchange_weights(self.trainable.state())
             if evaluates(self.cfg, self.epoch):
                 self.trainable.load(self.exchange_weights(None))
-        elif self.cfg.topology.average == "never":
+            return
+        if self.cfg.topology.average == "never":
             self.exchange_weights(state_of(self.trainable.segment) if self.epoch == self.cfg.epochs else None)
         else:
             load_state(self.trainable.segment, self.exchange_weights(state_of(self.trainable.segment)))
+        self.obey(self.directive)
 
     def exchange_weights(self, state: Any) -> Any:
         seconds, self.seconds = dict(self.seconds), Counter()
-        return self.server.call("weights", state, seconds)
+        while True:
+            weights, self.directive, is_answer = self.server.call("weights", state, seconds)
+            if is_answer:
+                return weights
+            self.obey(self.directive)  # others are not as far, and this client's state is wanted meanwhile
 
     # Evaluation
 

@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from splitlearn.compressors import Compressor
 from splitlearn.errors import UserError
 from splitlearn.functions import check_backward
-from splitlearn.seeds import derive
 
-# Keys that may differ between the ranks of a run.
-OWN_KEYS = ("role", "client", "server", "rpc", "log", "data.root", "data.download", "data.num_workers")
+# Keys that may differ between the ranks of a run, and change when a run goes on.
+DATA_KEYS = ("data.root", "data.download", "data.num_workers")
+OWN_KEYS = ("role", "client", "server", "rpc", "log", "resume", "checkpoint", *DATA_KEYS)
 MAX_CLIENTS = 32
 CHOICES = {
     "precision": ("fp32", "bf16"),
@@ -22,10 +22,12 @@ CHOICES = {
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
     "partition.name": ("iid", "dirichlet"),
+    "nonfinite": ("stop", "skip"),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
-AT_LEAST_ONE = ("batch_size", "epochs", "evaluate.every", "log.error_every", "data.image_size")
-ABOVE_ZERO = ("rpc.timeout_s", "rpc.connect_timeout_s")
+AT_LEAST_ONE = ("batch_size", "epochs", "evaluate.every", "log.error_every", "data.image_size", "checkpoint.keep")
+AT_LEAST_ONE_OR_NONE = ("checkpoint.every_epochs", "checkpoint.every_steps")
+ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s")
 
 
 def check(cfg: DictConfig) -> None:
@@ -34,11 +36,17 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if value not in choices and not (value is None and key.startswith("topology.")):
             raise UserError(f"{key}={value} is unknown: choose one of {', '.join(map(str, choices))}")
-    for keys, low, what in ((AT_LEAST_ONE, 1, "a whole number, at least 1"), (ABOVE_ZERO, 1e-9, "a number above 0")):
+    for keys, low, what in (
+        (AT_LEAST_ONE, 1, "a whole number, at least 1"),
+        (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
+        (ABOVE_ZERO, 1e-9, "a number above 0"),
+    ):
         for key in keys:
             value = OmegaConf.select(cfg, key)
             number = int if low == 1 else (int, float)
-            if not isinstance(value, number) or value < low:
+            if value is None and what.endswith("null"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, number) or value < low:
                 raise UserError(f"{key}={value} must be {what}")
     number = cfg.num_clients
     if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
@@ -61,15 +69,13 @@ def measures_error(cfg: DictConfig, step: int) -> bool:
     return (step - 1) % cfg.log.error_every == 0
 
 
-def compressor_from(cfg: DictConfig, key: str, *purpose) -> Compressor:
-    """The compressor that config group `key` describes, drawing from the random stream of `purpose`."""
+def compressor_from(cfg: DictConfig, key: str) -> Compressor:
+    """The compressor that config group `key` describes."""
     try:
-        compressor = instantiate(cfg[key])
+        return instantiate(cfg[key])
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise UserError(f"{key}.{cause}" if isinstance(cause, ValueError) else f"{key}: {cause}") from None
-    compressor.seed(derive(cfg.seed, *purpose))
-    return compressor
 
 
 def device_from(name: str, key: str) -> torch.device:
@@ -106,7 +112,7 @@ def shared(cfg: DictConfig) -> dict[str, object]:
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{own}.") for own in OWN_KEYS)}
 
 
-def differences(server: dict[str, object], client: dict[str, object]) -> str:
-    """Where two configurations differ, in words; empty where they do not."""
-    keys = sorted(key for key in server.keys() | client.keys() if server.get(key) != client.get(key))
-    return ", ".join(f"{key} (server {server.get(key)}, client {client.get(key)})" for key in keys)
+def differences(one: dict[str, object], other: dict[str, object], *names: str) -> str:
+    """Where two configurations, of these names, differ, in words; empty where they do not."""
+    keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+    return ", ".join(f"{key} ({names[0]} {one.get(key)}, {names[1]} {other.get(key)})" for key in keys)

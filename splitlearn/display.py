@@ -21,7 +21,11 @@ class Display:
         self.console.print(f"[bold]splitlearn[/] {text}")
         self.console.print(f"[dim]writing to[/] {folder}", soft_wrap=True)
 
-    def start(self, num_epochs: int, num_steps: int) -> None:
+    def note(self, text: str) -> None:
+        self.console.print(f"[yellow]{text}[/]", soft_wrap=True)
+
+    def start(self, num_epochs: int, num_steps: int, done: int) -> None:
+        """Shows progress, after `done` steps, through epochs of `num_steps` steps."""
         self.num_epochs, self.num_steps = num_epochs, num_steps
         if self.console.is_terminal:
             columns = (
@@ -31,7 +35,9 @@ class Display:
                 TimeRemainingColumn(compact=True),
             )
             self._progress = Progress(*columns, console=self.console, transient=True)
-            self._task = self._progress.add_task("", total=num_epochs * num_steps, epoch=1, figures="")
+            self._task = self._progress.add_task(
+                "", total=num_epochs * num_steps, completed=done, epoch=done // num_steps + 1, figures=""
+            )
             self._progress.start()
 
     def step(self, loss: float, top1: float, uplink_bytes: int, downlink_bytes: int) -> None:
@@ -80,6 +86,8 @@ class Display:
             f" {summary['test_top5']:.2%}, loss {summary['test_loss']:.4f}) after {summary['epochs']} epochs,"
             f" {summary['steps']:,} steps, {summary['seconds']:.1f} s"
         )
+        if summary["skipped"]:
+            self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
         phases = summary["seconds_per_batch"]
         self.console.print(
             f"a client's batch takes {1e3 * sum(phases.values()):.1f} ms: "

@@ -15,6 +15,25 @@ class PeerError(UserError):
     """Another process of the run stopped, is gone, or does not answer."""
 
 
+class Stopped(UserError):
+    """The run was asked to end and did, with a checkpoint.
+
+    Attributes:
+        signal: the number of the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message, signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class Rejoin(Exception):
+    """The server was started anew or went on without this client, which has to join again."""
+
+
 class PayloadError(ValueError):
     """Bytes that are not a payload of the expected codec."""
 

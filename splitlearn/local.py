@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn.errors import UserError
+from splitlearn.errors import Stopped, UserError
+from splitlearn.stopping import StopRequest
 from splitlearn.transport import Place, host_store, rank_name
 from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
 
@@ -27,6 +29,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
 
     Raises:
         UserError: a rank failed; says why.
+        Stopped: SIGINT or SIGTERM asked for it.
     """
     num_clients = cfg.num_clients or DEFAULT_NUM_CLIENTS
     num_ranks = num_clients + 1
@@ -34,7 +37,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launch.py
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
-    store = host_store("127.0.0.1", 0)
+    store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before any thread is started
     context.set_forkserver_preload(["splitlearn.worker"])
     processes, pipes = {}, {}
@@ -42,11 +45,12 @@ def run(cfg: DictConfig, folder: Path) -> float:
         for rank in range(num_ranks):
             place = Place(rank, num_clients, "127.0.0.1", store.port, one_machine=True)
             pipes[rank], end = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(cfg, place, folder, end), name=place.name)
+            process = context.Process(target=_run, args=(cfg, place, folder, token, end), name=place.name)
             process.start()
             processes[rank] = process
             end.close()
-        return _result(processes, pipes)
+        with StopRequest(then=processes[0].terminate) as stop:  # the server ends the run, with a checkpoint
+            return _result(processes, pipes, stop)
     finally:
         for process in processes.values():
             process.terminate()
@@ -55,7 +59,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
             process.kill()
 
 
-def _result(processes: dict, pipes: dict[int, Connection]) -> float:
+def _result(processes: dict, pipes: dict[int, Connection], stop: StopRequest) -> float:
     """Waits for all ranks; after a first failure for GRACE_S, since another may know more of the cause."""
     running = dict(processes)
     outcomes = {}
@@ -67,6 +71,10 @@ def _result(processes: dict, pipes: dict[int, Connection]) -> float:
         for rank in [rank for rank, process in running.items() if process.sentinel in ended]:
             outcomes[rank] = _outcome(running.pop(rank), pipes[rank])
     errors = [outcome for outcome in outcomes.values() if isinstance(outcome, UserError)]
+    if errors and stop.asked_by is not None:
+        if isinstance(outcomes.get(0), Stopped):
+            raise Stopped(str(outcomes[0]), stop.asked_by)
+        raise Stopped("interrupted", stop.asked_by)  # before there was anything to keep
     for error in sorted(errors, key=lambda error: error.is_told):
         raise error
     return outcomes[0]
@@ -74,32 +82,26 @@ def _result(processes: dict, pipes: dict[int, Connection]) -> float:
 
 def _outcome(process, pipe: Connection) -> float | UserError:
     try:
-        value, error, is_told = pipe.recv()
+        return pipe.recv()
     except EOFError:
         code = process.exitcode
         how = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
-        value, error, is_told = None, f"{process.name} ended with {how}", False
-    if error is None:
-        return value
-    failure = UserError(error)
-    failure.is_told = is_told
-    return failure
+        return UserError(f"{process.name} ended with {how}")
 
 
-def _run(cfg: DictConfig, place: Place, folder: Path, pipe: Connection) -> None:
+def _run(cfg: DictConfig, place: Place, folder: Path, token: bytes, pipe: Connection) -> None:
     """The main function of one rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    outcome: tuple[float | None, str | None, bool]
     try:
-        outcome = (run_rank(cfg, place, folder), None, False)
+        outcome = run_rank(cfg, place, folder, token)
     except UserError as error:
-        outcome = (None, str(error), error.is_told)
+        outcome = error
     except Exception as error:
         traceback.print_exc()
-        outcome = (None, f"{rank_name(place.rank)} crashed with {type(error).__name__} (traceback above)", False)
+        outcome = UserError(f"{rank_name(place.rank)} crashed with {type(error).__name__} (traceback above)")
     pipe.send(outcome)
-    sys.exit(0 if outcome[1] is None else 1)
+    sys.exit(0 if isinstance(outcome, float) else 1)
 
 
 def _end_with_parent() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,28 +35,62 @@ class Recorder:
 
     def __init__(self, cfg: DictConfig, folder: Path, display: Display):
         self.cfg, self.folder, self.display = cfg, folder, display
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        self._lines = open(folder / "metrics.jsonl", "w", buffering=1)  # noqa: SIM115
-        self._board = None
-        if cfg.log.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(folder)
         self.totals: Counter[str] = Counter()  # over the run
         self.seconds: Counter[str] = Counter()
-        self.errors: dict[str, list[float]] = {"uplink_error": [], "downlink_error": []}
-        self.evaluations: list[dict[str, float]] = []
-        self.started_at = self.epoch_started_at = time.perf_counter()
-        self._in_epoch: Counter[str] = Counter()
-        self._recorded_traffic: Counter[str] = Counter()
+        self.errors: dict[str, Counter[str]] = {"uplink_error": Counter(), "downlink_error": Counter()}
+        self.last_evaluation: dict[str, float] = {}
+        self.best_top1 = 0.0
         self.step_number = 0
+        self._in_epoch: Counter[str] = Counter()
+        self._lines = self._board = None
+
+    def open(self, state: dict[str, Any] | None) -> None:
+        """Opens the files, to go on after `state`, of an interrupted run, or from the start."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
+        path = self.folder / "metrics.jsonl"
+        self._seconds_before = 0.0, 0.0  # of the run and of the epoch
+        if state is None:
+            path.write_bytes(b"")
+            (self.folder / "summary.json").unlink(missing_ok=True)
+        else:
+            os.truncate(path, state["metrics_nbytes"])  # what came later is measured again
+            self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
+            self.step_number, self.best_top1 = state["step_number"], state["best_top1"]
+            self.last_evaluation = state["last_evaluation"]
+            self.totals.update(state["totals"])
+            self.seconds.update(state["seconds"])
+            self._in_epoch.update(state["in_epoch"])
+            for name, total in state["errors"].items():
+                self.errors[name].update(total)
+        self._lines = open(path, "a", buffering=1)  # noqa: SIM115
+        if self.cfg.log.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(self.folder, purge_step=state and self.step_number + 1)
+
+    def state(self) -> dict[str, Any]:
+        """What `open` goes on from."""
+        now = time.perf_counter()
+        return {
+            "metrics_nbytes": os.fstat(self._lines.fileno()).st_size,
+            "seconds_of_run": now - self.started_at,
+            "seconds_of_epoch": now - self.epoch_started_at,
+            "step_number": self.step_number,
+            "best_top1": self.best_top1,
+            "last_evaluation": self.last_evaluation,
+            "totals": dict(self.totals),
+            "seconds": dict(self.seconds),
+            "in_epoch": dict(self._in_epoch),
+            "errors": {name: dict(total) for name, total in self.errors.items()},
+        }
 
     @property
     def final_top1(self) -> float:
-        return self.evaluations[-1]["top1"]
+        return self.last_evaluation["top1"]
 
     def describe(self, cut: CutPoint, cfg: DictConfig, num_samples: int) -> None:
+        """The first lines that the user sees."""
         self.cut = cut
         shape = "×".join(map(str, cut.shape))
         self.display.headline(
@@ -65,27 +101,41 @@ class Recorder:
         )
 
     def start(self, num_steps: int) -> None:
-        self.display.start(self.cfg.epochs, num_steps)
+        """Training starts, or goes on, in epochs of `num_steps` steps."""
+        self.started_at, self.epoch_started_at = (time.perf_counter() - before for before in self._seconds_before)
+        self.display.start(self.cfg.epochs, num_steps, self.step_number)
 
-    def step(
-        self, epoch: int, step: int, measured: list[dict[str, Any]], learning_rate: float, traffic: Counter[str]
-    ) -> None:
+    def resumed(self, epoch: int) -> None:
+        """The run goes on from a checkpoint in `epoch`."""
+        had_finished = epoch > self.cfg.epochs
+        self.display.note(
+            "finished before" if had_finished else f"going on in epoch {epoch}, step {self.step_number + 1}"
+        )
+
+    def skipped(self) -> None:
+        """A client's part of a step was left out since it is not finite."""
+        self.totals["skipped"] += 1
+
+    def step(self, epoch: int, step: int, measured: list[dict[str, Any]], learning_rate: float) -> None:
         """One step's measurements, one dict a client that took part."""
         self.step_number = step
+        if not measured:
+            return self._write("step", {"epoch": epoch, "step": step, "clients": []}, step, "train")
         line = {
             "epoch": epoch,
             "step": step,
+            "clients": [one["client"] for one in measured],
             "loss": fmean(one["loss"] for one in measured),
             "top1": _mean(measured, "top1"),
             "learning_rate": learning_rate,
             "uplink_bytes": sum(one["uplink_bytes"] for one in measured),
             "downlink_bytes": sum(one["downlink_bytes"] for one in measured),
         }
-        for name, values in self.errors.items():
+        for name, total in self.errors.items():
             found = [one[name] for one in measured if one.get(name) is not None]
             if found:
                 line[name] = fmean(found)
-                values.extend(found)
+                total.update(sum=sum(found), number=len(found))
         self._write("step", line, step, "train")
         for one in measured:
             num_samples = one["num_samples"]
@@ -101,13 +151,14 @@ class Recorder:
         self.display.step(line["loss"], line["top1"], self.totals["uplink_bytes"], self.totals["downlink_bytes"])
 
     def evaluation(self, epoch: int, result: dict[str, float]) -> None:
-        self.evaluations.append({"epoch": epoch, "step": self.step_number, **result})
-        self._write("evaluation", self.evaluations[-1], self.step_number, "test")
+        self.last_evaluation = {"epoch": epoch, "step": self.step_number, **result}
+        self.best_top1 = max(self.best_top1, result["top1"])
+        self._write("evaluation", self.last_evaluation, self.step_number, "test")
 
     def end_epoch(self, epoch: int, traffic: Counter[str], seconds: Counter[str]) -> None:
         """Bytes by what they were, and seconds by phase, of one epoch."""
         now = time.perf_counter()
-        samples = self._in_epoch.pop("samples")
+        samples = self._in_epoch.pop("samples", 0) or math.nan
         line = {
             "epoch": epoch,
             "step": self.step_number,
@@ -119,8 +170,8 @@ class Recorder:
         self._write("epoch", line, self.step_number, "epoch")
         self.totals.update({f"{name}_bytes": total for name, total in traffic.items()})
         self.seconds.update(seconds)
-        evaluated = self.evaluations[-1] if self.evaluations and self.evaluations[-1]["epoch"] == epoch else None
-        self.display.epoch(epoch, line, evaluated)
+        is_evaluated = self.last_evaluation.get("epoch") == epoch
+        self.display.epoch(epoch, line, self.last_evaluation if is_evaluated else None)
         self._in_epoch = Counter()
         self.epoch_started_at = now
 
@@ -130,19 +181,20 @@ class Recorder:
 
     def finish(self) -> None:
         """Writes summary.json and shows it as a table."""
-        total, last = self.totals, self.evaluations[-1]
+        total, last = self.totals, self.last_evaluation
         batches = total["batches"]
         summary = {
             **{f"test_{name}": last[name] for name in ("top1", "top5", "loss")},
-            "best_test_top1": max(evaluation["top1"] for evaluation in self.evaluations),
+            "best_test_top1": self.best_top1,
             "epochs": self.cfg.epochs,
             "steps": self.step_number,
+            "skipped": total["skipped"],
             "seconds": time.perf_counter() - self.started_at,
             "cut": self.cut.path,
             "map_shape": list(self.cut.shape),
         }
         for link in ("uplink", "downlink"):
-            error = self.errors[f"{link}_error"]
+            errors = self.errors[f"{link}_error"]
             summary[link] = {
                 "compressor": compressor_from(self.cfg, "compressor" if link == "uplink" else "downlink").label,
                 "bytes_per_batch": total[f"{link}_bytes"] / batches,
@@ -150,7 +202,7 @@ class Recorder:
                 "uncompressed_bytes": total["raw_bytes"],
                 "saving": total["raw_bytes"] / total[f"{link}_bytes"],
                 "saving_by_formula": total["raw_bytes"] / total[f"{link}_formula_bytes"],
-                "relative_error": fmean(error) if error else None,
+                "relative_error": errors["sum"] / errors["number"] if errors else None,
             }
         summary["other_bytes"] = {
             name: total[f"{name}_bytes"] for name in ("labels_up", "weights_up", "weights_down", "evaluation_up")
@@ -163,7 +215,8 @@ class Recorder:
     def close(self) -> None:
         """Ends the display and the files, also after an error."""
         self.display.stop()
-        self._lines.close()
+        if self._lines:
+            self._lines.close()
         if self._board:
             self._board.close()
 
@@ -171,7 +224,7 @@ class Recorder:
         self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
         if self._board:
             for name, value in line.items():
-                if name not in ("epoch", "step"):
+                if name not in ("epoch", "step", "clients"):
                     self._board.add_scalar(f"{group}/{name}", value, step)
 
 

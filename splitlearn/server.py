@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,13 +18,24 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from splitlearn import models
+from splitlearn.checkpoints import Checkpoints
 from splitlearn.compressors import Compressor, Identity, Payload
 from splitlearn.config import compressor_from, differences, evaluates, measures_error, shared
-from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.errors import NonFiniteError, PayloadError, PeerError, Stopped, UserError
+from splitlearn.inbox import Inbox, Request
 from splitlearn.metrics import Recorder
 from splitlearn.seeds import derive
-from splitlearn.training import Trainable, autocast, average_states, nbytes_of, relative_error, state_of
-from splitlearn.transport import Inbox, Request
+from splitlearn.stopping import StopRequest
+from splitlearn.training import (
+    Trainable,
+    autocast,
+    average_states,
+    buffers_of,
+    load_buffers,
+    nbytes_of,
+    relative_error,
+    state_of,
+)
 
 
 class Server:
@@ -33,41 +45,53 @@ class Server:
         cfg: the run's configuration, with num_clients set.
         device: of the server segment.
         recorder: where measurements go.
+        checkpoints: where the run's state goes, and comes from where a run goes on.
     """
 
-    def __init__(self, cfg: DictConfig, device: torch.device, recorder: Recorder):
-        self.cfg, self.device, self.recorder = cfg, device, recorder
+    def __init__(self, cfg: DictConfig, device: torch.device, recorder: Recorder, checkpoints: Checkpoints):
+        self.cfg, self.device, self.recorder, self.checkpoints = cfg, device, recorder, checkpoints
         self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s)
         self.clients = range(cfg.num_clients)
         self.is_sequential = cfg.topology.name == "sequential"
         self.uplink = compressor_from(cfg, "compressor")
         self.evaluation_uplink = self.uplink.for_evaluation() if cfg.evaluate.compressed else Identity()
-        self.downlinks = [compressor_from(cfg, "downlink", "downlink", client) for client in self.clients]
-        self.traffic: Counter[str] = Counter()  # bytes since the last step's record
+        self.downlink = compressor_from(cfg, "downlink")
+        self.traffic: Counter[str] = Counter()  # bytes of an epoch, by what they are
         self.seconds: Counter[str] = Counter()  # of an epoch
-        self.step_number = 0
+        self.epoch = 1  # the current one
+        self.epoch_step = 0  # steps of it that are done
+        self.step_number = 0  # of the run
+        self.stop = StopRequest()
 
     def run(self) -> float:
-        """Trains and evaluates; returns the last top-1 test accuracy, 0 to 1."""
-        self.meet_clients()
+        """Trains and evaluates; returns the last top-1 test accuracy, 0 to 1.
+
+        Raises:
+            Stopped: it was asked to, and has a checkpoint to go on from.
+        """
+        self.meet_clients(self.find_checkpoint())
         self.recorder.start(self.num_steps)
-        for epoch in range(1, self.cfg.epochs + 1):
-            self.train_epoch(epoch)
-            if evaluates(self.cfg, epoch):
-                self.evaluate(epoch)
-            self.trainable.schedule.step()
-            self.recorder.end_epoch(epoch, self.traffic, self.seconds)
-            self.traffic, self.seconds = Counter(), Counter()
-        self.say_goodbye()
+        with self.stop:
+            while self.epoch <= self.cfg.epochs:
+                self.train_epoch()
+                if evaluates(self.cfg, self.epoch):
+                    self.evaluate()
+                self.trainable.schedule.step()
+                self.recorder.end_epoch(self.epoch, self.traffic, self.seconds)
+                self.traffic, self.seconds = Counter(), Counter()
+                self.epoch, self.epoch_step = self.epoch + 1, 0
+                if self.saves_epoch(self.epoch - 1):
+                    self.save(self.epoch_states)
+            self.say_goodbye()
         return self.recorder.final_top1
 
     # Meeting and parting
 
-    def meet_clients(self) -> None:
+    def meet_clients(self, checkpoint: dict[str, Any] | None) -> None:
         """Hears what every client has, builds the network from it, and gives all the same first client segment."""
-        hellos = [self.inbox.take(client, "hello") for client in self.clients]
+        hellos = self.inbox.meet(self.cfg.rpc.connect_timeout_s)
         for client, hello in enumerate(hellos):
-            difference = differences(shared(self.cfg), hello.body[0]["config"])
+            difference = differences(shared(self.cfg), hello.body[0]["config"], "server", "client")
             if difference:
                 raise UserError(f"the server and client {client} are configured differently: {difference}")
         about = [hello.body[0] for hello in hellos]
@@ -81,12 +105,32 @@ class Server:
         self.num_steps = sum(self.num_batches) if self.is_sequential else max(self.num_batches)
 
         client_segment, segment, self.cut = models.build_segments(self.cfg, num_classes)
+        self.num_classes = num_classes
         self.trainable = Trainable(segment.to(self.device), self.cfg)
-        self.client_states: list[Any] = [state_of(client_segment)]  # one, or without averaging each client's
+        # As averaged or handed on last: one, or without averaging each client's.
+        self.client_states: list[Any] = [state_of(client_segment)]
+        first_states = self.client_states * self.cfg.num_clients
+        if checkpoint:
+            first_states = self.restore(checkpoint)
         self.recorder.describe(self.cut, self.cfg, num_samples=sum(self.num_train))
-        for hello in hellos:
-            hello.reply({"num_classes": num_classes, "num_steps": self.num_steps, "weights": self.client_states[0]})
-        torch.manual_seed(derive(self.cfg.seed, "server"))  # dropout
+        if checkpoint:
+            self.recorder.resumed(self.epoch)
+        for client, hello in enumerate(hellos):
+            hello.reply(
+                {
+                    "num_classes": num_classes,
+                    "num_steps": self.num_steps,
+                    "epoch": self.epoch,
+                    "step": self.epoch_step,
+                    "batch": self.batches_done(client),
+                    "state": first_states[client],
+                }
+            )
+
+    def batches_done(self, client: int) -> int:
+        """How many batches of the epoch a client has trained on."""
+        before = sum(self.num_batches[:client]) if self.is_sequential else 0
+        return min(max(self.epoch_step - before, 0), self.num_batches[client])
 
     def say_goodbye(self) -> None:
         for index, state in enumerate(self.client_states):
@@ -97,58 +141,167 @@ class Server:
         for client in self.clients:
             self.inbox.take(client, "goodbye").reply(self.recorder.final_top1)
 
+    # Checkpoints
+
+    def find_checkpoint(self) -> dict[str, Any] | None:
+        """The state of the run in this folder, to go on from, if it is wanted and there is one; opens the recorder."""
+        checkpoint = None if self.cfg.resume == "never" else self.checkpoints.latest()
+        if checkpoint is None:
+            self.checkpoints.clear()
+        elif difference := differences(checkpoint["config"], shared(self.cfg), "then", "now"):
+            raise UserError(
+                f"{self.recorder.folder} holds a run that was configured differently: {difference}; go on as it was,"
+                " choose another folder with hydra.run.dir, or start over in it with resume=never"
+            )
+        self.recorder.open(checkpoint and checkpoint["recorder"])
+        return checkpoint
+
+    def restore(self, checkpoint: dict[str, Any]) -> list[Any]:
+        """Takes over a checkpoint; returns each client's state in it."""
+        self.epoch, self.epoch_step, self.step_number = (checkpoint[key] for key in ("epoch", "epoch_step", "step"))
+        self.traffic, self.seconds = Counter(checkpoint["traffic"]), Counter(checkpoint["seconds"])
+        self.trainable.load(checkpoint["server"])
+        self.trainable.skip_epochs(self.epoch - 1)
+        states = checkpoint["clients"]
+        self.client_states = states if self.cfg.topology.get("average") == "never" else states[:1]
+        return states if len(states) > 1 else states * self.cfg.num_clients
+
+    def saves_epoch(self, epoch: int) -> bool:
+        every = self.cfg.checkpoint
+        if epoch == self.cfg.epochs:
+            return bool(every.every_epochs or every.every_steps)
+        return bool(every.every_epochs) and epoch % every.every_epochs == 0
+
+    def directive(self) -> str | None:
+        """What is asked of the clients after the current step: their state, to "save" it or before a "stop"."""
+        if self.stop.asked_by is not None:
+            return "stop"
+        every = self.cfg.checkpoint.every_steps
+        return "save" if every and self.step_number % every == 0 else None
+
+    def hear_states(self, told: Iterable[int], directive: str) -> list[Any]:
+        """The clients' states, or in sequence that of the one whose turn it is, after `told` were told to send them.
+
+        The others wait at the end of their epoch, and are told there.
+        """
+        others = [client for client in self.clients if client not in told]
+        if self.is_sequential and directive == "save":
+            others = []
+        for client in others:
+            self.inbox.take(client, "weights").reply((None, directive, False))
+        states = []
+        for client in sorted([*told, *others]):
+            request = self.inbox.take(client, "state")
+            states.append(request.body[0])
+            request.reply()
+        return [states[told[0]] if others else states[0]] if self.is_sequential else states
+
+    def save(self, states: list[Any]) -> None:
+        """Writes a checkpoint of the run as it is now, with the clients' states: one for all, or each one's."""
+        self.checkpoints.save(
+            self.step_number,
+            {
+                "config": shared(self.cfg),
+                "epoch": self.epoch,
+                "epoch_step": self.epoch_step,
+                "step": self.step_number,
+                "server": self.trainable.state(),
+                "clients": states,
+                "traffic": dict(self.traffic),
+                "seconds": dict(self.seconds),
+                "recorder": self.recorder.state(),
+            },
+        )
+
     # Training
 
-    def train_epoch(self, epoch: int) -> None:
+    def train_epoch(self) -> None:
+        """What is left of the epoch."""
         self.trainable.segment.train()
         if self.is_sequential:
             for client in self.clients:
-                self.hand_over(client)
-                for _ in range(self.num_batches[client]):
-                    self.step(epoch, [client])
+                first = self.batches_done(client)
+                if first == self.num_batches[client]:
+                    continue
+                if first == 0:
+                    self.hand_over(client)
+                for _ in range(first, self.num_batches[client]):
+                    self.step([client])
                 self.take_back(client)
-            if evaluates(self.cfg, epoch):
+            self.epoch_states = self.client_states
+            if evaluates(self.cfg, self.epoch):
                 for client in self.clients:
                     self.hand_over(client)  # all evaluate with the newest
         else:
-            for batch in range(self.num_steps):
-                self.step(epoch, [client for client in self.clients if batch < self.num_batches[client]])
-            self.average_weights(epoch)
+            for batch in range(self.epoch_step, self.num_steps):
+                self.step([client for client in self.clients if batch < self.num_batches[client]])
+            self.average_weights()
 
-    def step(self, epoch: int, participants: list[int]) -> None:
+    def step(self, participants: list[int]) -> None:
         """One step of all segments on a batch of each participant."""
         self.step_number += 1
+        self.epoch_step += 1
+        directive = self.directive()
+        averages_steps = not self.is_sequential and self.cfg.topology.average == "step"
         self.trainable.optimizer.zero_grad()
-        measured = [self.learn_from(client) for client in participants]
-        if len(participants) > 1:
+        measured = [self.learn_from(client, None if averages_steps else directive) for client in participants]
+        measured = [one for one in measured if one is not None]
+        if len(measured) > 1:
             for parameter in self.trainable.segment.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.div_(len(participants))
-        self.trainable.optimizer.step()
-        if not self.is_sequential and self.cfg.topology.average == "step":
-            self.average_gradients(participants)
-        self.recorder.step(epoch, self.step_number, measured, self.trainable.learning_rate, self.traffic)
+                    parameter.grad.div_(len(measured))
+        if measured:
+            self.trainable.optimizer.step()
+        if averages_steps:
+            self.average_gradients(directive)
+        self.recorder.step(self.epoch, self.step_number, measured, self.trainable.learning_rate)
+        if directive:
+            states = self.hear_states(self.clients if averages_steps else participants, directive)
+            self.save(states)
+            if self.is_sequential:
+                self.client_states = states
+        if directive == "stop":
+            self.checkpoints.wait()
+            raise Stopped(
+                f"stopped in epoch {self.epoch} after step {self.step_number}, with a checkpoint: go on with"
+                f" resume={self.recorder.folder}",
+                self.stop.asked_by,
+            )
 
-    def learn_from(self, client: int) -> dict[str, float]:
-        """Adds the gradient of one client's loss to the server segment's and answers with that at the cut."""
+    def learn_from(self, client: int, directive: str | None) -> dict[str, float] | None:
+        """Adds the gradient of one client's loss to the server segment's and answers with that at the cut.
+
+        Returns what was measured; None if the client's part is left out, because it is not finite.
+        """
         request = self.inbox.take(client, "step")
         started = time.perf_counter()
-        wire, labels, uplink_error = request.body
-        smashed, labels = self.receive(wire, labels, self.uplink, "smashed_up")
+        wire, labels, uplink_error, wants_to_stop = request.body
+        if wants_to_stop:
+            self.stop.request()
+        if wire is None:
+            return self.skip(request, started, directive)
+        smashed, labels = self.receive(client, wire, labels, self.uplink, "smashed_up")
         smashed.requires_grad_()
+        torch.manual_seed(derive(self.cfg.seed, "server", self.step_number, client))  # dropout
+        buffers = buffers_of(self.trainable.segment) if self.cfg.nonfinite == "skip" else None
         with autocast(self.cfg, self.device):
             logits = self.trainable.segment(smashed)
             loss = F.cross_entropy(logits.float(), labels)
+        if buffers is not None and not loss.isfinite():
+            load_buffers(self.trainable.segment, buffers)
+            return self.skip(request, started, directive)
         loss.backward()
+        self.downlink.seed(derive(self.cfg.seed, "downlink", client, self.step_number))
         try:
-            gradient = self.downlinks[client].encode(smashed.grad)
+            gradient = self.downlink.encode(smashed.grad)
         except NonFiniteError as error:
             raise UserError(
                 f"step {self.step_number}: the cut gradient for client {client} is not finite ({error}): training"
-                " diverged; lower optimizer.lr"
+                " diverged; lower optimizer.lr, or leave out batches whose loss is not finite with nonfinite=skip"
             ) from None
         self.traffic["gradient_down"] += gradient.nbytes
         measured = {
+            "client": client,
             "num_samples": len(labels),
             "loss": loss.item(),
             "top1": num_correct(logits, labels, 1) / len(labels),
@@ -156,22 +309,43 @@ class Server:
             "downlink_bytes": gradient.nbytes,
             "uplink_raw_bytes": smashed.nbytes,
             "uplink_formula_bits": self.uplink.formula_bits(smashed.shape, 8 * smashed.element_size()),
-            "downlink_formula_bits": self.downlinks[client].formula_bits(smashed.shape, 8 * smashed.element_size()),
+            "downlink_formula_bits": self.downlink.formula_bits(smashed.shape, 8 * smashed.element_size()),
             "uplink_error": uplink_error,
         }
         if measures_error(self.cfg, self.step_number):
-            decoded = self.downlinks[client].decode(gradient, self.device)
+            decoded = self.downlink.decode(gradient, self.device)
             measured["downlink_error"] = relative_error(decoded, smashed.grad)
-        self.answer(request, started, (measured["loss"], gradient.tensor))
+        self.answer(request, started, (measured["loss"], gradient.tensor, directive))
         return measured
 
-    def receive(self, wire: Tensor, labels: Tensor, uplink: Compressor, kind: str) -> tuple[Tensor, Tensor]:
+    def skip(self, request: Request, started: float, directive: str | None) -> None:
+        self.recorder.skipped()
+        self.answer(request, started, (None, None, directive))
+
+    def receive(
+        self, client: int, wire: Tensor, labels: Tensor, uplink: Compressor, kind: str
+    ) -> tuple[Tensor, Tensor]:
+        """Decodes what a client sent, after checking it: nobody is trusted to send what was agreed."""
         self.traffic[kind] += wire.numel()
         self.traffic["labels_up"] += labels.nbytes
-        payload = Payload.parse(wire)
-        # The client's precision decides on the dtype; the cut on the rest, before anything is allocated.
-        expected = (torch.Size((len(labels), *self.cut.shape)), payload.dtype)
-        return uplink.decode(payload, self.device, expected), labels.to(self.device).long()
+        try:
+            payload = Payload.parse(wire)
+            # The client's precision decides on the dtype; the cut on the rest, before anything is allocated.
+            expected = (torch.Size((len(labels), *self.cut.shape)), payload.dtype)
+            smashed = uplink.decode(payload, self.device, expected)
+        except PayloadError as error:
+            raise PeerError(f"client {client} sent a payload that {error}") from None
+        labels = labels.to(self.device).long()
+        if len(labels) > self.cfg.batch_size or labels.dim() != 1:
+            raise PeerError(
+                f"client {client} sent labels of shape {tuple(labels.shape)}; batch_size={self.cfg.batch_size}"
+            )
+        if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+            raise PeerError(
+                f"client {client} sent labels from {int(labels.min())} to {int(labels.max())}; there are"
+                f" {self.num_classes} classes"
+            )
+        return smashed, labels
 
     def answer(self, request: Request, started: float, value: tuple) -> None:
         """Replies, with the seconds that the request waited here and that it took."""
@@ -181,32 +355,37 @@ class Server:
 
     # Client segments
 
-    def average_gradients(self, participants: list[int]) -> None:
+    def average_gradients(self, directive: str | None) -> None:
         """The mean of the participants' gradients to every client, so that all segments take the same step (Eq. 2)."""
         requests = [self.take_weights(client, "gradients") for client in self.clients]
-        mean = average_states([requests[client].body[0] for client in participants])
+        gradients = [request.body[0] for request in requests if request.body[0] is not None]
+        mean = average_states(gradients) if gradients else None
         for request in requests:
-            self.send_weights(request, mean)
+            self.send_weights(request, mean, directive)
 
-    def average_weights(self, epoch: int) -> None:
+    def average_weights(self) -> None:
         """The mean of the client segments' weights to every client, by the topology's weighting."""
         requests = [self.take_weights(client) for client in self.clients]
         states = [request.body[0] for request in requests]
-        if self.cfg.topology.average != "never":
+        average = self.cfg.topology.average
+        if average != "never":
             by_samples = self.cfg.topology.weighting == "samples"
             self.client_states = [average_states(states, self.num_train if by_samples else None)]
-        elif epoch == self.cfg.epochs:
+        elif self.epoch == self.cfg.epochs:
             self.client_states = states
+        directive = "save" if self.saves_epoch(self.epoch) else None
         for request in requests:
-            self.send_weights(request, None if self.cfg.topology.average == "never" else self.client_states[0])
+            self.send_weights(request, None if average == "never" else self.client_states[0], directive, True)
+        if directive:
+            self.epoch_states = self.hear_states(self.clients, directive)
 
     def hand_over(self, client: int) -> None:
-        self.send_weights(self.take_weights(client), self.client_states[0])
+        self.send_weights(self.take_weights(client), self.client_states[0], None, True)
 
     def take_back(self, client: int) -> None:
         request = self.take_weights(client)
         self.client_states = [request.body[0]]
-        self.send_weights(request, None)
+        self.send_weights(request, None, None, True)
 
     def take_weights(self, client: int, kind: str = "weights") -> Request:
         request = self.inbox.take(client, kind)
@@ -215,14 +394,14 @@ class Server:
             self.seconds.update(request.body[1])
         return request
 
-    def send_weights(self, request: Request, state: Any) -> None:
+    def send_weights(self, request: Request, state: Any, *about: Any) -> None:
         self.traffic["weights_down"] += nbytes_of(state)
-        request.reply(state)
+        request.reply((state, *about))
 
     # Evaluation
 
     @torch.no_grad()
-    def evaluate(self, epoch: int) -> None:
+    def evaluate(self) -> None:
         """Loss, top-1 and top-5 accuracy over all clients' test samples."""
         self.trainable.segment.eval()
         totals: Counter[str] = Counter()
@@ -232,7 +411,7 @@ class Server:
                     continue
                 request = self.inbox.take(client, "evaluate")
                 started = time.perf_counter()
-                smashed, labels = self.receive(*request.body, self.evaluation_uplink, "evaluation_up")
+                smashed, labels = self.receive(client, *request.body, self.evaluation_uplink, "evaluation_up")
                 with autocast(self.cfg, self.device):
                     logits = self.trainable.segment(smashed)
                 totals["samples"] += len(labels)
@@ -241,7 +420,7 @@ class Server:
                 totals["top5"] += num_correct(logits, labels, 5)
                 self.answer(request, started, ())
         samples = totals.pop("samples")
-        self.recorder.evaluation(epoch, {name: total / samples for name, total in totals.items()})
+        self.recorder.evaluation(self.epoch, {name: total / samples for name, total in totals.items()})
 
 
 def num_correct(logits: Tensor, labels: Tensor, k: int) -> int:

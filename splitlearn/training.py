@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -34,6 +35,13 @@ class Trainable:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
 
+    def skip_epochs(self, number: int) -> None:
+        """Brings the learning rate to where it is after `number` epochs."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer took no step
+            for _ in range(number):
+                self.schedule.step()
+
 
 def state_of(segment: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, copied to the CPU."""
@@ -42,6 +50,16 @@ def state_of(segment: nn.Module) -> dict[str, Tensor]:
 
 def load_state(segment: nn.Module, state: dict[str, Tensor]) -> None:
     segment.load_state_dict(state)
+
+
+def buffers_of(segment: nn.Module) -> list[Tensor]:
+    """Copies of the buffers, such as batch norm's statistics, which a forward pass changes."""
+    return [buffer.clone() for buffer in segment.buffers()]
+
+
+def load_buffers(segment: nn.Module, values: list[Tensor]) -> None:
+    for buffer, value in zip(segment.buffers(), values, strict=True):
+        buffer.copy_(value)
 
 
 def gradients_of(segment: nn.Module) -> list[Tensor]:

@@ -1,35 +1,44 @@
-"""The only file that knows torch.distributed.rpc: who is where, how they meet, and how a call reaches the server.
+"""The only file that knows torch.distributed.rpc: how ranks meet, and how a call reaches the server.
 
-How it works: all ranks meet at a TCP store at host:port, which torchrun, the launching process or the server hosts.
-Each then starts its RPC agent, and every client fetches an RRef to the server, the object that holds the server
-segment. A call is one RPC: a handler thread puts it into the server's inbox and returns a future; the server's main
-thread takes requests from the inbox in the order that its own program asks for them, and answers. Calls are numbered
-by the client. A repeated number gets the first one's future, so that a call is never applied twice.
+How it works: the server holds an RRef to the object with the server segment, and a call is one RPC to it. A handler
+thread puts the call into the server's inbox and returns a future; the server's main thread takes requests from the
+inbox in the order that its own program asks for them, and answers. Calls are numbered by the client, sent again where
+no answer comes, and applied once (see inbox.py). Every call is signed, and a message can name nothing but `_deliver`
+(see guard.py).
+
+Clients sign in at the server's front desk (see frontdesk.py), each for itself, so that one can leave, crash and come
+back while the others go on. Where it is, says rpc.host and rpc.port, or for ranks that torchrun or the launching
+process has started together, the TCP store that they share. init_rpc connects all ranks with all at once and for good:
+after a rank was killed it fails, also when torchrun starts all anew. `_start_agent` does what it does inside, for one.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import socket
 import struct
 import threading
 import time
-import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.rpc as rpc
 from torch.futures import Future
 
-from splitlearn.errors import PeerError, UserError
+from splitlearn import frontdesk, guard
+from splitlearn.errors import PeerError, Rejoin, UserError
 
 SERVER = "server"
-PING_EVERY_S = 1.0  # how often the server looks whether a client it waits for is still there
 FAREWELL_S = 2.0  # how long the server waits at the end for the clients to have left
+RECONNECT_EVERY_S = 0.5
+FLEET_RECONNECT_S = 5.0  # then the launcher knows better
 
 
 @dataclass(frozen=True)
@@ -39,8 +48,8 @@ class Place:
     Attributes:
         rank: 0 for the server, 1 + index for a client.
         num_clients: clients in the run.
-        host, port: address of the store that all ranks meet at.
-        hosts_store: this process makes the store; else it is there already, or another's to make.
+        host, port: where the ranks meet.
+        is_fleet: all ranks were started together, and meet at a TCP store; else at the server's front desk.
         one_machine: all ranks are on this machine, on one console.
     """
 
@@ -48,7 +57,7 @@ class Place:
     num_clients: int
     host: str
     port: int
-    hosts_store: bool = False
+    is_fleet: bool = True
     one_machine: bool = False
 
     @property
@@ -60,128 +69,88 @@ def rank_name(rank: int) -> str:
     return SERVER if rank == 0 else f"client{rank - 1}"
 
 
-class Request:
-    """A client's call, waiting for its answer."""
+@dataclass(frozen=True)
+class Patience:
+    """How long what may take, in seconds.
 
-    def __init__(self, number: int, kind: str, body: tuple, future: Future):
-        self.number, self.kind, self.body = number, kind, body
-        self.future = future
-        self.arrived_at = time.perf_counter()
+    Attributes:
+        call_s: a call until its answer, waiting for others included.
+        retry_s: until a call without an answer is sent again; doubles each time.
+        connect_s: until all ranks, or the server, are there.
+    """
 
-    def reply(self, value: Any = None) -> None:
-        self.future.set_result(("done", value))
-
-
-class Inbox:
-    """The server's requests: at most one a client, since a client waits for its answer."""
-
-    def __init__(self, num_clients: int, timeout_s: float):
-        self.timeout_s = timeout_s
-        self._requests: list[Request | None] = [None] * num_clients  # the latest of each client
-        self._taken = [0] * num_clients  # its number, once it was taken
-        self._failure: str | None = None
-        self._closed = False  # by the server, because of the failure
-        self._changed = threading.Condition()
-
-    def deliver(self, client: int, number: int, kind: str, body: tuple) -> Future:
-        """Called by RPC threads. The future's value is ("done", answer) or ("failed", why)."""
-        with self._changed:
-            latest = self._requests[client]
-            if latest is not None and number == latest.number:
-                return latest.future
-            request = self._requests[client] = Request(number, kind, body, Future())
-            if kind == "failed":
-                self._failure = self._failure or f"client {client} stopped: {body[0]}"
-            if self._closed:
-                request.future.set_result(("failed", self._failure))
-            self._changed.notify_all()
-            return request.future
-
-    def take(self, client: int, kind: str) -> Request:
-        """Waits for the client's next request, which must be of this kind.
-
-        Raises:
-            PeerError: a client failed, is gone, or sent nothing for `timeout_s`.
-        """
-        deadline = time.monotonic() + self.timeout_s
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._failure or self._is_new(client), PING_EVERY_S)
-                if self._failure:
-                    raise PeerError(self._failure)
-                if self._is_new(client):
-                    request = self._requests[client]
-                    self._taken[client] = request.number
-                    assert request.kind == kind, f"client {client} sent {request.kind} where {kind} was due"
-                    return request
-            if not _is_alive(rank_name(client + 1)):
-                raise PeerError(f"client {client} is gone: its process ended or its connection broke")
-            if time.monotonic() > deadline:
-                raise PeerError(
-                    f"client {client} did not send its {kind} within {self.timeout_s:.0f} s (rpc.timeout_s)"
-                )
-
-    def fail(self, why: str) -> None:
-        """Answers every waiting and coming request with why the run ends."""
-        with self._changed:
-            self._failure = self._failure or why
-            self._closed = True
-            for request in self._requests:
-                if request is not None and not request.future.done():
-                    request.future.set_result(("failed", self._failure))
-
-    def _is_new(self, client: int) -> bool:
-        request = self._requests[client]
-        return request is not None and request.number > self._taken[client]
+    call_s: float
+    retry_s: float
+    connect_s: float
 
 
 class ServerProxy:
-    """The client's side: calls to the server, through an RRef to it."""
+    """The client's side: calls to the server."""
 
-    def __init__(self, client: int, address: str, timeout_s: float):
-        self.client, self.address, self.timeout_s = client, address, timeout_s
-        self._rref = rpc.remote(SERVER, _served_object, timeout=timeout_s)
+    def __init__(self, client: int, address: str, patience: Patience, token: bytes, reconnect: Callable[[float], None]):
+        self.client, self.address, self.patience, self.token = client, address, patience, token
+        self._reconnect = reconnect
+        self._session = secrets.token_hex(8)
         self._number = 0
 
     def call(self, kind: str, *body: Any) -> Any:
         """Sends one request and waits for its answer.
 
         Raises:
-            PeerError: the server ended the run, is gone, or did not answer within `timeout_s`.
+            PeerError: the server ended the run, is gone, or did not answer in time.
+            Rejoin: the server does not know this client any more, and waits for its hello.
         """
         self._number += 1
-        # To the RRef's owner, without the RRef: to send it along would cost each call another message, and a process's
-        # second world, in a sweep, cannot receive one (torch keeps the first world's agent for that).
-        arguments = (self.client, self._number, kind, body)
-        future = rpc.rpc_async(self._rref.owner(), _deliver, args=arguments, timeout=self.timeout_s)
-        # Waiting for the future itself could not be interrupted by Ctrl-C.
-        answered = threading.Event()
-        future.add_done_callback(lambda _: answered.set())
-        answered.wait()
-        try:
-            status, value = future.wait()
-        except RuntimeError as error:
-            if "timeout" in str(error).lower():
-                why = f"did not answer within {self.timeout_s:.0f} s (rpc.timeout_s)"
-            else:
-                why = "is gone: its process ended or the connection broke"
-            raise PeerError(f"the server at {self.address} {why}") from error
+        signature = guard.sign(self.token, self.client, self._session, self._number, kind)
+        arguments = (self.client, self._session, self._number, kind, signature, body)
+        deadline = time.monotonic() + self.patience.call_s
+        wait_s = self.patience.retry_s
+        while True:
+            remaining_s = deadline - time.monotonic()
+            try:
+                timeout_s = max(0.1, min(wait_s, remaining_s))
+                status, value = _wait(rpc.rpc_async(SERVER, _deliver, args=arguments, timeout=timeout_s))
+                break
+            except RuntimeError as error:
+                if "timeout" not in str(error).lower():
+                    self._reconnect(deadline)
+                elif remaining_s > wait_s:
+                    wait_s *= 2  # the call or its answer was lost, or the server is only slow: it applies it once
+                else:
+                    raise PeerError(
+                        f"the server at {self.address} did not answer within {self.patience.call_s:.0f} s"
+                        " (rpc.timeout_s)"
+                    ) from error
+        if status == "rejoin":
+            raise Rejoin
         if status == "failed":
             error = PeerError(value)
             error.is_told = True
             raise error
         return value
 
+    def start_over(self) -> None:
+        """A new session, as if this process had just been started."""
+        self._session = secrets.token_hex(8)
+
+
+def _wait(future: Future) -> Any:
+    """The future's value. Waiting for the future itself could not be interrupted by a signal."""
+    answered = threading.Event()
+    future.add_done_callback(lambda _: answered.set())
+    answered.wait()
+    return future.wait()
+
 
 @contextmanager
-def connect(place: Place, timeout_s: float, connect_timeout_s: float, served: Any = None):
-    """Meets all other ranks, starts RPC, and ends it on the way out.
+def connect(place: Place, patience: Patience, token: bytes, served: Any = None) -> Iterator[ServerProxy | None]:
+    """Meets the other ranks, starts RPC, and ends it on the way out.
 
     Args:
         place: this process's.
-        timeout_s: seconds that a call may take.
-        connect_timeout_s: seconds that the other ranks may take to come.
-        served: on the server, the object with an `inbox`, that the clients' RRefs are to.
+        patience: how long what may take.
+        token: signs the calls (see guard.py); the same on all ranks.
+        served: on the server, the object with an `inbox`.
 
     Yields:
         A ServerProxy on a client; None on the server.
@@ -189,41 +158,132 @@ def connect(place: Place, timeout_s: float, connect_timeout_s: float, served: An
     Raises:
         UserError: the server or a client was not there in time.
     """
-    global _served, _num_connects
-    _served = served
-    _num_connects += 1
-    store = _join_store(place, connect_timeout_s)
-    keys = {rank: f"splitlearn/{_num_connects}/{{}}/{rank_name(rank)}" for rank in range(place.num_clients + 1)}
-    store.set(keys[place.rank].format("here"), "1")
-    _wait_for_all(store, place, {rank: key.format("here") for rank, key in keys.items()}, connect_timeout_s)
-    _choose_interface(place)
-    # init_rpc looks for the store in the environment; this says that it is there already.
-    os.environ.update(MASTER_ADDR=place.host, MASTER_PORT=str(place.port), TORCHELASTIC_USE_AGENT_STORE="True")
-    os.environ.setdefault("TORCHELASTIC_RESTART_COUNT", "0")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        rpc.init_rpc(
-            place.name,
-            rank=place.rank,
-            world_size=place.num_clients + 1,
-            rpc_backend_options=rpc.TensorPipeRpcBackendOptions(
-                _transports=["uv"], _channels=["basic"], rpc_timeout=timeout_s
-            ),
-        )
+    global _num_fleets
+    _num_fleets += place.is_fleet
+    address = _choose_interface(place)
+    with guard.closed([_deliver]):
+        if place.rank == 0:
+            with _serve(place, address, patience, token, served):
+                yield None
+        else:
+            with _enter(place, patience, token) as proxy:
+                yield proxy
+
+
+@contextmanager
+def _serve(place: Place, address: str, patience: Patience, token: bytes, served: Any) -> Iterator[None]:
+    global _served
+    inbox = served.inbox
+
+    def notify() -> None:
+        with inbox.changed:
+            inbox.changed.notify_all()
+
+    rpc_address = _start_agent(SERVER, 0, patience)
+    _served = rpc.RRef(_Served(served, token))
+    desk = None
     try:
-        yield None if place.rank == 0 else ServerProxy(place.rank - 1, f"{place.host}:{place.port}", timeout_s)
+        host, port = (address, 0) if place.is_fleet else (place.host, place.port)
+        desk = frontdesk.FrontDesk(host, port, rpc_address, place.num_clients, token, notify)
+        inbox.is_alive = desk.is_present
+        if place.is_fleet:
+            store = _join_store(place, patience.connect_s)
+            store.set(_desk_key(), f"{host}:{desk.port}")
+        yield
     finally:
-        # The server leaves last, so that its last answers arrive. A store that is gone means that nobody waits.
-        try:
-            if place.rank == 0:
-                clients = [key.format("left") for rank, key in keys.items() if rank]
-                store.wait(clients, timedelta(seconds=FAREWELL_S))
-            else:
-                store.set(keys[place.rank].format("left"), "1")
-        except RuntimeError:
-            pass
-        rpc.shutdown(graceful=False)
+        if desk is not None:
+            deadline = time.monotonic() + FAREWELL_S  # so that the last answers arrive
+            while time.monotonic() < deadline and any(map(desk.is_present, range(place.num_clients))):
+                time.sleep(0.02)
+            desk.close()
         _served = None
+        rpc.shutdown(graceful=False)
+
+
+@contextmanager
+def _enter(place: Place, patience: Patience, token: bytes) -> Iterator[ServerProxy]:
+    global _worker_id
+    host, port = place.host, place.port
+    if place.is_fleet:
+        store = _join_store(place, patience.connect_s)
+        try:
+            store.wait([_desk_key()], timedelta(seconds=patience.connect_s))
+        except RuntimeError:  # DistStoreError
+            raise UserError(
+                f"the server did not come to {host}:{port} within {patience.connect_s:g} s: start all ranks, or raise"
+                " rpc.connect_timeout_s"
+            ) from None
+        host, port = store.get(_desk_key()).decode().rsplit(":", 1)
+        port = int(port)
+    client = place.rank - 1
+    entry = frontdesk.enter(host, port, client, _worker_id, token, patience.connect_s)
+
+    def reconnect(deadline: float) -> None:
+        """Connects anew, to the same server or to one that was started since, which may take until `deadline`."""
+        nonlocal entry
+        entry.connection.close()
+        rpc.shutdown(graceful=False)
+        if place.is_fleet:
+            deadline = min(deadline, time.monotonic() + FLEET_RECONNECT_S)
+        while True:
+            time.sleep(RECONNECT_EVERY_S)
+            try:
+                entry = frontdesk.enter(host, port, client, _worker_id, token, RECONNECT_EVERY_S)
+                break
+            except UserError:
+                if time.monotonic() > deadline:
+                    raise PeerError(
+                        f"the server at {host}:{port} is gone: its process ended or the connection broke"
+                    ) from None
+        _start_agent(place.name, entry.id, patience, entry.address)
+
+    try:
+        _worker_id = entry.id
+        _start_agent(place.name, entry.id, patience, entry.address)
+        yield ServerProxy(client, f"{host}:{port}", patience, token, reconnect)
+    finally:
+        entry.connection.close()
+        if rpc.api._is_current_rpc_agent_set():
+            rpc.shutdown(graceful=False)
+
+
+def _desk_key() -> str:
+    """Where the store says where the server's front desk is; a key a run, as a process may do several."""
+    # Ranks that torchrun has started again find what those before have left in the store.
+    return f"splitlearn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_num_fleets}"
+
+
+def _start_agent(name: str, number: int, patience: Patience, server_address: str | None = None) -> str:
+    """Starts this process's RPC agent, which knows itself and, on a client, the server; returns its address.
+
+    It is what init_rpc does without its rendezvous: an agent finds others' addresses in a store, so that one of its
+    own is enough. All of it is private to torch; checked with 2.11 to 2.15.
+    """
+    from torch.distributed import autograd
+
+    try:
+        from torch._C._distributed_rpc import TensorPipeAgent
+
+        store = dist.HashStore()
+        if server_address is not None:
+            for key, value in (
+                ("names/0", SERVER),
+                ("names/_ALL_WORKER_INFOS", f"{SERVER}-0,"),
+                (f"addrs/{SERVER}", server_address),
+            ):
+                store.set(key, value)
+        autograd._init(number)
+        agent = TensorPipeAgent(store, name, number, None, _options(patience), {}, [])
+        rpc.api._init_rpc_states(agent)
+        return store.get(f"addrs/{name}").decode()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"torch {torch.__version__} cannot start RPC role by role ({error}): use torch 2.11 to 2.15, or torchrun"
+        ) from None
+
+
+def _options(patience: Patience) -> rpc.TensorPipeRpcBackendOptions:
+    return rpc.TensorPipeRpcBackendOptions(_transports=["uv"], _channels=["basic"], rpc_timeout=patience.call_s)
 
 
 def host_store(host: str, port: int) -> dist.TCPStore:
@@ -239,72 +299,56 @@ def host_store(host: str, port: int) -> dist.TCPStore:
     return dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
-_served: Any = None
-_num_connects = 0
+_num_fleets = 0  # that this process was part of
+_worker_id = 0  # of this process, as its first server gave it; RPC takes no other one after
 
 
-def _served_object() -> Any:
-    return _served
+class _Served:
+    """What the server's RRef is to. It cannot be had from outside: who fetches the RRef gets nothing."""
+
+    def __init__(self, served: Any, token: bytes):
+        self.inbox, self.token = served.inbox, token
+
+    def __reduce__(self):
+        guard.refuse("message", "it fetches the server's RRef")
+        raise TypeError("the server is not sent to anyone")
+
+
+_served: rpc.RRef | None = None
 
 
 @rpc.functions.async_execution
-def _deliver(client: int, number: int, kind: str, body: tuple) -> Future:
-    return _served.inbox.deliver(client, number, kind, body)
-
-
-def _pong() -> None:
-    pass
-
-
-def _is_alive(name: str) -> bool:
-    """False if the peer's process is gone; a peer that is only slow is alive."""
-    try:
-        rpc.rpc_sync(name, _pong, timeout=PING_EVERY_S)
-    except RuntimeError as error:
-        return "timeout" in str(error).lower()
-    return True
+def _deliver(client: int, session: str, number: int, kind: str, signature: str, body: tuple) -> Future:
+    served = _served and _served.local_value()
+    if served and guard.is_signed(signature, served.token, client, session, number, kind):
+        return served.inbox.deliver(client, session, number, kind, body)
+    guard.refuse("call", f"{kind} of client {client} is not signed")
+    refusal = Future()
+    refusal.set_result(
+        ("failed", f"the call is not signed with this run's token: set {guard.TOKEN_VARIABLE} or rpc.token_file alike")
+    )
+    return refusal
 
 
 def _join_store(place: Place, timeout_s: float) -> dist.TCPStore:
-    if place.hosts_store:
-        return host_store(place.host, place.port)
     # A plain socket finds out whether the store is there, since TCPStore reports a missing one on 60 lines.
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            socket.create_connection((place.host, place.port), timeout=max(0.1, timeout_s)).close()
-            break
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise UserError(
-                    f"no server at {place.host}:{place.port} within {timeout_s:g} s ({error.strerror or error}):"
-                    " start it, or set rpc.host, rpc.port and rpc.connect_timeout_s"
-                ) from None
-            time.sleep(min(0.2, timeout_s))
+    frontdesk.reach(place.host, place.port, timeout_s).close()
     return dist.TCPStore(place.host, place.port, is_master=False, timeout=timedelta(seconds=timeout_s))
 
 
-def _wait_for_all(store: dist.TCPStore, place: Place, keys: dict[int, str], timeout_s: float) -> None:
-    try:
-        store.wait(list(keys.values()), timedelta(seconds=timeout_s))
-    except RuntimeError:  # DistStoreError
-        missing = [rank_name(rank) for rank, key in keys.items() if not store.check([key])]
-        raise UserError(
-            f"{' and '.join(missing)} did not come to {place.host}:{place.port} within {timeout_s:g} s:"
-            f" start all of num_clients={place.num_clients} clients, or raise rpc.connect_timeout_s"
-        ) from None
+def _choose_interface(place: Place) -> str:
+    """Binds RPC to the network interface that leads to where the ranks meet, and returns its address.
 
-
-def _choose_interface(place: Place) -> None:
-    """Binds RPC to the network interface that leads to the store: the loopback where all ranks are on one machine."""
-    if "TP_SOCKET_IFNAME" in os.environ and not _chosen:
-        return  # the user chose
+    It is the loopback where all ranks are on one machine.
+    """
     if place.one_machine:
         address = "127.0.0.1"
     else:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((place.host, place.port))  # sends nothing
             address = probe.getsockname()[0]
+    if "TP_SOCKET_IFNAME" in os.environ and not _chosen:
+        return address  # the user chose the interface
     for _, name in socket.if_nameindex():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
@@ -313,9 +357,10 @@ def _choose_interface(place: Place) -> None:
             except OSError:
                 continue  # an interface without an IPv4 address
         if found == address:
-            os.environ["TP_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"] = name
+            os.environ["TP_SOCKET_IFNAME"] = name
             _chosen.add(name)
-            return
+            break
+    return address
 
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h

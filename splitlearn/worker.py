@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import config, transport
+from splitlearn import config, guard, transport
+from splitlearn.checkpoints import Checkpoints
 from splitlearn.client import Client
 from splitlearn.display import Display
-from splitlearn.errors import PeerError, UserError
+from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.metrics import Recorder
 from splitlearn.server import Server
-from splitlearn.transport import Place
+from splitlearn.transport import Patience, Place
 
 DEFAULT_NUM_CLIENTS = 2
 
@@ -46,19 +47,20 @@ def place_from(cfg: DictConfig) -> Place | None:
     if cfg.num_clients is None:
         raise UserError(f"role={cfg.role} needs num_clients=<how many clients will come>")
     if cfg.role == "server":
-        return Place(0, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, hosts_store=True)
+        return Place(0, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
     if not 0 <= cfg.client.index < cfg.num_clients:
         raise UserError(f"client.index={cfg.client.index} is out of range: choose 0 to {cfg.num_clients - 1}")
-    return Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port)
+    return Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
 
 
-def run_rank(cfg: DictConfig, place: Place, folder: Path) -> float:
+def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = None) -> float:
     """Plays one rank's role; returns the run's last top-1 test accuracy, 0 to 1, on every rank.
 
     Args:
         cfg: the checked configuration.
         place: this rank's.
         folder: where the server writes.
+        token: of this run; None takes the user's (see guard.py).
 
     Raises:
         UserError: something that the user can mend went wrong, here or on another rank.
@@ -67,17 +69,19 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path) -> float:
     role = "server" if place.rank == 0 else "client"
     if cfg[role].num_threads is not None:
         torch.set_num_threads(cfg[role].num_threads)
+    token = token or guard.read_token(cfg.rpc.token_file)
+    patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
-        return _run_server(cfg, place, folder)
-    return _run_client(cfg, place)
+        return _run_server(cfg, place, folder, patience, token)
+    return _run_client(cfg, place, patience, token)
 
 
-def _run_server(cfg: DictConfig, place: Place, folder: Path) -> float:
+def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes) -> float:
     device = config.device_from(cfg.server.device, "server.device")
     recorder = Recorder(cfg, folder, Display())
-    server = Server(cfg, device, recorder)
+    server = Server(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
     try:
-        with transport.connect(place, cfg.rpc.timeout_s, cfg.rpc.connect_timeout_s, server):
+        with transport.connect(place, patience, token, server):
             try:
                 return server.run()
             except BaseException as error:
@@ -87,12 +91,12 @@ def _run_server(cfg: DictConfig, place: Place, folder: Path) -> float:
         recorder.close()
 
 
-def _run_client(cfg: DictConfig, place: Place) -> float:
-    with transport.connect(place, cfg.rpc.timeout_s, cfg.rpc.connect_timeout_s) as server:
+def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes) -> float:
+    with transport.connect(place, patience, token) as server:
         try:
             device = config.device_from(cfg.client.device, "client.device")
             return Client(cfg, place.rank - 1, device, server).run()
-        except PeerError:
+        except (PeerError, Stopped):
             raise
         except BaseException as error:
             try:

@@ -50,14 +50,24 @@ def run(command: list[str], cwd: Path, timeout_s: float = 120, **environment: st
 
 def session(leader: int) -> list[int]:
     """Pids of the living processes of a session."""
-    found = []
+    return [pid for pid, (_, sid) in living().items() if sid == leader]
+
+
+def children(parent: int) -> list[int]:
+    """Pids of the living processes that a process has started."""
+    return [pid for pid, (ppid, _) in living().items() if ppid == parent]
+
+
+def living() -> dict[int, tuple[int, int]]:
+    """Parent and session of every living process."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
-            state, _, _, sid = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            state, ppid, _, sid = stat.read_text().rsplit(")", 1)[1].split()[:4]
         except (OSError, ValueError):
             continue  # ended meanwhile
-        if int(sid) == leader and state not in "ZX":
-            found.append(int(stat.parent.name))
+        if state not in "ZX":
+            found[int(stat.parent.name)] = int(ppid), int(sid)
     return found
 
 

@@ -34,13 +34,14 @@ def train_uncut(cfg: DictConfig) -> tuple[list[float], State]:
     """Losses of all steps, and the weights, of the whole network trained on the first client's samples."""
     torch.manual_seed(cfg.seed)
     model = models.build(cfg.arch.name, 10, cfg.data.image_size)
-    torch.manual_seed(derive(cfg.seed, "server"))  # for dropout
     train, test, _ = data.build(cfg.data, cfg.seed)
     loader, _ = data.loaders(train, test, 0, 1, cfg)
     optimizer, losses = optimizer_of(model, cfg), []
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
-    for _ in range(cfg.epochs):
+    for epoch in range(1, cfg.epochs + 1):
+        loader.batch_sampler.start_at(epoch)
         for images, labels in loader:
+            torch.manual_seed(derive(cfg.seed, "server", len(losses) + 1, 0))  # for dropout
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -63,14 +64,20 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
         for optimizer in (*optimizers, server_optimizer)
     ]
-    uplinks = [compressor_from(cfg, "compressor", "uplink", number) for number in numbers]
-    downlinks = [compressor_from(cfg, "downlink", "downlink", number) for number in numbers]
+    uplinks = [compressor_from(cfg, "compressor") for number in numbers]
+    downlinks = [compressor_from(cfg, "downlink") for number in numbers]
     losses = []
-    for _ in range(cfg.epochs):
+    for epoch in range(1, cfg.epochs + 1):
+        batches_done = [0] * cfg.num_clients
+        for loader in loaders:
+            loader.batch_sampler.start_at(epoch)
         for batches in rounds(cfg, loaders):
             server_optimizer.zero_grad()
             step_losses = []
             for number, (images, labels) in batches.items():
+                batches_done[number] += 1
+                uplinks[number].seed(derive(cfg.seed, "uplink", number, epoch, batches_done[number]))
+                downlinks[number].seed(derive(cfg.seed, "downlink", number, len(losses) + 1))
                 smashed = clients[number](images)
                 decoded = splitlearn.compress(smashed, uplinks[number], downlinks[number], cfg.backward)
                 loss = F.cross_entropy(server(decoded), labels)

@@ -88,10 +88,11 @@ def test_compressor_takes_its_options_from_its_own_group():
     assert (uplink.ratio, uplink.bits, downlink.ratio, downlink.bits) == (0.99, 5, 0.5, 2)
 
 
-@pytest.mark.parametrize("purposes, same", [((1, 1), True), ((1, 2), False)])
-def test_random_compressors_draw_by_purpose(purposes, same):
+@pytest.mark.parametrize("seeds, same", [((1, 1), True), ((1, 2), False)])
+def test_random_compressors_draw_by_their_seed(seeds, same):
     cfg, x = compose("compressor=rt"), torch.rand(1000, generator=torch.Generator().manual_seed(0))
-    first, second = (config.compressor_from(cfg, "compressor", "uplink", purpose) for purpose in purposes)
+    first, second = (config.compressor_from(cfg, "compressor") for _ in seeds)
+    first.seed(seeds[0]), second.seed(seeds[1])
     assert torch.equal(first.decode(first.encode(x)), second.decode(second.encode(x))) is same
 
 
@@ -207,17 +208,20 @@ def test_shared_holds_what_all_ranks_must_agree_on(override):
 def test_differences_name_keys_and_both_values():
     server, client = (config.shared(compose(f"epochs={epochs}", "seed=3")) for epochs in (5, 6))
     expected = "epochs (server 5, client 6), schedule.T_max (server 5, client 6)"
-    assert config.differences(server, client) == expected
+    assert config.differences(server, client, "server", "client") == expected
 
 
 def test_differences_name_keys_that_only_one_side_has():
     assert (
-        config.differences({"a": 1, "b": 2}, {"a": 1, "c": 3}) == "b (server 2, client None), c (server None, client 3)"
+        config.differences({"a": 1, "b": 2}, {"a": 1, "c": 3}, "server", "client")
+        == "b (server 2, client None), c (server None, client 3)"
     )
 
 
 def test_differences_of_equal_configurations_are_empty():
-    assert config.differences(config.shared(compose("seed=1")), config.shared(compose("seed=1"))) == ""
+    assert (
+        config.differences(config.shared(compose("seed=1")), config.shared(compose("seed=1")), "server", "client") == ""
+    )
 
 
 def learning_rate_after(epochs: int, trainable: Trainable) -> float:

@@ -33,8 +33,9 @@ def numbered(num_samples, num_classes=4):
     return TensorDataset(numbers.float().view(-1, 1, 1, 1).expand(-1, 3, 2, 2), numbers % num_classes)
 
 
-def seen(loader):
-    """The batches of one epoch of a loader over `numbered`, as lists of numbers."""
+def seen(loader, epoch=1, batch=0):
+    """The batches of one epoch of a loader over `numbered`, from one on, as lists of numbers."""
+    loader.batch_sampler.start_at(epoch, batch)
     return [images[:, 0, 0, 0].long().tolist() for images, _ in loader]
 
 
@@ -156,13 +157,46 @@ def test_loaders_give_all_samples_once_an_epoch(num_clients, config):
 def test_order_repeats_with_the_seed_and_differs_between_epochs(config):
     def epochs(*overrides):
         train, test = data.loaders(numbered(60), numbered(9), 0, 2, config(*overrides))
-        return [seen(train) for _ in range(3)], [seen(test) for _ in range(2)]
+        return [seen(train, epoch) for epoch in (1, 2, 3)], [seen(test, epoch) for epoch in (1, 2)]
 
     (first, second, third), tests = epochs()
     assert epochs() == ([first, second, third], tests)
     assert first != second != third
     assert tests == [[[0, 2, 4, 6, 8]]] * 2
     assert epochs("seed=1")[0][0] != first
+
+
+def test_an_epoch_goes_on_from_any_batch(config):
+    train, _ = data.loaders(numbered(60), numbered(9), 1, 2, config("batch_size=8"))
+    for batch in range(5):
+        assert seen(train, 3, batch) == seen(train, 3)[batch:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_augmentation_depends_on_seed_epoch_and_place_alone(num_workers, folder, config):
+    cfg = config("data=image_folder", f"data.root={folder('a', 'b')}", "data.image_size=16", "batch_size=3")
+    train, test, _ = data.build(cfg.data, 0)
+
+    def images(num_workers, epoch, batch):
+        cfg.data.num_workers = num_workers
+        loader, _ = data.loaders(train, test, 0, 1, cfg)
+        loader.batch_sampler.start_at(epoch, batch)
+        return torch.cat([images for images, _ in loader])
+
+    torch.rand(1)  # the global generator does not matter
+    assert torch.equal(images(num_workers, 2, 1), images(0, 2, 0)[3:])
+    assert not torch.equal(images(num_workers, 2, 0), images(num_workers, 3, 0))
+
+
+def test_an_image_that_cannot_be_read_is_named(folder, config):
+    root = folder("a", "b")
+    broken = sorted(root.rglob("*.png"))[0]
+    broken.write_bytes(b"not an image")
+    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16")
+    train, test, _ = data.build(cfg.data, 0)
+    with pytest.raises(UserError, match=rf"{broken.name} cannot be read .*take it out of data.root"):
+        for loader in data.loaders(train, test, 0, 1, cfg):
+            list(loader)
 
 
 def test_loading_leaves_the_global_generator_alone(config):

@@ -1,0 +1,148 @@
+"""The server's side of every call: requests that wait for the server's main thread, each answered once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch.futures import Future
+
+from splitlearn.errors import PeerError
+
+LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
+
+
+class Request:
+    """A client's call, waiting for its answer."""
+
+    def __init__(self, client: int, number: int, kind: str, body: tuple):
+        self.client, self.number, self.kind, self.body = client, number, kind, body
+        self.future: Future = Future()
+        self.arrived_at = time.perf_counter()
+        self.is_taken = False
+
+    def reply(self, value: Any = None) -> None:
+        self._answer("done", value)
+
+    def send_back(self) -> None:
+        """Tells the client to join again, since the run has gone on without it."""
+        self._answer("rejoin", None)
+
+    def fail(self, why: str) -> None:
+        self._answer("failed", why)
+
+    def _answer(self, status: str, value: Any) -> None:
+        if not self.future.done():
+            self.future.set_result((status, value))
+
+
+class Inbox:
+    """At most one request a client, since a client waits for its answer.
+
+    A client process has a session, and numbers its calls. A repeated number gets the first one's answer, from memory,
+    so that a call that is sent again is never applied twice. A new session under the same client takes its place.
+
+    Attributes:
+        is_alive: whether a client, that nothing was heard of, is still there; given by the transport.
+    """
+
+    def __init__(self, num_clients: int, timeout_s: float):
+        self.num_clients, self.timeout_s = num_clients, timeout_s
+        self.is_alive: Callable[[int], bool] = lambda client: True
+        self._latest: list[Request | None] = [None] * num_clients
+        self._sessions: list[str | None] = [None] * num_clients
+        self._failure: str | None = None
+        self._closed = False  # by the server, because of the failure
+        self.changed = threading.Condition()
+
+    def deliver(self, client: int, session: str, number: int, kind: str, body: tuple) -> Future:
+        """Called by RPC threads. The future's value is ("done", answer), ("failed", why) or ("rejoin", None)."""
+        request = Request(client, number, kind, body)
+        with self.changed:
+            latest = self._latest[client]
+            if session == self._sessions[client] and latest is not None and number <= latest.number:
+                if number == latest.number:
+                    return latest.future
+                request.fail("was answered before")  # a straying copy, that nobody waits for
+                return request.future
+            if session != self._sessions[client]:
+                if kind not in ("hello", "failed"):
+                    request.send_back()  # this server was started anew
+                    return request.future
+                if latest is not None:
+                    latest.send_back()
+                self._sessions[client] = session
+            self._latest[client] = request
+            if kind == "failed":
+                self._failure = self._failure or f"client {client} stopped: {body[0]}"
+            if self._closed:
+                request.fail(self._failure)
+            self.changed.notify_all()
+            return request.future
+
+    def meet(self, come_within_s: float) -> list[Request]:
+        """Waits for the hello of every client.
+
+        Raises:
+            PeerError: a client failed, or did not come.
+        """
+        started = time.monotonic()
+        with self.changed:
+            while len(self.new_requests()) < self.num_clients:
+                self.changed.wait(LOOK_EVERY_S)
+                if self._failure:
+                    raise PeerError(self._failure)
+                missing = [client for client in range(self.num_clients) if client not in self.new_requests()]
+                taken_s = time.monotonic() - started
+                absent = [client for client in missing if not self.is_alive(client)]
+                if (absent and taken_s > come_within_s) or (missing and taken_s > self.timeout_s):
+                    names = " and ".join(f"client {client}" for client in absent or missing)
+                    raise PeerError(
+                        f"{names} did not come within {taken_s:.0f} s: start all of num_clients={self.num_clients}"
+                        " clients, or raise rpc.connect_timeout_s"
+                    )
+        return [self.take(client, "hello") for client in range(self.num_clients)]
+
+    def take(self, client: int, kind: str) -> Request:
+        """Waits for the client's next request, which must be of this kind.
+
+        Raises:
+            PeerError: a client failed, is gone, or sent nothing for `timeout_s`.
+        """
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self._failure or self._is_new(client), LOOK_EVERY_S)
+                if self._failure:
+                    raise PeerError(self._failure)
+                if self._is_new(client):
+                    request = self._latest[client]
+                    if request.kind != kind:
+                        raise PeerError(f"client {client} sent {request.kind} where {kind} was due")
+                    request.is_taken = True
+                    return request
+            if not self.is_alive(client):
+                raise PeerError(f"client {client} is gone: its process ended or its connection broke")
+            if time.monotonic() > deadline:
+                raise PeerError(
+                    f"client {client} did not send its {kind} within {self.timeout_s:.0f} s (rpc.timeout_s)"
+                )
+
+    def new_requests(self) -> dict[int, Request]:
+        """What was not taken yet, by client. Hold `changed` meanwhile."""
+        return {client: self._latest[client] for client in range(self.num_clients) if self._is_new(client)}
+
+    def fail(self, why: str) -> None:
+        """Answers every waiting and coming request with why the run ends."""
+        with self.changed:
+            self._failure = self._failure or why
+            self._closed = True
+            for request in self._latest:
+                if request is not None:
+                    request.fail(self._failure)
+
+    def _is_new(self, client: int) -> bool:
+        request = self._latest[client]
+        return request is not None and not request.is_taken

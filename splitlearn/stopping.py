@@ -1,0 +1,46 @@
+"""Ending a run on request: SIGINT (Ctrl-C) or SIGTERM asks for it, and the run ends where it loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Within its `with`, the first SIGINT or SIGTERM sets `asked_by`, and a second one interrupts at once.
+
+    Args:
+        then: called at the first.
+
+    Attributes:
+        asked_by: number of the signal that asked for the end; None as long as none did.
+    """
+
+    asked_by: int | None = None
+
+    def __init__(self, then: Callable[[], None] = lambda: None):
+        self._then = then
+
+    def request(self, number: int = signal.SIGTERM) -> None:
+        self.asked_by = self.asked_by or number
+
+    def __enter__(self) -> StopRequest:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # only there signals can be handled
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, _) -> None:
+        if self.asked_by is not None:
+            raise KeyboardInterrupt
+        self.request(number)
+        self._then()

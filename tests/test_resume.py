@@ -1,0 +1,170 @@
+"""A run that was interrupted anywhere ends as if it had not been, bit for bit."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from runs import LAUNCH, TINY, children, job_folders, left_over, metrics, run, started, torchrun, wait_for
+from simulation import compose
+
+from splitlearn import checkpoints, local
+from splitlearn.errors import UserError
+
+SMALL = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "data.max_test_samples=9", "seed=3"]
+OFTEN = ["checkpoint.every_steps=1", "checkpoint.keep=1000"]
+TIMES = {"seconds", "client_compute_s", "codec_s", "network_s", "waiting_s", "server_compute_s"}
+
+
+def results(folder: Path) -> tuple[list[dict], list[dict]]:
+    """Every line of the metrics, without times, and all weights."""
+    lines = [
+        {key: value for key, value in line.items() if key not in TIMES}
+        for kind in ("step", "evaluation", "epoch")
+        for line in metrics(folder, kind)
+    ]
+    return lines, [torch.load(path) for path in sorted(folder.glob("*_segment*.pt"))]
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    lines, weights = results(found)
+    expected_lines, expected_weights = results(expected)
+    assert lines == expected_lines
+    assert len(weights) == len(expected_weights) >= 2
+    for one, other in zip(weights, expected_weights, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor=rt", "compressor@downlink=qu", "downlink.rounding=stochastic", "partition=dirichlet"],
+        ["topology.average=step", "partition=dirichlet", "optimizer=adam"],
+        ["topology.average=never", "partition=dirichlet", "evaluate.every=2"],
+        ["topology=sequential", "partition=dirichlet", "compressor=rt"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
+    cfg = compose(*SMALL, *OFTEN, *overrides)
+    whole = tmp_path / "whole"
+    local.run(cfg, whole)
+    steps = [line["step"] for line in metrics(whole, "step")]
+    per_epoch = len(steps) // 2
+    assert len(list((whole / "checkpoints").iterdir())) >= len(steps)
+    for last in (2, per_epoch, per_epoch + 3):
+        part = tmp_path / f"from{last}"
+        shutil.copytree(whole, part)
+        for path in (part / "checkpoints").iterdir():
+            if int(path.stem.split("-")[1]) > last:
+                path.unlink()
+        for path in part.glob("*_segment*.pt"):
+            path.unlink()
+        local.run(cfg, part)
+        assert_same(part, whole)
+
+
+def test_a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost(tmp_path):
+    options = [*TINY, "epochs=12", "checkpoint.every_steps=1"]
+    (tmp_path / "whole").mkdir()
+    status, out = run([*torchrun(3), *options], tmp_path / "whole")
+    assert status == 0, out
+    (tmp_path / "killed").mkdir()
+    command = torchrun(3)
+    command[-1:-1] = ["--max-restarts", "2"]
+    with started([*command, *options], tmp_path / "killed") as process:
+        out = tmp_path / "killed" / "out.txt"
+        for epoch, victim in ((3, 0), (7, 2)):  # the server, then a client
+            wait_for(out, f"epoch  {epoch}/12")
+            os.kill(sorted(children(process.pid))[victim], signal.SIGKILL)  # they are started in order
+        assert process.wait(120) == 0, out.read_text()
+    assert out.read_text().count("going on in epoch") == 2
+    (folder,), (whole,) = job_folders(tmp_path / "killed"), job_folders(tmp_path / "whole")
+    assert_same(folder, whole)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_end_goes_on_later(number, tmp_path):
+    options = [*TINY, "epochs=6", "hydra.run.dir=run"]
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    assert run([*LAUNCH, *options], tmp_path / "whole")[0] == 0
+    with started([*LAUNCH, *options, "checkpoint.every_epochs=100"], tmp_path / "part") as process:
+        wait_for(tmp_path / "part" / "out.txt", "epoch 2/6")
+        os.kill(process.pid, number)
+        assert process.wait(60) == 128 + number
+        assert not left_over(process.pid)
+    out = (tmp_path / "part" / "out.txt").read_text()
+    assert "with a checkpoint: go on with resume=" in out and "Traceback" not in out
+    status, out = run([*LAUNCH, "resume=run"], tmp_path / "part")
+    assert status == 0 and "going on in epoch" in out, out
+    assert_same(tmp_path / "part" / "run", tmp_path / "whole" / "run")
+    status, out = run([*LAUNCH, "resume=run", "compressor.bits=3"], tmp_path / "part")
+    assert status == 1 and "compressor.bits (then 2, now 3)" in out and "resume=never" in out
+
+
+def test_a_folder_without_a_run_is_one_sentence(tmp_path):
+    status, out = run([*LAUNCH, "resume=nowhere"], tmp_path)
+    assert status == 1 and "resume=nowhere: no run was started in that folder" in out and "Traceback" not in out
+
+
+# Files
+
+
+def state(step: int) -> dict:
+    return {"step": step, "weights": torch.arange(1000.0) + step}
+
+
+@pytest.fixture
+def kept(tmp_path) -> checkpoints.Checkpoints:
+    kept = checkpoints.Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (1, 2, 3):
+        kept.save(step, state(step))
+    kept.wait()
+    return kept
+
+
+def test_the_newest_stay_and_the_newest_is_read(kept):
+    assert sorted(path.name for path in kept.folder.iterdir()) == ["step-000000002.pt", "step-000000003.pt"]
+    latest = kept.latest()
+    assert latest["step"] == 3 and torch.equal(latest["weights"], state(3)["weights"])
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign"])
+def test_a_damaged_one_is_told_of_and_the_one_before_is_used(kept, damage):
+    path = kept.folder / "step-000000003.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"torn": content[:-100], "flipped": content, "empty": b"", "foreign": b"x" * 5000}[damage])
+    with pytest.warns(UserWarning, match=r"step-000000003.pt: .*the checkpoint before it is used"):
+        assert kept.latest()["step"] == 2
+
+
+def test_what_a_killed_process_left_unfinished_is_not_read_and_goes(kept):
+    (kept.folder / "step-000000004.unfinished").write_bytes(b"half")
+    assert kept.latest()["step"] == 3
+    kept.save(5, state(5))
+    kept.wait()
+    assert not list(kept.folder.glob("*.unfinished"))
+
+
+def test_code_in_a_checkpoint_is_not_run(kept, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    checkpoints.write(kept.folder / "step-000000009.pt", {"evil": Evil()})
+    with pytest.warns(UserWarning, match="step-000000009.pt"):
+        assert kept.latest()["step"] == 3
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_disk_without_room_is_one_sentence(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder would be")
+    kept = checkpoints.Checkpoints(tmp_path / "checkpoints", keep=2)
+    kept.save(1, state(1))
+    with pytest.raises(UserError, match=r"a checkpoint cannot be written to .*make room"):
+        kept.wait()
