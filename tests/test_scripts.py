@@ -16,12 +16,12 @@ def cells(line: str) -> list[str]:
 
 def test_compare_compressors(run_here):
     status, out = run_here(
-        SCRIPTS / "compare_compressors.py", "--compressors", "none", "ms", "--seeds", "0", "--", *TINY
+        SCRIPTS / "compare_compressors.py", "--compressors", "none", "ms+ms", "--seeds", "0", "--", *TINY
     )
     assert status == 0, out
     none, ms = (cells(line) for line in out.splitlines() if line.startswith(("| none", "| ms")))
     assert none[4:] == ["1.00 ×", "1.00 ×", "0.000"]
-    assert ms[5].startswith("1.8")  # the downlink is not compressed
+    assert ms[0].count("ms ") == 2 and 10 < float(ms[5].split()[0]) < 12  # a sign bit more down than up
     assert ms[4].startswith("13.7") and 0.1 < float(ms[6]) < 0.4
 
 
@@ -33,6 +33,14 @@ def test_bench_step(run_here):
     phases = [float(row[0]) for name, row in rows.items() if name.startswith("split:")]
     assert len(phases) == 5
     assert sum(phases) == pytest.approx(float(rows["split, all"][0]), rel=0.02, abs=0.05)
+
+
+def test_bench_client(run_here):
+    status, out = run_here(SCRIPTS / "bench_client.py", "--rounds", "1", "--", "batch_size=4")
+    assert status == 0, out
+    rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
+    compute, encode, decode, share = (float(cell.removesuffix(" %")) for cell in rows["ms_best + ms_best"])
+    assert share == pytest.approx(100 * (encode + decode) / compute, rel=0.1)
 
 
 @pytest.mark.slow
