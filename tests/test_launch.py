@@ -109,9 +109,9 @@ def test_a_mistake_is_one_clear_sentence(run_here, overrides, words):
     ],
     ids=["client", "server"],
 )
-def test_a_peer_that_does_not_come_is_one_clear_sentence(tmp_path, overrides, words):
-    command = [*LAUNCH, *TINY, "num_clients=1", "rpc.connect_timeout_s=1", *overrides]
-    assert_one_sentence(*run(command, tmp_path, timeout_s=60), words)
+def test_a_peer_that_does_not_come_is_one_clear_sentence(run_here, overrides, words):
+    options = [*TINY, "num_clients=1", "rpc.connect_timeout_s=1", *overrides]
+    assert_one_sentence(*run_here(ROOT / "launch.py", *options), words)
 
 
 def assert_one_sentence(status: int, out: str, words: list[str]) -> None:
