@@ -102,7 +102,7 @@ def write_nothing() -> tempfile.TemporaryDirectory:
     return folder
 
 
-OmegaConf.register_new_resolver("started_at", started_at)
+OmegaConf.register_new_resolver("started_at", started_at, replace=True)
 
 if __name__ == "__main__":
     sys.argv = go_on(sys.argv)

@@ -2,8 +2,10 @@
 
     python scripts/compare_compressors.py                     the digits, a few minutes
     python scripts/compare_compressors.py --seeds 0 1 2 --compressors none ms sp -- epochs=10 cut=shallow
+    python scripts/compare_compressors.py --compressors none ms_best+ms_best      up and down
 
-Arguments after -- are overrides as for launch.py. Each run's folder stays below --folder.
+A name is the uplink's compressor, or two with a + between them: the uplink's and the downlink's. Arguments after --
+are overrides as for launch.py. Each run's folder stays below --folder.
 """
 
 import argparse
@@ -28,12 +30,14 @@ def main() -> None:
 
     rows = []
     for name in arguments.compressors:
+        up, *down = name.split("+")
+        both = [f"compressor={up}", *(f"compressor@downlink={one}" for one in down)]
         summaries = []
         for seed in arguments.seeds:
             folder = arguments.folder / f"{name}-seed{seed}"
-            local.run(compose(f"compressor={name}", f"seed={seed}", *arguments.overrides), folder)
+            local.run(compose(*both, f"seed={seed}", *arguments.overrides), folder)
             summaries.append(json.loads((folder / "summary.json").read_text()))
-        rows.append(row(summaries))
+        rows.append(row(name, summaries))
     header = ["uplink", "test accuracy", "from … to", "bytes a batch", "saving", "both ways", "relative error"]
     print("\n" + markdown(header, rows))
 
@@ -43,12 +47,12 @@ def saving_both_ways(summary: dict) -> float:
     return sum(link["uncompressed_bytes"] for link in links) / sum(link["bytes"] for link in links)
 
 
-def row(summaries: list[dict]) -> list[str]:
+def row(name: str, summaries: list[dict]) -> list[str]:
     """One compressor's cells: the mean over its seeds, and the accuracies' ends."""
     top1 = [100 * summary["test_top1"] for summary in summaries]
     uplinks = [summary["uplink"] for summary in summaries]
     return [
-        uplinks[0]["compressor"],
+        name if "+" in name else uplinks[0]["compressor"],
         f"{fmean(top1):.2f} %",
         f"{min(top1):.2f} … {max(top1):.2f}",
         f"{fmean(uplink['bytes_per_batch'] for uplink in uplinks):,.0f}",

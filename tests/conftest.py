@@ -1,4 +1,7 @@
+import runpy
 import socket
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +14,27 @@ import splitlearn.models  # noqa: F401  registers the config groups
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capfd):
+    """run_here(path, *arguments): exit status and output of a Python program that runs in this process, below tmp_path.
+
+    Several seconds faster than `runs.run`, as torch is imported already.
+    """
+
+    def run(path: Path, *arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        monkeypatch.syspath_prepend(path.parent)
+        status = 0
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as end:
+            status = end.code or 0
+        return status, "".join(capfd.readouterr())
+
+    return run
 
 
 @pytest.fixture(scope="session")

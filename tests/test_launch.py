@@ -10,13 +10,33 @@ from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, sessi
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
 
 
-def test_three_ranks_under_torchrun_make_one_folder(tmp_path):
-    status, out = run([*torchrun(3), *TINY, "log.tensorboard=true"], tmp_path)
+ALIKE = [*TINY, "compressor@downlink=rt", "server.num_threads=1", "client.num_threads=1"]
+
+
+@pytest.fixture(scope="module")
+def under_torchrun(tmp_path_factory):
+    """Output and folder of a run of three ranks under torchrun."""
+    cwd = tmp_path_factory.mktemp("torchrun")
+    status, out = run([*torchrun(3), *ALIKE, "log.tensorboard=true"], cwd)
     assert status == 0, out
-    (folder,) = job_folders(tmp_path)
+    return out, cwd
+
+
+@pytest.fixture(scope="module")
+def local_sweep(tmp_path_factory):
+    """The jobs' folders of a sweep over local ranks, of which the first job is the run under torchrun."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    status, out = run([*LAUNCH, "-m", "compressor=ms,none", "num_clients=2", *ALIKE], cwd)
+    assert status == 0, out
+    return job_folders(cwd)
+
+
+def test_three_ranks_under_torchrun_make_one_folder(under_torchrun):
+    out, cwd = under_torchrun
+    (folder,) = job_folders(cwd)
     names = {path.name for path in folder.iterdir()}
     assert names >= FILES and any(name.startswith("events.out.tfevents") for name in names)
-    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "out.txt"}
+    assert {path.name for path in cwd.iterdir()} == {"outputs", "out.txt"}
     assert out.count("test accuracy") == 1 and "saving, measured" in out
     # 64 samples over 2 clients in batches of 16: 2 steps, 2 payloads each, of a 64×8×8 map.
     steps = metrics(folder, "step")
@@ -28,12 +48,9 @@ def test_three_ranks_under_torchrun_make_one_folder(tmp_path):
     assert summary(folder)["uplink"]["saving"] == pytest.approx(4 * numel / (header + top_values + mask))
 
 
-def test_multirun_of_local_ranks_makes_a_folder_a_job(tmp_path):
-    status, out = run([*LAUNCH, "-m", "compressor=none,ms", "num_clients=1", *TINY], tmp_path)
-    assert status == 0, out
-    folders = job_folders(tmp_path)
-    assert [summary(folder)["uplink"]["compressor"].split()[0] for folder in folders] == ["none", "ms"]
-    assert [folder.name for folder in folders] == ["0", "1"]
+def test_multirun_of_local_ranks_makes_a_folder_a_job(local_sweep):
+    assert [summary(folder)["uplink"]["compressor"].split()[0] for folder in local_sweep] == ["ms", "none"]
+    assert [folder.name for folder in local_sweep] == ["0", "1"]
 
 
 def test_multirun_under_torchrun_steps_through_the_same_jobs(tmp_path):
@@ -42,16 +59,11 @@ def test_multirun_under_torchrun_steps_through_the_same_jobs(tmp_path):
     assert [summary(folder)["cut"] for folder in job_folders(tmp_path)] == ["block1", "block3"]
 
 
-def test_launchers_give_the_same_run_bit_for_bit(tmp_path):
-    weights = []
-    for command in ([*torchrun(3)], [*LAUNCH, "num_clients=2"]):
-        cwd = tmp_path / str(len(weights))
-        cwd.mkdir()
-        status, out = run([*command, *TINY, "compressor=rt", "server.num_threads=1", "client.num_threads=1"], cwd)
-        assert status == 0, out
-        (folder,) = job_folders(cwd)
-        weights.append([torch.load(folder / f"{side}_segment.pt") for side in ("client", "server")])
-    for first, second in zip(*weights, strict=True):
+def test_launchers_give_the_same_run_bit_for_bit(under_torchrun, local_sweep):
+    for side in ("client", "server"):
+        first, second = (
+            torch.load(folder / f"{side}_segment.pt") for folder in (*job_folders(under_torchrun[1]), local_sweep[0])
+        )
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -82,13 +94,27 @@ def test_role_by_role_start(one_each):
         (["cut=block9"], ["cut=block9", "block1, block2.0"]),
         (["data=image_folder", "data.root=/does/not/exist"], ["data.root=/does/not/exist", "set data.root"]),
         (["num_clients=64"], ["num_clients=64", "1 to 32"]),
-        (["role=client", "num_clients=1", "rpc.port=9", "rpc.connect_timeout_s=1"], ["no server at 127.0.0.1:9"]),
-        (["role=server", "num_clients=1", "rpc.port=0", "rpc.connect_timeout_s=1"], ["client 0 did not come"]),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else "",
+    ids=lambda value: value[0] if "=" in value[0] else "",
 )
-def test_a_mistake_is_one_clear_sentence(tmp_path, overrides, words):
-    status, out = run([*LAUNCH, *TINY, *overrides], tmp_path, timeout_s=60)
+def test_a_mistake_is_one_clear_sentence(run_here, overrides, words):
+    assert_one_sentence(*run_here(ROOT / "launch.py", *TINY, *overrides), words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["role=client", "rpc.port=9"], ["no server at 127.0.0.1:9"]),
+        (["role=server", "rpc.port=0"], ["client 0 did not come"]),
+    ],
+    ids=["client", "server"],
+)
+def test_a_peer_that_does_not_come_is_one_clear_sentence(run_here, overrides, words):
+    options = [*TINY, "num_clients=1", "rpc.connect_timeout_s=1", *overrides]
+    assert_one_sentence(*run_here(ROOT / "launch.py", *options), words)
+
+
+def assert_one_sentence(status: int, out: str, words: list[str]) -> None:
     assert status == 1
     assert all(word in out for word in words), out
     assert "Traceback" not in out
@@ -111,7 +137,7 @@ def test_configurations_that_differ_are_found_when_they_meet(one_each):
     assert "compressor.bits (server 2, client 3)" in (server_cwd / "out.txt").read_text()
 
 
-@pytest.mark.parametrize("command", [[*LAUNCH, "num_clients=2"], torchrun(3)], ids=["local", "torchrun"])
+@pytest.mark.parametrize("command", [[*LAUNCH, "num_clients=1"], torchrun(2)], ids=["local", "torchrun"])
 def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
     with started([*command, *TINY, "epochs=10000"], tmp_path) as process:
         wait_for(tmp_path / "out.txt", "epoch ")
@@ -134,21 +160,21 @@ def test_a_killed_client_ends_the_run_with_its_name(tmp_path):
 
 
 def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
-    with started([*LAUNCH, "num_clients=2", *TINY, "epochs=10000"], tmp_path) as process:
+    with started([*LAUNCH, "num_clients=1", *TINY, "epochs=10000"], tmp_path) as process:
         wait_for(tmp_path / "out.txt", "epoch ")
         process.kill()
         assert not left_over(process.pid)
 
 
-def test_cuts_are_listed(tmp_path):
-    status, out = run([*LAUNCH, "arch=resnet18", "cut=?"], tmp_path)
+def test_cuts_are_listed(run_here, tmp_path):
+    status, out = run_here(ROOT / "launch.py", "arch=resnet18", "cut=?")
     assert status == 0
     assert "layer2" in out and "128×16×16" in out and "131,072" in out
     assert not job_folders(tmp_path)
 
 
-def test_help_names_every_group(tmp_path):
-    status, out = run([*LAUNCH, "--help"], tmp_path)
+def test_help_names_every_group(run_here):
+    status, out = run_here(ROOT / "launch.py", "--help")
     assert status == 0
     assert all(f"{path.name}:" in out for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
     assert "compressor: mf, ms, ms_best, none, nq, qu, rt, sp" in out

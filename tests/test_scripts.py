@@ -10,26 +10,23 @@ from runs import ROOT, TINY, run
 SCRIPTS = ROOT / "scripts"
 
 
-def script(name: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(SCRIPTS / name), *arguments]
-
-
 def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_compare_compressors(tmp_path):
-    command = script("compare_compressors.py", "--compressors", "none", "ms", "--seeds", "0", "--", *TINY)
-    status, out = run(command, tmp_path)
+def test_compare_compressors(run_here):
+    status, out = run_here(
+        SCRIPTS / "compare_compressors.py", "--compressors", "none", "ms+ms", "--seeds", "0", "--", *TINY
+    )
     assert status == 0, out
     none, ms = (cells(line) for line in out.splitlines() if line.startswith(("| none", "| ms")))
     assert none[4:] == ["1.00 ×", "1.00 ×", "0.000"]
-    assert ms[5].startswith("1.8")  # the downlink is not compressed
+    assert ms[0] == "ms+ms" and 10 < float(ms[5].split()[0]) < 12  # a sign bit more down than up
     assert ms[4].startswith("13.7") and 0.1 < float(ms[6]) < 0.4
 
 
-def test_bench_step(tmp_path):
-    status, out = run(script("bench_step.py", "--rounds", "1", "--", *TINY, "epochs=2"), tmp_path)
+def test_bench_step(run_here):
+    status, out = run_here(SCRIPTS / "bench_step.py", "--rounds", "1", "--", *TINY, "epochs=2")
     assert status == 0, out
     rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
     assert rows["uncut, one process"][1] == "1.00"
@@ -38,10 +35,19 @@ def test_bench_step(tmp_path):
     assert sum(phases) == pytest.approx(float(rows["split, all"][0]), rel=0.02, abs=0.05)
 
 
+def test_bench_client(run_here):
+    status, out = run_here(SCRIPTS / "bench_client.py", "--rounds", "1", "--", "batch_size=4")
+    assert status == 0, out
+    rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
+    compute, encode, decode, share = (float(cell.removesuffix(" %")) for cell in rows["ms_best + ms_best"])
+    assert share == pytest.approx(100 * (encode + decode) / compute, rel=0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
 def test_measure_wire(tmp_path):
-    status, out = run(script("measure_wire.py", "--compressors", "none", "ms"), tmp_path, timeout_s=300)
+    command = [sys.executable, str(SCRIPTS / "measure_wire.py"), "--compressors", "none", "ms"]
+    status, out = run(command, tmp_path, timeout_s=300)
     assert status == 0, out
     (ms,) = (cells(line) for line in out.splitlines() if line.startswith("| ms"))
     assert float(ms[4].split()[0]) >= 13.4

@@ -68,11 +68,12 @@ def unpack_spans(packed: Tensor, bits: int, num_codes: int) -> Iterator[tuple[sl
 
 
 def _pack_words(codes: Tensor, bits: int) -> Tensor:
+    """The packed bytes, as uint8 or as the low bytes of wider integers."""
     if bits in GATHERED:
         words = codes.view(GATHERED[bits])
         top = 8 * words.itemsize - 8
         places = sum(1 << (top - (8 - bits) * i) for i in range(8 // bits))  # takes code i from bit 8·i to top + bits·i
-        return (words * places).bitwise_right_shift_(top).to(torch.uint8)
+        return (words * places).bitwise_right_shift_(top)
     words = codes.view(torch.int64)
     for width in (bits, 2 * bits, 4 * bits):
         # Lanes of 8·width/bits bits hold `width` code bits at their low end: bring two neighbours' together.

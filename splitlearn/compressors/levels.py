@@ -59,10 +59,14 @@ def _compared(x: Tensor, cuts: Tensor, by_magnitude: bool) -> Iterator[Tensor]:
     codes = scratch(x.numel(), torch.uint8, x.device)
     reaching = scratch(x.numel(), torch.bool, x.device)
     for span in spans(x.numel(), x.device):
-        here = codes[: span.stop - span.start].zero_()
+        here = codes[: span.stop - span.start]
         values = ranked(x.view(-1)[span], by_magnitude)
-        for i in range(cuts.shape[1]):
-            bound = per_element(cuts[:, i : i + 1], x.shape[1], span)
+        bounds = [per_element(cuts[:, i : i + 1], x.shape[1], span) for i in range(cuts.shape[1])]
+        if bounds:
+            at_least(values, bounds[0], out=here.view(torch.bool))
+        else:
+            here.zero_()
+        for bound in bounds[1:]:
             here += at_least(values, bound, out=reaching).view(torch.uint8)
         yield here
 

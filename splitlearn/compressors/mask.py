@@ -20,6 +20,7 @@ from torch import Tensor
 from splitlearn.compressors.base import (
     Compressor,
     check_choice,
+    check_finite,
     check_lengths,
     check_range,
     num_kept,
@@ -64,6 +65,7 @@ class MaskSparsifier(Compressor):
     """
 
     codec: ClassVar[int] = 4
+    checks_itself: ClassVar[bool] = True
     ratio: float = 0.99
     bits: int = 2
     rounding: str = "nearest"
@@ -87,11 +89,14 @@ class MaskSparsifier(Compressor):
 
     def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         rows = self._rows(x)
-        signed = bool(rows.amin() < 0)
+        lowest = rows.amin().item()
+        check_finite(x, lowest)  # NaN and -Inf
+        signed = lowest < 0
         k, bits = self._choose(rows, signed)
         top_code = 2**bits - 1
         positions, threshold = largest(rows, k, by_magnitude=signed)
         tops = rows.view(-1).index_select(0, positions)
+        check_finite(x, tops.amax().item())  # Inf, which is kept
         sections = pack_values(tops, self.values)
         if self.values != "full":  # the threshold that the receiver will find
             received = unpack_values([as_bytes(section) for section in sections], self.values, x.dtype)
@@ -121,6 +126,7 @@ class MaskSparsifier(Compressor):
         """How many top values of a row to keep, and the width of a code."""
         if self.budget_bits is None:
             return num_kept(self.ratio, rows.shape[1]), self.bits
+        check_finite(rows)  # before anything is fitted to Inf
         value_bits = bits_of(self.values, 8 * rows.element_size())
         flat = rows.view(-1)
         runs = runs_of(flat, signed) if self.lossless == "zstd" else []

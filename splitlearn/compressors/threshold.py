@@ -33,12 +33,11 @@ def largest(x: Tensor, k: int, by_magnitude: bool = False) -> tuple[Tensor, Tens
     """
     num_rows, row_length = x.shape
     bound = _bracket(x, k, by_magnitude)
-    positions, counts = _reaching(x, bound, k, by_magnitude)
+    positions, values, counts = _reaching(x, bound, k, by_magnitude)
     misled = counts < k
     if misled.any():
         bound[misled] = _select(ranked(x[misled], by_magnitude), k)
-        positions, counts = _reaching(x, bound, k, by_magnitude)
-    values = ranked(x.view(-1).index_select(0, positions), by_magnitude)
+        positions, values, counts = _reaching(x, bound, k, by_magnitude)
     threshold = _select(_padded(values, counts), k)
 
     # Every row's k largest are among `positions`; drop what is below its threshold, then the last of what equals it.
@@ -86,11 +85,12 @@ def _select(x: Tensor, k: int) -> Tensor:
     return torch.from_numpy(np.partition(x.numpy(), index, axis=1)[:, index : index + 1].copy())
 
 
-def _reaching(x: Tensor, bound: Tensor, k: int, by_magnitude: bool) -> tuple[Tensor, Tensor]:
-    """Positions in `x.view(-1)` of the values that reach `bound`, ascending, and how many each row has."""
+def _reaching(x: Tensor, bound: Tensor, k: int, by_magnitude: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Positions in `x.view(-1)` of the values that reach `bound`, ascending, these values as they are ranked, and how
+    many each row has."""
     room = torch.full(bound.shape, k, device=x.device)
     mask = scratch(x.numel(), torch.bool, x.device)
-    found = []
+    found, values = [], []
     for rows, columns in blocks(*x.shape, x.device):
         block = ranked(x[rows, columns], by_magnitude)
         reach = at_least(block, bound[rows], out=mask)
@@ -102,9 +102,10 @@ def _reaching(x: Tensor, bound: Tensor, k: int, by_magnitude: bool) -> tuple[Ten
             rank = tied.cumsum(1)
             here = places(reach & (~tied | (rank <= room[rows])))
             room[rows] -= rank[:, -1:]
+        values.append(block.view(-1).index_select(0, here))
         found.append(here.add_(rows.start * x.shape[1] + columns.start))
     positions = torch.cat(found)
-    return positions, count_per_row(positions, *x.shape)
+    return positions, torch.cat(values), count_per_row(positions, *x.shape)
 
 
 def _padded(values: Tensor, counts: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from splitlearn.compressors import REGISTRY, Payload
 from splitlearn.errors import PayloadError
 
 ROOT = Path(__file__).parents[2]
-PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+PROPERTY = settings(deadline=None, max_examples=30, derandomize=True, database=None)
 EXTREMES = {
     torch.float32: [3.4028234663852886e38, 3e38, 1.1754943508222875e-38, 1.401298464324817e-45],
     torch.float16: [65504.0, 6.103515625e-05, 5.960464477539063e-08],
@@ -139,7 +139,7 @@ def test_a_huge_shape_is_refused_without_memory_for_it(name, dims):
 
 
 def test_the_fuzz_script():
-    command = [sys.executable, str(ROOT / "scripts" / "fuzz_payloads.py"), "--count", "5000"]
+    command = [sys.executable, str(ROOT / "scripts" / "fuzz_payloads.py"), "--count", "2000"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "anything else: 0" in result.stdout

@@ -3,7 +3,7 @@ import torch
 
 from splitlearn.compressors import MaskSparsifier, Payload, TopKSparsifier
 from splitlearn.compressors.bits import packed_nbytes
-from splitlearn.errors import PayloadError
+from splitlearn.errors import NonFiniteError, PayloadError
 
 # Fig. 1 of the paper
 FIG1 = torch.tensor([[2.2, 0.8, 1.2, 0.4], [1.8, 0.2, 3.1, 2.0], [2.1, 0.2, 1.1, 1.7], [0.3, 2.8, 1.4, 0.9]])
@@ -149,3 +149,21 @@ def test_options_out_of_range_are_named(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name}={value}"):
         MaskSparsifier(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scope": "sample"}, {"scope": "channel"}, {"budget_bits": 2.0}, {"levels": "fitted"}], ids=str
+)
+@pytest.mark.parametrize("relu", [True, False])
+def test_what_is_not_finite_is_found_anywhere(options, relu, noise):
+    nan, inf = float("nan"), float("inf")
+    x = noise(4, 8, 40, 40, relu=relu)  # long enough to be searched by sample
+    for value, found in ((nan, "1 NaN and 0 Inf"), (inf, "0 NaN and 1 Inf"), (-inf, "0 NaN and 1 Inf")):
+        for place in (0, 61, 777, x.numel() - 1):
+            spoilt = x.clone()
+            spoilt.view(-1)[place] = value
+            with pytest.raises(NonFiniteError, match=f"{found} in a tensor of {x.numel()}"):
+                MaskSparsifier(**options).encode(spoilt)
+    for value in (nan, inf, -inf):
+        with pytest.raises(NonFiniteError):
+            MaskSparsifier(**options).encode(torch.full_like(x, value))

@@ -10,6 +10,7 @@ from splitlearn.errors import PayloadError
 
 X = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
 FORMATS = [(e, m) for e, m in itertools.product(range(1, 6), range(7)) if 1 + e + m <= 8]
+SOME_FORMATS = [(1, 0), (1, 6), (2, 3), (4, 3), (5, 0), (5, 2)]
 FP8 = [(4, 3, torch.float8_e4m3fn), (5, 2, torch.float8_e5m2)]
 
 
@@ -75,7 +76,7 @@ def test_every_format_rounds_to_the_nearest_and_to_even_between_two(exponent_bit
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e-3, 7.3e5, 2.0**-20])
-@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), FORMATS)
+@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), SOME_FORMATS)
 def test_the_scale_is_the_smallest_power_of_two_that_fits(exponent_bits, mantissa_bits, factor):
     compressor = Minifloat(exponent_bits=exponent_bits, mantissa_bits=mantissa_bits)
     largest = compressor.magnitudes()[-1]
@@ -86,7 +87,7 @@ def test_the_scale_is_the_smallest_power_of_two_that_fits(exponent_bits, mantiss
     assert torch.equal(through(compressor, 4 * x), 4 * through(compressor, x))
 
 
-@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), FORMATS)
+@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), SOME_FORMATS)
 def test_error_is_at_most_half_a_mantissa_step_or_half_a_subnormal(exponent_bits, mantissa_bits):
     compressor = Minifloat(exponent_bits=exponent_bits, mantissa_bits=mantissa_bits)
     scale = compressor.encode(X).sections[0].view(torch.float32)
@@ -96,7 +97,7 @@ def test_error_is_at_most_half_a_mantissa_step_or_half_a_subnormal(exponent_bits
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), FORMATS)
+@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), SOME_FORMATS)
 def test_the_largest_and_smallest_numbers_of_a_dtype(exponent_bits, mantissa_bits, dtype):
     compressor = Minifloat(exponent_bits=exponent_bits, mantissa_bits=mantissa_bits)
     info = torch.finfo(dtype)
@@ -111,7 +112,7 @@ def test_the_largest_and_smallest_numbers_of_a_dtype(exponent_bits, mantissa_bit
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), FORMATS)
+@pytest.mark.parametrize(("exponent_bits", "mantissa_bits"), SOME_FORMATS)
 def test_exact_byte_count(exponent_bits, mantissa_bits, dtype):
     compressor = Minifloat(exponent_bits=exponent_bits, mantissa_bits=mantissa_bits)
     payload = compressor.encode(X.to(dtype))

@@ -57,15 +57,15 @@ def test_every_flipped_bit_is_refused(wire):
 
 
 @pytest.mark.parametrize("position", range(40))
-@pytest.mark.parametrize("value", [0, 1, 2, 9, 127, 255])
-def test_a_header_that_lies_with_a_right_checksum_is_refused_or_decodes(wire, position, value):
+def test_a_header_that_lies_with_a_right_checksum_is_refused_or_decodes(wire, position):
     compressor = MaskSparsifier(ratio=0.5)
-    wire[position] = value
-    try:
-        decoded = compressor.decode(Payload.parse(with_checksum(wire)))
-    except PayloadError:
-        return
-    assert decoded.numel() == 6
+    for value in (0, 1, 2, 9, 127, 255):
+        wire[position] = value
+        try:
+            decoded = compressor.decode(Payload.parse(with_checksum(wire)))
+        except PayloadError:
+            continue
+        assert decoded.numel() == 6
 
 
 def test_other_bytes_are_refused_with_a_reason(wire):

@@ -58,7 +58,7 @@ def test_every_value_gets_the_nearest_level(bits, dtype, monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("scope", ["batch", "sample"])
-@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("bits", [1, 3, 8])
 def test_exact_byte_count(bits, scope, dtype):
     compressor = NormalQuantizer(bits=bits, scope=scope)
     payload = compressor.encode(X.to(dtype))
