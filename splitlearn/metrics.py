@@ -89,9 +89,10 @@ class Recorder:
     def final_top1(self) -> float:
         return self.last_evaluation["top1"]
 
-    def describe(self, cut: CutPoint, cfg: DictConfig, num_samples: int) -> None:
+    def describe(self, cut: CutPoint, num_classes: int, num_samples: int) -> None:
         """The first lines that the user sees."""
-        self.cut = cut
+        self.cut, self.num_classes = cut, num_classes
+        cfg = self.cfg
         shape = "×".join(map(str, cut.shape))
         self.display.headline(
             f"{cfg.arch.name} cut after {cut.path} ({shape}) · {cfg.data.name}, {num_samples:,} samples ·"
@@ -192,6 +193,7 @@ class Recorder:
             "seconds": time.perf_counter() - self.started_at,
             "cut": self.cut.path,
             "map_shape": list(self.cut.shape),
+            "num_classes": self.num_classes,
         }
         for link in ("uplink", "downlink"):
             errors = self.errors[f"{link}_error"]

@@ -112,7 +112,7 @@ class Server:
         first_states = self.client_states * self.cfg.num_clients
         if checkpoint:
             first_states = self.restore(checkpoint)
-        self.recorder.describe(self.cut, self.cfg, num_samples=sum(self.num_train))
+        self.recorder.describe(self.cut, num_classes, num_samples=sum(self.num_train))
         if checkpoint:
             self.recorder.resumed(self.epoch)
         for client, hello in enumerate(hellos):
@@ -205,6 +205,7 @@ class Server:
                 "epoch": self.epoch,
                 "epoch_step": self.epoch_step,
                 "step": self.step_number,
+                "num_classes": self.num_classes,
                 "server": self.trainable.state(),
                 "clients": states,
                 "traffic": dict(self.traffic),

@@ -318,11 +318,14 @@ _served: rpc.RRef | None = None
 
 
 @rpc.functions.async_execution
-def _deliver(client: int, session: str, number: int, kind: str, signature: str, body: tuple) -> Future:
+def _deliver(*call: Any) -> Future:
+    """Takes a call of (client, session, number, kind, signature, body), from anyone who reaches this process's port."""
     served = _served and _served.local_value()
-    if served and guard.is_signed(signature, served.token, client, session, number, kind):
-        return served.inbox.deliver(client, session, number, kind, body)
-    guard.refuse("call", f"{kind} of client {client} is not signed")
+    if served and len(call) == 6:
+        *what, signature, body = call
+        if guard.is_signed(signature, served.token, *what):
+            return served.inbox.deliver(*what, body)
+    guard.refuse("call", f"it is not signed: {call[:1] + call[2:4]!r:.100}")
     refusal = Future()
     refusal.set_result(
         ("failed", f"the call is not signed with this run's token: set {guard.TOKEN_VARIABLE} or rpc.token_file alike")
