@@ -234,7 +234,14 @@ class Client:
             images, labels = data.to_device(batch, self.device)
             with autocast(self.cfg, self.device):
                 smashed = self.trainable.segment(images)
-            self.server.call("evaluate", self.evaluation_uplink.encode(smashed).tensor, compact(labels))
+            try:
+                payload = self.evaluation_uplink.encode(smashed)
+            except NonFiniteError as error:
+                raise UserError(
+                    f"evaluation after epoch {self.epoch}: the smashed data are not finite ({error}): training"
+                    " diverged; lower optimizer.lr"
+                ) from None
+            self.server.call("evaluate", payload.tensor, compact(labels))
 
 
 def compact(labels: Tensor) -> Tensor:

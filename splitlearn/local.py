@@ -14,6 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from splitlearn import saved
 from splitlearn.errors import Stopped, UserError
 from splitlearn.stopping import StopRequest
 from splitlearn.transport import Place, host_store, rank_name
@@ -36,7 +37,10 @@ def run(cfg: DictConfig, folder: Path) -> float:
     # A thread each would do as torchrun does; ranks that share a core slow one another down.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launch.py
-    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"num_clients": num_clients})
+    if (top1 := saved.finished_top1(folder, cfg)) is not None:
+        print(f"finished before, with a test accuracy of {top1:.2%}: {folder}")
+        return top1
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before any thread is started
     context.set_forkserver_preload(["splitlearn.worker"])

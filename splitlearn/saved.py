@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splitlearn import models
 from splitlearn.checkpoints import Checkpoints
+from splitlearn.config import shared
 from splitlearn.errors import UserError
 
 
@@ -72,6 +73,15 @@ def load(folder: Path, client: int = 0) -> SavedRun:
     return SavedRun(
         cfg, state["num_classes"], segment.get("segment", segment), state["server"]["segment"], state["step"]
     )
+
+
+def finished_top1(folder: Path, cfg: DictConfig) -> float | None:
+    """The last top-1 test accuracy of the run of this configuration in `folder`, None if it has not finished there."""
+    if cfg.resume == "never" or not (folder / "summary.json").exists():
+        return None
+    if shared(OmegaConf.load(folder / "config.yaml")) != shared(cfg):
+        return None
+    return json.loads((folder / "summary.json").read_text())["test_top1"]
 
 
 def _of_client(segments: list[Any], client: int, folder: Path) -> Any:

@@ -78,7 +78,10 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
 
 def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes) -> float:
     device = config.device_from(cfg.server.device, "server.device")
-    recorder = Recorder(cfg, folder, Display())
+    display = Display()
+    if not place.one_machine and not place.host.startswith("127.") and place.host != "localhost":
+        display.note(f"RPC listens on {place.host} without encryption: keep strangers away (see docs/reliability.md)")
+    recorder = Recorder(cfg, folder, display)
     server = Server(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
     try:
         with transport.connect(place, patience, token, server):

@@ -166,6 +166,16 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
         assert not left_over(process.pid)
 
 
+@pytest.mark.parametrize("nonfinite, num_steps", [("stop", 1), ("skip", 8)])
+def test_training_that_diverges_stops_or_goes_on_without_those_batches(run_here, tmp_path, nonfinite, num_steps):
+    options = [*TINY, "epochs=2", "optimizer.lr=1e20", "num_clients=1", "evaluate.every=2", f"nonfinite={nonfinite}"]
+    status, out = run_here(ROOT / "launch.py", *options, "hydra.run.dir=run")
+    assert_one_sentence(status, out, ["not finite", "training diverged; lower optimizer.lr"])
+    steps = metrics(tmp_path / "run", "step")
+    assert len(steps) == num_steps
+    assert all(line["clients"] == [] for line in steps[2:])
+
+
 def test_cuts_are_listed(run_here, tmp_path):
     status, out = run_here(ROOT / "launch.py", "arch=resnet18", "cut=?")
     assert status == 0

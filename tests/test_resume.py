@@ -61,7 +61,7 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
         for path in (part / "checkpoints").iterdir():
             if int(path.stem.split("-")[1]) > last:
                 path.unlink()
-        for path in part.glob("*_segment*.pt"):
+        for path in (part / "summary.json", *part.glob("*_segment*.pt")):
             path.unlink()
         local.run(cfg, part)
         assert_same(part, whole)
@@ -102,6 +102,8 @@ def test_a_run_that_is_asked_to_end_goes_on_later(number, tmp_path):
     status, out = run([*LAUNCH, "resume=run"], tmp_path / "part")
     assert status == 0 and "going on in epoch" in out, out
     assert_same(tmp_path / "part" / "run", tmp_path / "whole" / "run")
+    status, out = run([*LAUNCH, "resume=run"], tmp_path / "part")
+    assert status == 0 and "finished before, with a test accuracy of" in out, out
     status, out = run([*LAUNCH, "resume=run", "compressor.bits=3"], tmp_path / "part")
     assert status == 1 and "compressor.bits (then 2, now 3)" in out and "resume=never" in out
 

@@ -44,6 +44,22 @@ def test_bench_client(run_here):
 
 
 @pytest.mark.slow
+def test_chaos(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "chaos.py"), "--moments", "2", "--runs", "1"]
+    status, out = run(command, tmp_path, timeout_s=300)
+    assert status == 0, out
+    moments = [cells(line) for line in out.splitlines() if line.startswith(("| kill", "| stop"))]
+    assert moments and all(row[-2:] == ["0", "0"] for row in moments)
+
+
+def test_bench_reliability(run_here):
+    status, out = run_here(SCRIPTS / "bench_reliability.py", "--rounds", "1", "--every", "1", *TINY, "epochs=2")
+    assert status == 0, out
+    rows = [cells(line) for line in out.splitlines() if line.startswith(("| without", "| one", "| checks"))]
+    assert len(rows) == 3 and all(float(row[1]) > 0 for row in rows)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
 def test_measure_wire(tmp_path):
     command = [sys.executable, str(SCRIPTS / "measure_wire.py"), "--compressors", "none", "ms"]
