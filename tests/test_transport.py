@@ -160,7 +160,7 @@ def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
     before = guard.refusals["connection"]
     with pytest.raises(UserError, match=r"does not let client .* in"):
         enter(desk, **options)
-    assert eventually(lambda: guard.refusals["connection"] == before + 1)
+    assert eventually(lambda: guard.refusals["connection"] > before)
     assert "refused connection" in caplog.text and TOKEN.decode() not in caplog.text
     assert not desk.is_present(0)
 
@@ -173,7 +173,7 @@ def test_noise_at_the_front_desk_is_refused(desk, noise):
     connection = frontdesk.reach("127.0.0.1", desk.port, 1)
     connection.sendall(noise)
     connection.close()
-    assert eventually(lambda: guard.refusals["connection"] == before + 1)
+    assert eventually(lambda: guard.refusals["connection"] > before)
     assert enter(desk).id
 
 
