@@ -21,7 +21,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from splitlearn import guard
-from splitlearn.errors import UserError
+from splitlearn.errors import PeerError, UserError
 
 LINE_NBYTES = 1024
 HANDSHAKE_S = 10.0
@@ -137,7 +137,7 @@ def enter(host: str, port: int, client: int, number: int, token: bytes, timeout_
     """Signs in at the server's front desk, which may take `timeout_s` to be there.
 
     Raises:
-        UserError: no server came, or it has another token.
+        PeerError: no server came, or it has another token.
     """
     connection = reach(host, port, timeout_s)
     connection.settimeout(HANDSHAKE_S)
@@ -153,7 +153,7 @@ def enter(host: str, port: int, client: int, number: int, token: bytes, timeout_
         return Entry(told["address"], told["id"], connection)
     except (OSError, ValueError, KeyError, TypeError) as error:
         connection.close()
-        raise UserError(
+        raise PeerError(
             f"the server at {host}:{port} does not let client {client} in ({error}): give all the same"
             f" {guard.TOKEN_VARIABLE} or rpc.token_file, and the same num_clients"
         ) from None
@@ -167,7 +167,7 @@ def reach(host: str, port: int, timeout_s: float) -> socket.socket:
             return socket.create_connection((host, port), timeout=max(0.1, timeout_s))
         except OSError as error:
             if time.monotonic() > deadline:
-                raise UserError(
+                raise PeerError(
                     f"no server at {host}:{port} within {timeout_s:g} s ({error.strerror or error}): start it, or set"
                     " rpc.host, rpc.port and rpc.connect_timeout_s"
                 ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import saved
-from splitlearn.errors import Stopped, UserError
+from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.stopping import StopRequest
 from splitlearn.transport import Place, host_store, rank_name
 from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
@@ -79,7 +79,8 @@ def _result(processes: dict, pipes: dict[int, Connection], stop: StopRequest) ->
         if isinstance(outcomes.get(0), Stopped):
             raise Stopped(str(outcomes[0]), stop.asked_by)
         raise Stopped("interrupted", stop.asked_by)  # before there was anything to keep
-    for error in sorted(errors, key=lambda error: error.is_told):
+    # The cause before its consequences: what the server does not know of, then what a rank says of itself.
+    for error in sorted(errors, key=lambda error: (error.is_told, isinstance(error, PeerError))):
         raise error
     return outcomes[0]
 
