@@ -1,6 +1,7 @@
 """The scripts, made small."""
 
 import os
+import re
 import shutil
 import sys
 
@@ -67,3 +68,15 @@ def test_measure_wire(tmp_path):
     assert status == 0, out
     (ms,) = (cells(line) for line in out.splitlines() if line.startswith("| ms"))
     assert float(ms[4].split()[0]) >= 13.4
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("tc"), reason="needs root and iproute2")
+def test_emulate_link(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "emulate_link.py"), "--rate", "20", "--clients", "1", "--", *TINY]
+    status, out = run([*command, "epochs=1", "hydra.run.dir=run"], tmp_path)
+    if "does not let root make them" in out:
+        pytest.skip(out)
+    assert status == 0, out
+    rates = re.search(r"a plain TCP transfer gets ([\d.]+) up, ([\d.]+) down", out)
+    assert all(float(rate) < 20 for rate in rates.groups())
+    assert (tmp_path / "run" / "summary.json").exists()
