@@ -40,7 +40,7 @@ def main(cfg: DictConfig) -> float | None:
         all_ranks_see_it = False
         return local.run(cfg, folder) if place is None else worker.run_rank(cfg, place, folder)
     except Stopped as stopped:
-        if not is_client():
+        if not (is_client() and is_on_servers_console()):
             print(f"\n{stopped}", file=sys.stderr)
         sys.exit(128 + stopped.signal)
     except UserError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from splitlearn import data, models
 from splitlearn.compressors import Identity, Payload
 from splitlearn.config import compressor_from, evaluates, measures_error, shared
-from splitlearn.errors import NonFiniteError, Stopped, UserError
+from splitlearn.errors import NonFiniteError, Rejoin, Stopped, UserError
 from splitlearn.functions import cut
 from splitlearn.seeds import derive
 from splitlearn.stopping import StopRequest
@@ -29,6 +29,8 @@ from splitlearn.training import (
     state_of,
 )
 from splitlearn.transport import ServerProxy
+
+LEFT = "left the run: the same command comes back to it"
 
 
 class SkippedStep(Exception):
@@ -56,25 +58,29 @@ class Client:
 
     def run(self) -> float:
         """Trains and evaluates with the others; returns the run's last top-1 test accuracy, 0 to 1."""
-        self.join()
-        with self.stop:
-            while self.epoch <= self.cfg.epochs:
-                self.train_epoch()
-                if evaluates(self.cfg, self.epoch):
-                    self.evaluate()
-                self.trainable.schedule.step()
-                self.epoch, self.batch, self.step_number = self.epoch + 1, 0, 0
-            return self.server.call("goodbye")
+        self.load_data()
+        while True:
+            try:
+                self.join()
+                with self.stop:
+                    self.train()
+                    return self.server.call("goodbye")
+            except Rejoin:
+                if self.wants_to_stop():
+                    raise Stopped(LEFT, self.stop.asked_by) from None
+                self.server.start_over()
+
+    def load_data(self) -> None:
+        train, test, self.num_classes = data.build(self.cfg.data, self.cfg.seed)
+        self.train_loader, self.test_loader = data.loaders(train, test, self.index, self.cfg.num_clients, self.cfg)
 
     def join(self) -> None:
         """Tells the server about this client, and gets the first weights, or the state to go on from."""
-        train, test, num_classes = data.build(self.cfg.data, self.cfg.seed)
-        self.train_loader, self.test_loader = data.loaders(train, test, self.index, self.cfg.num_clients, self.cfg)
         welcome = self.server.call(
             "hello",
             {
                 "config": shared(self.cfg),
-                "num_classes": num_classes,
+                "num_classes": self.num_classes,
                 "num_train": len(self.train_loader.dataset),
                 "num_test": len(self.test_loader.dataset),
             },
@@ -88,6 +94,15 @@ class Client:
         self.trainable.skip_epochs(self.epoch - 1)
 
     # Training
+
+    def train(self) -> None:
+        """What is left of the run."""
+        while self.epoch <= self.cfg.epochs:
+            self.train_epoch()
+            if evaluates(self.cfg, self.epoch):
+                self.evaluate()
+            self.trainable.schedule.step()
+            self.epoch, self.batch, self.step_number = self.epoch + 1, 0, 0
 
     def train_epoch(self) -> None:
         if not self.is_sequential:
@@ -138,11 +153,11 @@ class Client:
         return self.directive
 
     def obey(self, directive: str | None) -> None:
-        """Hands in this client's state where the server asks for it, to "save" it or before a "stop"."""
+        """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""
         if directive is not None:
             self.server.call("state", self.trainable.state())
-        if directive == "stop":
-            raise Stopped("stopped with the run", self.stop.asked_by or signal.SIGTERM)
+        if directive in ("stop", "leave"):
+            raise Stopped("stopped with the run" if directive == "stop" else LEFT, self.stop.asked_by or signal.SIGTERM)
 
     # The client's end of the cut (see functions.Link)
 

@@ -13,7 +13,8 @@ from splitlearn.functions import check_backward
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
 DATA_KEYS = ("data.root", "data.download", "data.num_workers")
-OWN_KEYS = ("role", "client", "server", "rpc", "log", "resume", "checkpoint", *DATA_KEYS)
+SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
+OWN_KEYS = ("role", "client", "server", "rpc", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
 MAX_CLIENTS = 32
 CHOICES = {
     "precision": ("fp32", "bf16"),
@@ -23,11 +24,20 @@ CHOICES = {
     "topology.weighting": ("uniform", "samples"),
     "partition.name": ("iid", "dirichlet"),
     "nonfinite": ("stop", "skip"),
+    "membership.open": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
-AT_LEAST_ONE = ("batch_size", "epochs", "evaluate.every", "log.error_every", "data.image_size", "checkpoint.keep")
+AT_LEAST_ONE = (
+    "batch_size",
+    "epochs",
+    "evaluate.every",
+    "log.error_every",
+    "data.image_size",
+    "checkpoint.keep",
+    "membership.quorum",
+)
 AT_LEAST_ONE_OR_NONE = ("checkpoint.every_epochs", "checkpoint.every_steps")
-ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s")
+ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
 
 
 def check(cfg: DictConfig) -> None:
@@ -51,6 +61,12 @@ def check(cfg: DictConfig) -> None:
     number = cfg.num_clients
     if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
         raise UserError(f"num_clients={number} is out of range: choose 1 to {MAX_CLIENTS}")
+    if number is not None and cfg.membership.quorum > number:
+        raise UserError(f"membership.quorum={cfg.membership.quorum} is more than num_clients={number}")
+    if cfg.membership.open and cfg.topology.get("average") != "epoch":
+        raise UserError(
+            "membership.open=true lets clients miss steps: use topology=parallel with topology.average=epoch"
+        )
     try:
         check_backward(cfg.backward)
     except ValueError as error:

@@ -47,6 +47,8 @@ class Display:
             self._progress.update(self._task, advance=1, epoch=int(done // self.num_steps) + 1, figures=figures)
 
     def epoch(self, epoch: int, line: dict[str, Any], evaluation: dict[str, float] | None) -> None:
+        if self._progress:  # where clients come and go, an epoch had more steps or fewer
+            self._progress.update(self._task, completed=epoch * self.num_steps)
         width = len(str(self.num_epochs))
         test = f"test {evaluation['top1']:6.2%} " if evaluation else ""
         self.console.print(

@@ -12,6 +12,7 @@ from torch.futures import Future
 from splitlearn.errors import PeerError
 
 LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
+REPLACED = "another process has joined as this client: give each its own client.index"
 
 
 class Request:
@@ -44,12 +45,17 @@ class Inbox:
     A client process has a session, and numbers its calls. A repeated number gets the first one's answer, from memory,
     so that a call that is sent again is never applied twice. A new session under the same client takes its place.
 
+    Args:
+        num_clients: how many there can be.
+        timeout_s: how long a request may take to come.
+        is_open: the failure of one client is not the run's: it is a request like others.
+
     Attributes:
         is_alive: whether a client, that nothing was heard of, is still there; given by the transport.
     """
 
-    def __init__(self, num_clients: int, timeout_s: float):
-        self.num_clients, self.timeout_s = num_clients, timeout_s
+    def __init__(self, num_clients: int, timeout_s: float, is_open: bool = False):
+        self.num_clients, self.timeout_s, self.is_open = num_clients, timeout_s, is_open
         self.is_alive: Callable[[int], bool] = lambda client: True
         self._latest: list[Request | None] = [None] * num_clients
         self._sessions: list[str | None] = [None] * num_clients
@@ -69,13 +75,16 @@ class Inbox:
                 return request.future
             if session != self._sessions[client]:
                 if kind not in ("hello", "failed"):
-                    request.send_back()  # this server was started anew
+                    if self._sessions[client] is None:
+                        request.send_back()  # this server was started anew
+                    else:
+                        request.fail(REPLACED)
                     return request.future
                 if latest is not None:
-                    latest.send_back()
+                    latest.fail(REPLACED)
                 self._sessions[client] = session
             self._latest[client] = request
-            if kind == "failed":
+            if kind == "failed" and not self.is_open:
                 self._failure = self._failure or f"client {client} stopped: {body[0]}"
             if self._closed:
                 request.fail(self._failure)
@@ -131,8 +140,13 @@ class Inbox:
                 )
 
     def new_requests(self) -> dict[int, Request]:
-        """What was not taken yet, by client. Hold `changed` meanwhile."""
-        return {client: self._latest[client] for client in range(self.num_clients) if self._is_new(client)}
+        """What was not taken yet, by client."""
+        with self.changed:
+            return {client: self._latest[client] for client in range(self.num_clients) if self._is_new(client)}
+
+    def refuse(self, client: int, why: str) -> None:
+        """Answers the client's last request with why it ends."""
+        self._latest[client].fail(why)
 
     def fail(self, why: str) -> None:
         """Answers every waiting and coming request with why the run ends."""

@@ -89,14 +89,16 @@ class Recorder:
     def final_top1(self) -> float:
         return self.last_evaluation["top1"]
 
-    def describe(self, cut: CutPoint, num_classes: int, num_samples: int) -> None:
-        """The first lines that the user sees."""
+    def describe(self, cut: CutPoint, num_classes: int, num_samples: int | None = None) -> None:
+        """The first lines that the user sees. No number of samples where it depends on which clients will come."""
         self.cut, self.num_classes = cut, num_classes
         cfg = self.cfg
         shape = "×".join(map(str, cut.shape))
+        samples = "" if num_samples is None else f", {num_samples:,} samples"
+        up_to = "up to " if cfg.membership.open else ""
         self.display.headline(
-            f"{cfg.arch.name} cut after {cut.path} ({shape}) · {cfg.data.name}, {num_samples:,} samples ·"
-            f" {cfg.topology.name}, {cfg.num_clients} client{'s' * (cfg.num_clients > 1)} ·"
+            f"{cfg.arch.name} cut after {cut.path} ({shape}) · {cfg.data.name}{samples} ·"
+            f" {cfg.topology.name}, {up_to}{cfg.num_clients} client{'s' * (cfg.num_clients > 1)} ·"
             f" up {compressor_from(cfg, 'compressor').label} · down {compressor_from(cfg, 'downlink').label}",
             str(self.folder),
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,7 @@ class Server:
         self.epoch = 1  # the current one
         self.epoch_step = 0  # steps of it that are done
         self.step_number = 0  # of the run
+        self.num_classes: int | None = None  # as the clients' data have
         self.stop = StopRequest()
 
     def run(self) -> float:
@@ -99,19 +100,16 @@ class Server:
         if any(other["num_classes"] != num_classes for other in about):
             raise UserError(f"the clients' data have {[other['num_classes'] for other in about]} classes")
         self.num_train = [other["num_train"] for other in about]
-        self.num_batches = [-(-num // self.cfg.batch_size) for num in self.num_train]
-        self.num_test_batches = [-(-other["num_test"] // self.cfg.batch_size) for other in about]
+        self.num_batches = [self.num_batches_of(num) for num in self.num_train]
+        self.num_test_batches = [self.num_batches_of(other["num_test"]) for other in about]
         # Steps of an epoch: the longest client's in parallel, one client after the other's in sequence.
         self.num_steps = sum(self.num_batches) if self.is_sequential else max(self.num_batches)
 
-        client_segment, segment, self.cut = models.build_segments(self.cfg, num_classes)
-        self.num_classes = num_classes
-        self.trainable = Trainable(segment.to(self.device), self.cfg)
-        # As averaged or handed on last: one, or without averaging each client's.
-        self.client_states: list[Any] = [state_of(client_segment)]
+        self.build(num_classes)
         first_states = self.client_states * self.cfg.num_clients
         if checkpoint:
-            first_states = self.restore(checkpoint)
+            self.restore(checkpoint)
+            first_states = self.restore_clients(checkpoint["clients"])
         self.recorder.describe(self.cut, num_classes, num_samples=sum(self.num_train))
         if checkpoint:
             self.recorder.resumed(self.epoch)
@@ -127,19 +125,34 @@ class Server:
                 }
             )
 
+    def build(self, num_classes: int) -> None:
+        """Builds the network and cuts it."""
+        client_segment, segment, self.cut = models.build_segments(self.cfg, num_classes)
+        self.num_classes = num_classes
+        self.trainable = Trainable(segment.to(self.device), self.cfg)
+        # As averaged or handed on last: one, or without averaging each client's.
+        self.client_states: list[Any] = [state_of(client_segment)]
+
+    def num_batches_of(self, num_samples: int) -> int:
+        return -(-num_samples // self.cfg.batch_size)
+
     def batches_done(self, client: int) -> int:
         """How many batches of the epoch a client has trained on."""
         before = sum(self.num_batches[:client]) if self.is_sequential else 0
         return min(max(self.epoch_step - before, 0), self.num_batches[client])
 
     def say_goodbye(self) -> None:
+        self.finish()
+        for client in self.clients:
+            self.inbox.take(client, "goodbye").reply(self.recorder.final_top1)
+
+    def finish(self) -> None:
+        """Writes the weights and the summary."""
         for index, state in enumerate(self.client_states):
             suffix = f"_{index}" if len(self.client_states) > 1 else ""
             self.recorder.save(f"client_segment{suffix}.pt", state.get("segment", state))
         self.recorder.save("server_segment.pt", state_of(self.trainable.segment))
         self.recorder.finish()
-        for client in self.clients:
-            self.inbox.take(client, "goodbye").reply(self.recorder.final_top1)
 
     # Checkpoints
 
@@ -156,13 +169,15 @@ class Server:
         self.recorder.open(checkpoint and checkpoint["recorder"])
         return checkpoint
 
-    def restore(self, checkpoint: dict[str, Any]) -> list[Any]:
-        """Takes over a checkpoint; returns each client's state in it."""
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over a checkpoint's place in the run and server segment."""
         self.epoch, self.epoch_step, self.step_number = (checkpoint[key] for key in ("epoch", "epoch_step", "step"))
         self.traffic, self.seconds = Counter(checkpoint["traffic"]), Counter(checkpoint["seconds"])
         self.trainable.load(checkpoint["server"])
         self.trainable.skip_epochs(self.epoch - 1)
-        states = checkpoint["clients"]
+
+    def restore_clients(self, states: list[Any]) -> list[Any]:
+        """Takes over a checkpoint's client states; returns each client's."""
         self.client_states = states if self.cfg.topology.get("average") == "never" else states[:1]
         return states if len(states) > 1 else states * self.cfg.num_clients
 
@@ -214,6 +229,15 @@ class Server:
             },
         )
 
+    def end_early(self) -> NoReturn:
+        """Ends a run that was asked to end and is saved."""
+        self.checkpoints.wait()
+        raise Stopped(
+            f"stopped in epoch {self.epoch} after step {self.step_number}, with a checkpoint: go on with"
+            f" resume={self.recorder.folder}",
+            self.stop.asked_by,
+        )
+
     # Training
 
     def train_epoch(self) -> None:
@@ -262,12 +286,7 @@ class Server:
             if self.is_sequential:
                 self.client_states = states
         if directive == "stop":
-            self.checkpoints.wait()
-            raise Stopped(
-                f"stopped in epoch {self.epoch} after step {self.step_number}, with a checkpoint: go on with"
-                f" resume={self.recorder.folder}",
-                self.stop.asked_by,
-            )
+            self.end_early()
 
     def learn_from(self, client: int, directive: str | None) -> dict[str, float] | None:
         """Adds the gradient of one client's loss to the server segment's and answers with that at the cut.
@@ -278,7 +297,7 @@ class Server:
         started = time.perf_counter()
         wire, labels, uplink_error, wants_to_stop = request.body
         if wants_to_stop:
-            self.stop.request()
+            self.let_go(client)
         if wire is None:
             return self.skip(request, started, directive)
         smashed, labels = self.receive(client, wire, labels, self.uplink, "smashed_up")
@@ -318,6 +337,10 @@ class Server:
             measured["downlink_error"] = relative_error(decoded, smashed.grad)
         self.answer(request, started, (measured["loss"], gradient.tensor, directive))
         return measured
+
+    def let_go(self, client: int) -> None:
+        """A client was asked to end."""
+        self.stop.request()  # nobody goes on without it
 
     def skip(self, request: Request, started: float, directive: str | None) -> None:
         self.recorder.skipped()
@@ -410,16 +433,23 @@ class Server:
             for client in self.clients:
                 if batch >= self.num_test_batches[client]:
                     continue
-                request = self.inbox.take(client, "evaluate")
-                started = time.perf_counter()
-                smashed, labels = self.receive(client, *request.body, self.evaluation_uplink, "evaluation_up")
-                with autocast(self.cfg, self.device):
-                    logits = self.trainable.segment(smashed)
-                totals["samples"] += len(labels)
-                totals["loss"] += F.cross_entropy(logits.float(), labels, reduction="sum").item()
-                totals["top1"] += num_correct(logits, labels, 1)
-                totals["top5"] += num_correct(logits, labels, 5)
-                self.answer(request, started, ())
+                self.score(client, totals)
+        self.conclude(totals)
+
+    def score(self, client: int, totals: Counter[str]) -> None:
+        """Adds what comes out for a client's next test batch."""
+        request = self.inbox.take(client, "evaluate")
+        started = time.perf_counter()
+        smashed, labels = self.receive(client, *request.body, self.evaluation_uplink, "evaluation_up")
+        with autocast(self.cfg, self.device):
+            logits = self.trainable.segment(smashed)
+        totals["samples"] += len(labels)
+        totals["loss"] += F.cross_entropy(logits.float(), labels, reduction="sum").item()
+        totals["top1"] += num_correct(logits, labels, 1)
+        totals["top5"] += num_correct(logits, labels, 5)
+        self.answer(request, started, ())
+
+    def conclude(self, totals: Counter[str]) -> None:
         samples = totals.pop("samples")
         self.recorder.evaluation(self.epoch, {name: total / samples for name, total in totals.items()})
 

@@ -13,6 +13,7 @@ from splitlearn.checkpoints import Checkpoints
 from splitlearn.client import Client
 from splitlearn.display import Display
 from splitlearn.errors import PeerError, Stopped, UserError
+from splitlearn.membership import OpenServer
 from splitlearn.metrics import Recorder
 from splitlearn.server import Server
 from splitlearn.transport import Patience, Place
@@ -82,7 +83,8 @@ def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience,
     if not place.one_machine and not place.host.startswith("127.") and place.host != "localhost":
         display.note(f"RPC listens on {place.host} without encryption: keep strangers away (see docs/reliability.md)")
     recorder = Recorder(cfg, folder, display)
-    server = Server(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
+    kind = OpenServer if cfg.membership.open else Server
+    server = kind(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
     try:
         with transport.connect(place, patience, token, server):
             try:

@@ -79,10 +79,10 @@ def left_over(leader: int, within_s: float = 5.0) -> list[int]:
     return pids
 
 
-def wait_for(path: Path, text: str, timeout_s: float = 90) -> None:
-    """Waits until a file, which need not exist yet, contains a text."""
+def wait_for(path: Path, text: str, timeout_s: float = 90, times: int = 1) -> None:
+    """Waits until a file, which need not exist yet, contains a text so many times."""
     deadline = time.monotonic() + timeout_s
-    while not path.exists() or text not in path.read_text():
+    while not path.exists() or path.read_text().count(text) < times:
         assert time.monotonic() < deadline, f"{path} has no {text!r}"
         time.sleep(0.05)
 

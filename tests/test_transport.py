@@ -92,10 +92,10 @@ def test_another_process_of_a_client_takes_the_place_of_the_first(make):
     box = make(1)
     old = box.deliver(0, "0", 1, "step", ("old",))
     new = box.deliver(0, "new", 1, "hello", ())
-    assert old.wait() == ("rejoin", None)
+    assert old.wait() == ("failed", inbox.REPLACED)
     box.take(0, "hello").reply("welcome")
     assert new.wait() == ("done", "welcome")
-    assert box.deliver(0, "0", 2, "step", ()).wait() == ("rejoin", None)
+    assert box.deliver(0, "0", 2, "step", ()).wait() == ("failed", inbox.REPLACED)
 
 
 def test_a_session_that_the_server_does_not_know_has_to_join_again():

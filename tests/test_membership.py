@@ -1,0 +1,100 @@
+"""Ranks that are started on their own: clients that come and go, and a server that comes back, as real processes."""
+
+import signal
+from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
+
+from runs import LAUNCH, TINY, metrics, started, wait_for
+from simulation import compose
+from test_resume import assert_same
+
+from splitlearn import local
+
+TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
+
+
+class Machine(ExitStack):
+    """Starts ranks below a folder, each with its output in <folder>/<name><n-th start>/out.txt."""
+
+    def __init__(self, folder: Path, port: int, *options: str):
+        super().__init__()
+        self.folder, self.options, self.starts = folder, [*options, f"rpc.port={port}"], Counter()
+
+    def start(self, role: str, index: int = 0, *options: str):
+        name = role if role == "server" else f"client{index}"
+        place = ["hydra.run.dir=../run"] if role == "server" else [f"client.index={index}"]
+        self.starts[name] += 1
+        folder = self.folder / f"{name}-{self.starts[name]}"
+        folder.mkdir(parents=True)
+        command = [*LAUNCH, *self.options, f"role={role}", *place, *options]
+        process = self.enter_context(started(command, folder, **TOKEN))
+        process.out = folder / "out.txt"
+        return process
+
+
+def test_with_all_there_it_is_the_same_run(tmp_path):
+    options = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "partition=dirichlet"]
+    cfg = compose(*options, "checkpoint.every_steps=2", "log.tensorboard=false")
+    local.run(cfg, tmp_path / "fixed")
+    cfg.membership.update(open=True, quorum=2)
+    local.run(cfg, tmp_path / "open")
+    assert_same(tmp_path / "open", tmp_path / "fixed")
+
+
+def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(free_port, tmp_path):
+    options = [*TINY, "num_clients=3", "batch_size=2", "epochs=1000", "checkpoint.every_steps=7"]
+    options += ["membership.open=true", "membership.step_deadline_s=1"]
+    with Machine(tmp_path, free_port, *options) as machine:
+        server = machine.start("server")
+        clients = [machine.start("client", index) for index in range(3)]
+        wait_for(server.out, "(3 of 3 are there)")
+
+        clients[2].kill()
+        wait_for(server.out, "client 2 is gone (2 of 3 are there)")
+        clients[1].send_signal(signal.SIGSTOP)
+        wait_for(server.out, "client 1 sent nothing for 1 s (1 of 3 are there)")
+        clients[0].send_signal(signal.SIGTERM)
+        assert clients[0].wait(30) == 128 + signal.SIGTERM
+        assert "left the run: the same command comes back to it" in clients[0].out.read_text()
+        wait_for(server.out, "client 0 left (0 of 3 are there)")
+
+        stranger = machine.start("client", 0, "compressor.bits=3")
+        assert stranger.wait(60) == 1
+        assert "compressor.bits (server 2, client 3)" in stranger.out.read_text()
+        clients[1].send_signal(signal.SIGCONT)
+        wait_for(server.out, "client 1 is back (1 of 3 are there)")
+        for index in (0, 2):
+            clients[index] = machine.start("client", index)
+        wait_for(server.out, "(3 of 3 are there)", times=2)
+
+        server.kill()
+        server = machine.start("server")
+        wait_for(server.out, "going on in epoch")
+        wait_for(server.out, "(3 of 3 are there)")
+        wait_for(server.out, f"epoch {metrics(tmp_path / 'run', 'step')[-1]['epoch'] + 2:4}/1000")
+        server.send_signal(signal.SIGTERM)
+        assert [process.wait(60) for process in (server, *clients)] == [128 + signal.SIGTERM] * 4
+        assert "with a checkpoint: go on with resume=" in server.out.read_text()
+        assert not any("Traceback" in path.read_text() for path in tmp_path.glob("*/out.txt"))
+
+    steps = metrics(tmp_path / "run", "step")
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    done = Counter((line["epoch"], client) for line in steps for client in line["clients"])
+    assert max(done.values()) == 11  # of 22 samples: none of a client's batches was used twice
+    assert {len([client for client in range(3) if done[epoch, client]]) for epoch, _ in done} >= {1, 3}
+
+
+def test_a_killed_server_comes_back_and_its_clients_lose_nothing(free_port, tmp_path):
+    options = [*TINY, "num_clients=2", "epochs=12", "checkpoint.every_steps=1"]
+    with Machine(tmp_path / "whole", free_port, *options) as machine:
+        ranks = [machine.start("server"), machine.start("client", 0), machine.start("client", 1)]
+        assert [rank.wait(90) for rank in ranks] == [0, 0, 0]
+    with Machine(tmp_path / "killed", free_port, *options) as machine:
+        server, *clients = [machine.start("server"), machine.start("client", 0), machine.start("client", 1)]
+        wait_for(server.out, "epoch  3/12")
+        server.kill()
+        server = machine.start("server")
+        assert [rank.wait(90) for rank in (server, *clients)] == [0, 0, 0]
+        assert "going on in epoch" in server.out.read_text()
+    assert_same(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
