@@ -24,6 +24,7 @@ from statistics import median
 
 import torch
 from common import ROOT, markdown
+from processes import children, wait_until
 
 OPTIONS = [
     "data.max_train_samples=480",
@@ -142,27 +143,6 @@ def read(path: Path) -> list[dict]:
 def steps(path: Path) -> int:
     """How many steps were recorded."""
     return path.read_text().count('"kind": "step"') if path.exists() else 0
-
-
-def children(parent: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, ppid = stat.read_text().rsplit(")", 1)[1].split()[:2]
-        except (OSError, ValueError):
-            continue  # ended meanwhile
-        if int(ppid) == parent and state not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def wait_until(condition, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 if __name__ == "__main__":

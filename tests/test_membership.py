@@ -87,9 +87,7 @@ def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(fr
 
 def test_a_killed_server_comes_back_and_its_clients_lose_nothing(free_port, tmp_path):
     options = [*TINY, "num_clients=2", "epochs=12", "checkpoint.every_steps=1"]
-    with Machine(tmp_path / "whole", free_port, *options) as machine:
-        ranks = [machine.start("server"), machine.start("client", 0), machine.start("client", 1)]
-        assert [rank.wait(90) for rank in ranks] == [0, 0, 0]
+    local.run(compose(*options), tmp_path / "whole")
     with Machine(tmp_path / "killed", free_port, *options) as machine:
         server, *clients = [machine.start("server"), machine.start("client", 0), machine.start("client", 1)]
         wait_for(server.out, "epoch  3/12")
@@ -97,4 +95,4 @@ def test_a_killed_server_comes_back_and_its_clients_lose_nothing(free_port, tmp_
         server = machine.start("server")
         assert [rank.wait(90) for rank in (server, *clients)] == [0, 0, 0]
         assert "going on in epoch" in server.out.read_text()
-    assert_same(tmp_path / "killed" / "run", tmp_path / "whole" / "run")
+    assert_same(tmp_path / "killed" / "run", tmp_path / "whole")

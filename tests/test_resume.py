@@ -88,24 +88,27 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost(tmp_path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_that_is_asked_to_end_goes_on_later(number, tmp_path):
-    options = [*TINY, "epochs=6", "hydra.run.dir=run"]
-    for name in ("whole", "part"):
-        (tmp_path / name).mkdir()
-    assert run([*LAUNCH, *options], tmp_path / "whole")[0] == 0
-    with started([*LAUNCH, *options, "checkpoint.every_epochs=100"], tmp_path / "part") as process:
-        wait_for(tmp_path / "part" / "out.txt", "epoch 2/6")
+    options = [*TINY, "epochs=6"]
+    local.run(compose(*options), tmp_path / "whole")
+    with started([*LAUNCH, *options, "checkpoint.every_epochs=100", "hydra.run.dir=part"], tmp_path) as process:
+        wait_for(tmp_path / "out.txt", "epoch 2/6")
         os.kill(process.pid, number)
         assert process.wait(60) == 128 + number
         assert not left_over(process.pid)
-    out = (tmp_path / "part" / "out.txt").read_text()
+    out = (tmp_path / "out.txt").read_text()
     assert "with a checkpoint: go on with resume=" in out and "Traceback" not in out
-    status, out = run([*LAUNCH, "resume=run"], tmp_path / "part")
+    status, out = run([*LAUNCH, "resume=part"], tmp_path)
     assert status == 0 and "going on in epoch" in out, out
-    assert_same(tmp_path / "part" / "run", tmp_path / "whole" / "run")
-    status, out = run([*LAUNCH, "resume=run"], tmp_path / "part")
-    assert status == 0 and "finished before, with a test accuracy of" in out, out
-    status, out = run([*LAUNCH, "resume=run", "compressor.bits=3"], tmp_path / "part")
-    assert status == 1 and "compressor.bits (then 2, now 3)" in out and "resume=never" in out
+    assert_same(tmp_path / "part", tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again_nor_another_one_in_its_folder(tmp_path, capfd):
+    top1 = local.run(compose(*TINY), tmp_path)
+    capfd.readouterr()
+    assert local.run(compose(*TINY), tmp_path) == top1
+    assert "finished before, with a test accuracy of" in capfd.readouterr().out
+    with pytest.raises(UserError, match=r"compressor.bits \(then 2, now 3\).*resume=never"):
+        local.run(compose(*TINY, "compressor.bits=3"), tmp_path)
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path):
