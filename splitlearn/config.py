@@ -36,7 +36,12 @@ AT_LEAST_ONE = (
     "checkpoint.keep",
     "membership.quorum",
 )
-AT_LEAST_ONE_OR_NONE = ("checkpoint.every_epochs", "checkpoint.every_steps")
+AT_LEAST_ONE_OR_NONE = (
+    "checkpoint.every_epochs",
+    "checkpoint.every_steps",
+    "data.max_train_samples",
+    "data.max_test_samples",
+)
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
 
 
@@ -58,6 +63,9 @@ def check(cfg: DictConfig) -> None:
                 continue
             if isinstance(value, bool) or not isinstance(value, number) or value < low:
                 raise UserError(f"{key}={value} must be {what}")
+    fraction = cfg.data.get("test_fraction", 0.5)
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise UserError(f"data.test_fraction={fraction} must be above 0 and below 1")
     number = cfg.num_clients
     if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
         raise UserError(f"num_clients={number} is out of range: choose 1 to {MAX_CLIENTS}")

@@ -29,7 +29,7 @@ def build(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
         raise UserError(f"data={cfg.name} is unknown: choose one of {', '.join(_BUILDERS)}")
     train, test, num_classes = _BUILDERS[cfg.name](cfg, seed)
     if cfg.num_classes is not None and num_classes != cfg.num_classes:
-        raise UserError(f"data.num_classes={cfg.num_classes} but {cfg.root} has {num_classes} classes")
+        raise UserError(f"data.num_classes={cfg.num_classes} but {cfg.root or cfg.name} has {num_classes} classes")
     return _limit(train, cfg.max_train_samples, seed), _limit(test, cfg.max_test_samples, seed), num_classes
 
 

@@ -124,12 +124,35 @@ def test_random_compressors_draw_by_their_seed(seeds, same):
         "topology.weighting=x",
         "rpc.timeout_s=0",
         "rpc.connect_timeout_s=-1",
+        "data.max_train_samples=0",
+        "data.max_test_samples=-5",
+        "membership.open=maybe",
+        "membership.quorum=0",
+        "membership.step_deadline_s=0",
     ],
 )
 def test_mistake_is_named(override):
     key, value = override.split("=")
     with pytest.raises(UserError, match=rf"^{re.escape(key)}={re.escape(value)} "):
         config.check(compose(override))
+
+
+def test_held_out_part_must_be_a_part():
+    with pytest.raises(UserError, match=r"^data\.test_fraction=1\.0 must be above 0 and below 1"):
+        config.check(compose("data=image_folder", "data.test_fraction=1.0"))
+
+
+@pytest.mark.parametrize(
+    "overrides, match",
+    [
+        (["num_clients=2", "membership.quorum=3"], r"^membership\.quorum=3 is more than num_clients=2"),
+        (["membership.open=true", "topology=sequential"], r"^membership\.open=true .* topology\.average=epoch"),
+        (["membership.open=true", "topology.average=step"], r"^membership\.open=true .* topology\.average=epoch"),
+    ],
+)
+def test_membership_that_cannot_work_is_named(overrides, match):
+    with pytest.raises(UserError, match=match):
+        config.check(compose(*overrides))
 
 
 def test_mistake_in_downlink_is_named():
