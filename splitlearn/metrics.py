@@ -1,4 +1,4 @@
-"""What a run measures, and the one folder it goes to: metrics.jsonl, TensorBoard events, weights, summary.json."""
+"""What a run measures, and the one folder it goes to: metrics.jsonl, weights, summary.json, and boards."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from splitlearn.boards import Board, boards
 from splitlearn.config import compressor_from
 from splitlearn.display import Display
 from splitlearn.segments import CutPoint
@@ -42,7 +43,8 @@ class Recorder:
         self.best_top1 = 0.0
         self.step_number = 0
         self._in_epoch: Counter[str] = Counter()
-        self._lines = self._board = None
+        self._lines = None
+        self._boards: list[Board] = []
 
     def open(self, state: dict[str, Any] | None) -> None:
         """Opens the files, to go on after `state`, of an interrupted run, or from the start."""
@@ -64,10 +66,7 @@ class Recorder:
             for name, total in state["errors"].items():
                 self.errors[name].update(total)
         self._lines = open(path, "a", buffering=1)  # noqa: SIM115
-        if self.cfg.log.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(self.folder, purge_step=state and self.step_number + 1)
+        self._boards = boards(self.cfg, self.folder, self.step_number)
 
     def state(self) -> dict[str, Any]:
         """What `open` goes on from."""
@@ -221,15 +220,14 @@ class Recorder:
         self.display.stop()
         if self._lines:
             self._lines.close()
-        if self._board:
-            self._board.close()
+        while self._boards:
+            self._boards.pop().close()
 
     def _write(self, kind: str, line: dict[str, Any], step: int, group: str) -> None:
         self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
-        if self._board:
-            for name, value in line.items():
-                if name not in ("epoch", "step", "clients"):
-                    self._board.add_scalar(f"{group}/{name}", value, step)
+        values = {f"{group}/{name}": value for name, value in line.items() if name not in ("epoch", "step", "clients")}
+        for board in self._boards:
+            board.add(values, step)
 
 
 def _mean(measured: list[dict[str, Any]], name: str) -> float:
