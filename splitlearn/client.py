@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -130,10 +133,7 @@ class Client:
         """One step of the client segment on one batch; returns what the server wants next (see obey)."""
         started = time.perf_counter()
         elsewhere = self.seconds["codec"] + self.seconds["call"]
-        self.batch += 1
-        stream = self.index, self.epoch, self.batch
-        torch.manual_seed(derive(self.cfg.seed, "client", *stream))  # dropout
-        self.uplink.seed(derive(self.cfg.seed, "uplink", *stream))
+        self.begin_batch()
         buffers = buffers_of(self.trainable.segment) if self.cfg.nonfinite == "skip" else None
         self.trainable.optimizer.zero_grad()
         with autocast(self.cfg, self.device):
@@ -152,6 +152,13 @@ class Client:
             return self.take_mean_step(gradients_of(self.trainable.segment) if takes_part else None)
         return self.directive
 
+    def begin_batch(self) -> None:
+        """What is random in the next batch is drawn from streams of its own."""
+        self.batch += 1
+        stream = self.index, self.epoch, self.batch
+        torch.manual_seed(derive(self.cfg.seed, "client", *stream))  # dropout
+        self.uplink.seed(derive(self.cfg.seed, "uplink", *stream))
+
     def obey(self, directive: str | None) -> None:
         """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""
         if directive is not None:
@@ -164,26 +171,40 @@ class Client:
     def forward(self, smashed: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Sends smashed data and labels; returns the loss, and what to gate the gradient by."""
         try:
-            payload = self.timed("codec", self.uplink.encode, smashed)
-        except NonFiniteError as error:
-            if self.cfg.nonfinite == "stop":
-                raise UserError(
-                    f"epoch {self.epoch}, batch {self.batch}: the smashed data are not finite ({error}): training"
-                    " diverged; lower optimizer.lr, or leave such batches out with nonfinite=skip"
-                ) from None
+            payload = self.encode(smashed)
+        except NonFiniteError:
             *_, self.directive = self.call("step", None, None, None, self.wants_to_stop())
             raise SkippedStep from None
         self.sent = payload.shape, payload.dtype
-        is_gated = self.cfg.backward == "gated"
-        measures = measures_error(self.cfg, self.batch)
-        decoded = self.uplink.decode(payload, smashed.device) if is_gated or measures else None
-        error = relative_error(decoded, smashed) if measures else None
+        decoded, error = self.look_back(payload, smashed)
         loss, self.gradient_wire, self.directive = self.call(
             "step", payload.tensor, compact(labels), error, self.wants_to_stop()
         )
         if self.gradient_wire is None:
             raise SkippedStep
-        return smashed.new_tensor(loss, dtype=torch.float32), decoded if is_gated else None
+        return smashed.new_tensor(loss, dtype=torch.float32), decoded
+
+    def encode(self, smashed: Tensor) -> Payload:
+        """
+        Raises:
+            NonFiniteError: with nonfinite=skip.
+            UserError: else.
+        """
+        try:
+            return self.timed("codec", self.uplink.encode, smashed)
+        except NonFiniteError as error:
+            if self.cfg.nonfinite == "skip":
+                raise
+            raise UserError(
+                f"epoch {self.epoch}, batch {self.batch}: the smashed data are not finite ({error}): training"
+                " diverged; lower optimizer.lr, or leave such batches out with nonfinite=skip"
+            ) from None
+
+    def look_back(self, payload: Payload, smashed: Tensor) -> tuple[Tensor | None, float | None]:
+        """What to gate the gradient by, and the compression error; None each where it is not wanted."""
+        is_gated, measures = self.cfg.backward == "gated", measures_error(self.cfg, self.batch)
+        decoded = self.uplink.decode(payload, smashed.device) if is_gated or measures else None
+        return decoded if is_gated else None, relative_error(decoded, smashed) if measures else None
 
     def wants_to_stop(self) -> bool:
         return self.stop.asked_by is not None
@@ -245,6 +266,7 @@ class Client:
     @torch.no_grad()
     def evaluate(self) -> None:
         self.trainable.segment.eval()
+        sent = None
         for batch in self.test_loader:
             images, labels = data.to_device(batch, self.device)
             with autocast(self.cfg, self.device):
@@ -256,7 +278,25 @@ class Client:
                     f"evaluation after epoch {self.epoch}: the smashed data are not finite ({error}): training"
                     " diverged; lower optimizer.lr"
                 ) from None
-            self.server.call("evaluate", payload.tensor, compact(labels))
+            if sent:
+                sent.result()
+            sent = in_background(self.server.call, "evaluate", payload.tensor, compact(labels))
+        if sent:
+            sent.result()
+
+
+def in_background(function: Callable[..., Any], *args: Any) -> Future:
+    """Calls a function in a thread that does not keep the process alive; the future has its result or exception."""
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*args))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def compact(labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ CHOICES = {
     "topology.weighting": ("uniform", "samples"),
     "partition.name": ("iid", "dirichlet"),
     "nonfinite": ("stop", "skip"),
+    "pipeline_depth": (1, 2),
     "membership.open": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
@@ -75,6 +76,8 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             "membership.open=true lets clients miss steps: use topology=parallel with topology.average=epoch"
         )
+    if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
+        raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     try:
         check_backward(cfg.backward)
     except ValueError as error:

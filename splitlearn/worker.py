@@ -15,6 +15,7 @@ from splitlearn.display import Display
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.membership import OpenServer
 from splitlearn.metrics import Recorder
+from splitlearn.pipeline import PipelinedClient
 from splitlearn.server import Server
 from splitlearn.transport import Patience, Place
 
@@ -100,7 +101,8 @@ def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes)
     with transport.connect(place, patience, token) as server:
         try:
             device = config.device_from(cfg.client.device, "client.device")
-            return Client(cfg, place.rank - 1, device, server).run()
+            kind = PipelinedClient if cfg.pipeline_depth == 2 else Client
+            return kind(cfg, place.rank - 1, device, server).run()
         except (PeerError, Stopped):
             raise
         except BaseException as error:

@@ -37,6 +37,15 @@ def run_here(tmp_path, monkeypatch, capfd):
     return run
 
 
+@pytest.fixture
+def one_thread():
+    """The number of threads changes the order of sums, so that it must be the ranks' own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def config():
     """config("key=value", …): the configuration that launch.py would get."""

@@ -10,13 +10,7 @@ from splitlearn import local
 SMALL = ["client.num_threads=1", "server.num_threads=1", "evaluate.every=100", "data.max_test_samples=9"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The number of threads changes the order of sums, so that it must be the ranks' own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def run(cfg, folder):
