@@ -14,7 +14,7 @@ from splitlearn.functions import check_backward
 # Keys that may differ between the ranks of a run, and change when a run goes on.
 DATA_KEYS = ("data.root", "data.download", "data.num_workers")
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
-OWN_KEYS = ("role", "client", "server", "rpc", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
+OWN_KEYS = ("role", "client", "server", "rpc", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
 MAX_CLIENTS = 32
 CHOICES = {
     "precision": ("fp32", "bf16"),
@@ -43,6 +43,7 @@ AT_LEAST_ONE_OR_NONE = (
     "data.max_train_samples",
     "data.max_test_samples",
 )
+ABOVE_ZERO_OR_NONE = ("link.up_mbits", "link.down_mbits")
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
 
 
@@ -56,6 +57,7 @@ def check(cfg: DictConfig) -> None:
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
         (ABOVE_ZERO, 1e-9, "a number above 0"),
+        (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
     ):
         for key in keys:
             value = OmegaConf.select(cfg, key)

@@ -88,6 +88,11 @@ class Display:
             f" {summary['test_top5']:.2%}, loss {summary['test_loss']:.4f}) after {summary['epochs']} epochs,"
             f" {summary['steps']:,} steps, {summary['seconds']:.1f} s"
         )
+        if "seconds_over_link" in summary:
+            self.console.print(
+                f"over each client's link: about {summary['seconds_over_link']:.1f} s (estimated from the bytes)",
+                soft_wrap=True,
+            )
         if summary["skipped"]:
             self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
         phases = summary["seconds_per_batch"]

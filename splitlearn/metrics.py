@@ -19,6 +19,7 @@ from splitlearn.config import compressor_from
 from splitlearn.display import Display
 from splitlearn.segments import CutPoint
 
+WAYS = ("up", "down")
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")
 
 
@@ -139,6 +140,8 @@ class Recorder:
                 line[name] = fmean(found)
                 total.update(sum=sum(found), number=len(found))
         self._write("step", line, step, "train")
+        # All clients send at the same time, each over its own link.
+        self.totals.update({f"link_{way}_bytes": max(one[f"{way}link_bytes"] for one in measured) for way in WAYS})
         for one in measured:
             num_samples = one["num_samples"]
             self._in_epoch.update(samples=num_samples, loss=one["loss"] * num_samples, top1=one["top1"] * num_samples)
@@ -210,10 +213,23 @@ class Recorder:
         summary["other_bytes"] = {
             name: total[f"{name}_bytes"] for name in ("labels_up", "weights_up", "weights_down", "evaluation_up")
         }
+        if self.cfg.link.up_mbits or self.cfg.link.down_mbits:
+            summary["seconds_over_link"] = summary["seconds"] + self.seconds_on_link()
         summary["seconds_per_batch"] = {phase: self.seconds[phase] / batches for phase in PHASES}
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
         self.close()
         self.display.summary(summary)
+
+    def seconds_on_link(self) -> float:
+        """How long the run's bytes take on each client's link, if nothing else happens meanwhile."""
+        total, num_clients = self.totals, self.cfg.num_clients
+        total_bytes = {
+            "up": total["link_up_bytes"]
+            + (total["labels_up_bytes"] + total["weights_up_bytes"] + total["evaluation_up_bytes"]) / num_clients,
+            "down": total["link_down_bytes"] + total["weights_down_bytes"] / num_clients,
+        }
+        rates = {way: self.cfg.link[f"{way}_mbits"] for way in WAYS}
+        return sum(8e-6 * total_bytes[way] / rate for way, rate in rates.items() if rate)
 
     def close(self) -> None:
         """Ends the display and the files, also after an error."""

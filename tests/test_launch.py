@@ -26,7 +26,8 @@ def under_torchrun(tmp_path_factory):
 def local_sweep(tmp_path_factory):
     """The jobs' folders of a sweep over local ranks, of which the first job is the run under torchrun."""
     cwd = tmp_path_factory.mktemp("sweep")
-    status, out = run([*LAUNCH, "-m", "compressor=ms,none", "num_clients=2", *ALIKE], cwd)
+    link = ["link.up_mbits=2", "link.down_mbits=4"]
+    status, out = run([*LAUNCH, "-m", "compressor=ms,none", "num_clients=2", *ALIKE, *link], cwd)
     assert status == 0, out
     return job_folders(cwd)
 
@@ -51,6 +52,17 @@ def test_three_ranks_under_torchrun_make_one_folder(under_torchrun):
 def test_multirun_of_local_ranks_makes_a_folder_a_job(local_sweep):
     assert [summary(folder)["uplink"]["compressor"].split()[0] for folder in local_sweep] == ["ms", "none"]
     assert [folder.name for folder in local_sweep] == ["0", "1"]
+
+
+def test_time_over_a_link_is_estimated_from_the_bytes(local_sweep):
+    for folder in local_sweep:
+        found, steps = summary(folder), metrics(folder, "step")
+        other = {name: number / 2 for name, number in found["other_bytes"].items()}  # both clients' are alike
+        up = sum(step["uplink_bytes"] / 2 for step in steps)
+        up += other["labels_up"] + other["weights_up"] + other["evaluation_up"]
+        down = sum(step["downlink_bytes"] / 2 for step in steps) + other["weights_down"]
+        expected = found["seconds"] + 8 * up / 2e6 + 8 * down / 4e6
+        assert found["seconds_over_link"] == pytest.approx(expected)
 
 
 def test_multirun_under_torchrun_steps_through_the_same_jobs(tmp_path):
