@@ -1,0 +1,220 @@
+"""Tables and figures of all runs below a folder, such as a sweep's: the paper's Table 1, Fig. 2 and Fig. 3.
+
+    python scripts/report.py multirun/digits                                   writes multirun/digits/report/
+    python scripts/report.py multirun/paper --tolerance 0.5 --out paper        half a point less is enough
+
+Needs matplotlib and jinja2: pip install -e '.[plots]'. What the tables say is in DEFINITION and TIME below. The report
+is there as Markdown, CSV and LaTeX, and as one page for a browser, report.html.
+"""
+
+import argparse
+import csv
+import re
+import sys
+from pathlib import Path
+from statistics import fmean, stdev
+
+from common import markdown
+from report_runs import Cell, Cells, gaps, group, load, varying
+
+from splitlearn.display import size
+
+try:
+    from report_page import page, pictures
+except ImportError as error:
+    sys.exit(f"{error.name} is missing: pip install -e '.[plots]'")
+
+DEFINITION = """\
+Table 1 is the traffic that a compressor saves until it is as good as none. The accuracy to reach is the {which} test \
+accuracy of no compression at the same cut, mean over its seeds{less}. A run's traffic is what it has sent in \
+training until the first evaluation that reaches this accuracy: measured payloads, headers included, without labels, \
+weights and evaluations. The saving is the traffic of no compression until it first reaches it, over the compressor's; \
+INF: never reached. With several seeds it is the mean over those that reach it, with the least and the greatest, and \
+INF unless most of them do."""
+TIME = """\
+Minutes until that accuracy is reached, over links of so many Mbit/s both ways, a link a client: an estimate, of the \
+seconds that the run took where it was run and the time that all bytes of one client's link take at that rate."""
+LINKS = {"up": "uplink", "both": "both ways"}  # Point's field with the bytes, and what it is called
+VALUE_BITS = {"fp32": 32, "bf16": 16}  # of an element of the smashed data, by precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="of a sweep, or of several")
+    parser.add_argument("--out", type=Path, help="default: report/ in that folder")
+    parser.add_argument(
+        "--baseline", choices=["final", "best"], default="final", help="which accuracy is to be reached"
+    )
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="less than the baseline's")
+    parser.add_argument("--rates", type=float, nargs="+", default=[100, 20, 5], metavar="MBITS", help="of the links")
+    arguments = parser.parse_args()
+
+    runs, troubles = load(arguments.folder)
+    finished = [run for run in runs if run.is_finished]
+    if not finished:
+        sys.exit("\n".join([f"there is no finished run in {arguments.folder}", *troubles]))
+    varied = varying(finished)
+    cells = group(finished, varied)
+    for (setting, cut, _), cell in cells.items():
+        if none := cells.get((setting, cut, "none")):
+            cell.compare(none, arguments.baseline == "best", arguments.tolerance)
+    troubles += gaps(runs, varied)
+
+    less = f", less {arguments.tolerance:g} points" if arguments.tolerance else ""
+    definition = DEFINITION.format(which=arguments.baseline, less=less)
+    out = arguments.out or arguments.folder / "report"
+    out.mkdir(parents=True, exist_ok=True)
+    print(write(out, cells, definition, arguments.rates, troubles))
+    print(f"written to {out / 'report.html'}")
+
+
+def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles: list[str]) -> str:
+    """Writes all files; returns the Markdown."""
+    tables = []
+    for setting in dict.fromkeys(setting for setting, *_ in cells):
+        columns = list(dict.fromkeys((one, cut) for one, cut, _ in cells if one == setting))
+        cuts = [cut for _, cut in columns]
+        for link, name in LINKS.items():
+            tables.append((f"Table 1, {name}: {setting}", definition, ["", *cuts], table1(cells, columns, link)))
+        header = ["Mbit/s", *(f"{cut}, {rate:g}" for cut in cuts for rate in rates)]
+        tables.append((f"Time to accuracy: {setting}", TIME, header, times(cells, columns, rates)))
+        rows = summary_rows(cells, setting)
+        tables.append((f"All runs: {setting}", "Means over the seeds; bits an element and error: uplink.", *rows))
+        definition = ""  # once is enough
+    images = pictures(cells, rates)
+    for title, content in images.items():
+        (out / file_name(title)).write_bytes(content)
+    parts = [f"## {title}\n\n{text}\n\n{markdown(header, rows)}\n" for title, text, header, rows in tables]
+    parts += [f"![{title}]({file_name(title)})\n" for title in images]
+    if troubles:
+        parts.append("## Not in the tables\n\n" + "".join(f"- {trouble}\n" for trouble in troubles))
+    text = "\n".join(parts)
+    (out / "report.md").write_text(text)
+    (out / "report.html").write_text(page(tables, images, troubles))
+    (out / "table1.tex").write_text("\n".join(latex(*table) for table in tables if table[0].startswith("Table 1")))
+    write_csv(out / "table1.csv", table1_csv(cells))
+    write_csv(out / "summary.csv", summary_csv(cells))
+    return text
+
+
+def file_name(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") + ".png"
+
+
+def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def latex(title: str, text: str, header: list[str], rows: list[list[str]]) -> str:
+    """A table for a paper, with booktabs."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(map(escaped, cells)) + r" \\"
+
+    rules = "l" + "r" * (len(header) - 1)
+    body = [line(header), r"\midrule", *map(line, rows)]
+    begin = [r"\begin{table}", r"\centering", rf"\caption{{{escaped(title)}}}", rf"\begin{{tabular}}{{{rules}}}"]
+    return "\n".join([*begin, r"\toprule", *body, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def escaped(text: str) -> str:
+    for character in "&%_#$":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("…", r"\dots{}").replace("–", "--").replace("×", r"$\times$")
+
+
+def table1(cells: Cells, columns: list[tuple[str, str]], link: str) -> list[list[str]]:
+    """Rows of the paper's Table 1, a column for each setting and cut, of the traffic of one link."""
+    baselines = [cells.get((*column, "none")) for column in columns]
+    compressors = dict.fromkeys(name for *column, name in cells if tuple(column) in columns and name != "none")
+    rows = [["accuracy to reach", *(f"{none.target:.2f} %" if none else "–" for none in baselines)]]
+    rows += [["none sends until then", *(size(none.sent_by_none(link)) if none else "–" for none in baselines)]]
+    for compressor in compressors:
+        found = [cells.get((*column, compressor)) for column in columns]
+        rows.append([compressor, *(cell.saving(link) if cell and cell.none else "–" for cell in found)])
+    return rows
+
+
+def times(cells: Cells, columns: list[tuple[str, str]], rates: list[float]) -> list[list[str]]:
+    """Minutes to the accuracy to reach, a row a compressor, a column a cut and rate."""
+    rows = []
+    for compressor in dict.fromkeys(name for *column, name in cells if tuple(column) in columns):
+        found = [cells.get((*column, compressor)) for column in columns]
+        rows.append(
+            [compressor, *(cell.minutes(rate) if cell and cell.none else "–" for cell in found for rate in rates)]
+        )
+    return rows
+
+
+def summary_rows(cells: Cells, setting: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of what the runs of one setting ended with."""
+    rows = []
+    for row in summary_csv({key: cell for key, cell in cells.items() if key[0] == setting}):
+        deviation = f" ± {row['accuracy_std']:.2f}" if row["accuracy_std"] != "" else ""
+        error = f"{row['relative_error']:.3f}" if row["relative_error"] != "" else "–"
+        savings = [f"{row[name]:.2f} ×" for name in ("saving", "saving_both_ways")]
+        accuracy = f"{row['accuracy']:.2f}{deviation} %"
+        rows.append([row["cut"], row["compressor"], accuracy, f"{row['bits_per_element']:.2f}", *savings, error])
+    return ["cut", "compressor", "test accuracy", "bits an element", "saving", "both ways", "error"], rows
+
+
+def table1_csv(cells: Cells) -> list[dict[str, object]]:
+    """One row a cell, for programs."""
+    rows = []
+    for (setting, cut, compressor), cell in cells.items():
+        if cell.none is None:
+            continue
+        reached = cell.reached(cell.target)
+        row = {"setting": setting, "cut": cut, "compressor": compressor, "accuracy_to_reach": cell.target}
+        row |= {"runs": len(cell.runs), "reached": len(reached)}
+        for link, name in LINKS.items():
+            name, savings = name.replace(" ", "_"), cell.savings(link)
+            row[f"{name}_saving"] = "INF" if cell.is_never() else fmean(savings)
+            row[f"{name}_saving_min"], row[f"{name}_saving_max"] = min(savings, default=""), max(savings, default="")
+            row[f"{name}_bytes_of_none"] = cell.sent_by_none(link)
+        rows.append(row)
+    return rows
+
+
+def summary_csv(cells: Cells) -> list[dict[str, object]]:
+    """What the runs of each cell ended with. Means over the seeds."""
+    rows = []
+    for (setting, cut, compressor), cell in cells.items():
+        finals = [values[-1] for values in cell.of_runs("accuracy")]
+        error = [run.summary["uplink"]["relative_error"] for run in cell.runs]
+        rows.append(
+            {
+                "setting": setting,
+                "cut": cut,
+                "compressor": compressor,
+                "runs": len(cell.runs),
+                "accuracy": fmean(finals),
+                "accuracy_std": stdev(finals) if len(finals) > 1 else "",
+                "best_accuracy": max(max(values) for values in cell.of_runs("accuracy")),
+                "bytes_per_batch": cell.mean(lambda summary: summary["uplink"]["bytes_per_batch"]),
+                "bits_per_element": bits_per_element(cell),
+                "saving": cell.mean(lambda summary: summary["uplink"]["saving"]),
+                "saving_both_ways": cell.mean(saving_both_ways),
+                "relative_error": "" if None in error else fmean(error),
+                "seconds": cell.mean(lambda summary: summary["seconds"]),
+            }
+        )
+    return rows
+
+
+def bits_per_element(cell: Cell) -> float:
+    """Measured, of the uplink."""
+    bits = VALUE_BITS[cell.runs[0].cfg.precision]
+    return fmean(bits / run.summary["uplink"]["saving"] for run in cell.runs)
+
+
+def saving_both_ways(summary: dict) -> float:
+    links = summary["uplink"], summary["downlink"]
+    return sum(link["uncompressed_bytes"] for link in links) / sum(link["bytes"] for link in links)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""The finished runs below a folder, as report.py needs them."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+from common import ROOT  # noqa: F401  makes splitlearn importable
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn import config, models  # noqa: F401  models registers the networks
+
+ORDER = ["shallow", "medium", "deep", "none", "qu", "sp", "rt", "ms", "ms_best"]  # all others come after, by name
+CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed"}  # other options that vary name the setting
+
+
+@dataclass
+class Point:
+    """A run at one of its evaluations. Bytes and seconds are of the whole run until then."""
+
+    epoch: int
+    accuracy: float  # of the test samples, in percent
+    loss: float  # in training, mean over the epoch
+    up: int
+    both: int
+    seconds: float
+    link: float  # bytes both ways on one client's link, with labels, weights and evaluations
+
+    def minutes(self, mbits: float) -> float:
+        """Over links of this rate, estimated."""
+        return (self.seconds + 8e-6 * self.link / mbits) / 60
+
+
+class Run:
+    """What a run's folder says.
+
+    Raises:
+        OSError, ValueError, KeyError: a file is not what a run writes.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        saved = folder / "config.yaml"  # Hydra's own is there before the run starts
+        self.cfg = OmegaConf.load(saved if saved.exists() else folder / ".hydra" / "config.yaml")
+        self.options = config.shared(self.cfg)
+        up, down = choice(self.cfg.compressor), choice(self.cfg.downlink)
+        self.compressor = up if down == "none" else f"{up} both ways" if up == down else f"{up} up, {down} down"
+        self.is_finished = (folder / "summary.json").exists()
+        if self.is_finished:
+            self.summary = json.loads((folder / "summary.json").read_text())
+            self.points = points(folder / "metrics.jsonl", self.cfg.num_clients)
+
+    def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
+        """Setting (network, data, and the options that are not the same in all runs), cut, and compressor."""
+        options = (f"{key}={self.options.get(key)}" for key in varied)
+        return ", ".join([self.cfg.arch.name, self.cfg.data.name, *options]), self.cfg.cut, self.compressor
+
+    def progress(self) -> str:
+        """How far a run that is not finished has come."""
+        path = self.folder / "metrics.jsonl"
+        num_epochs = path.read_text().count('{"kind": "epoch"') if path.exists() else 0
+        return f"not finished: {num_epochs} of {self.cfg.epochs} epochs"
+
+
+def points(path: Path, num_clients: int) -> list[Point]:
+    """The evaluations of a run, from its metrics.jsonl."""
+    found, accuracies = [], {}
+    up = down = seconds = link_up = link_down = 0
+    for line in map(json.loads, path.read_text().splitlines()):
+        if line["kind"] == "step":
+            if line["clients"]:  # none where a step was skipped
+                up, down = up + line["uplink_bytes"], down + line["downlink_bytes"]
+                link_up += line["uplink_bytes"] / len(line["clients"])
+                link_down += line["downlink_bytes"] / len(line["clients"])
+        elif line["kind"] == "evaluation":
+            accuracies[line["epoch"]] = 100 * line["top1"]
+        elif line["kind"] == "epoch":
+            seconds += line["seconds"]
+            link_up += sum(line[f"{name}_bytes"] for name in ("labels_up", "weights_up", "evaluation_up")) / num_clients
+            link_down += line["weights_down_bytes"] / num_clients
+            if (accuracy := accuracies.get(line["epoch"])) is not None:
+                link = link_up + link_down
+                found.append(Point(line["epoch"], accuracy, line["loss"], up, up + down, seconds, link))
+    if not found:
+        raise ValueError("no evaluation in metrics.jsonl")
+    return found
+
+
+def choice(node: DictConfig) -> str:
+    """A compressor as one would choose it on the command line: "ms_best", "qu bits=4"."""
+    offered = {
+        name.removesuffix(".yaml"): entry.node for name, entry in ConfigStore.instance().repo["compressor"].items()
+    }
+
+    def changes(name: str) -> list[str]:
+        return [f"{key}={value}" for key, value in node.items() if offered[name].get(key) != value]
+
+    name = min(offered, key=lambda name: (offered[name]["_target_"] != node["_target_"], len(changes(name))))
+    return " ".join([name, *changes(name)])
+
+
+class Cell:
+    """The runs of one compressor at one cut, which differ in their seeds."""
+
+    def __init__(self, runs: list[Run]):
+        self.runs = runs
+        self.none: Cell | None = None  # what it is compared with; None where nothing ran without compression
+
+    def compare(self, none: "Cell", best: bool, tolerance: float) -> None:
+        """Sets the cell without compression, and the accuracy to reach."""
+        self.none = none
+        finals = [max(values) if best else values[-1] for values in none.of_runs("accuracy")]
+        self.target = fmean(finals) - tolerance
+
+    def of_runs(self, field: str) -> list[list[float]]:
+        """A field of every run's points."""
+        return [[getattr(point, field) for point in run.points] for run in self.runs]
+
+    def mean(self, value: Callable[[dict], float]) -> float:
+        """Over the runs' summaries."""
+        return fmean(value(run.summary) for run in self.runs)
+
+    def reached(self, target: float) -> list[Point]:
+        """Where the runs that reach the target do."""
+        reached = (next((p for p in run.points if p.accuracy > target - 1e-9), None) for run in self.runs)
+        return [point for point in reached if point]
+
+    def sent_by_none(self, link: str) -> float:
+        return fmean(getattr(point, link) for point in self.none.reached(self.target))
+
+    def savings(self, link: str) -> list[float]:
+        """Of the runs that reach the target."""
+        return [self.sent_by_none(link) / getattr(point, link) for point in self.reached(self.target)]
+
+    def is_never(self) -> bool:
+        """Whether the table says INF."""
+        return 2 * len(self.reached(self.target)) <= len(self.runs)
+
+    def minutes(self, mbits: float) -> str:
+        """Until the target is reached, in the table's words."""
+        if self.is_never():
+            return "INF"
+        return f"{fmean(point.minutes(mbits) for point in self.reached(self.target)):.1f}"
+
+    def saving(self, link: str) -> str:
+        """The table's words."""
+        savings, number = self.savings(link), len(self.runs)
+        share = f", {len(savings)} of {number}" if 0 < len(savings) < number else ""
+        return ("INF" if self.is_never() else spread(savings)) + share
+
+
+Cells = dict[tuple[str, str, str], Cell]  # by setting, cut and compressor
+
+
+def load(folder: Path) -> tuple[list[Run], list[str]]:
+    """All runs below a folder, and a sentence for each that is not finished or cannot be read."""
+    runs, troubles = [], []
+    for path in sorted({path.parent for name in ("config.yaml", ".hydra") for path in folder.rglob(name)}):
+        if path.name == ".hydra":
+            continue
+        try:
+            run = Run(path)
+        except (OSError, ValueError, KeyError) as error:
+            troubles.append(f"{path.relative_to(folder)} cannot be read: {type(error).__name__}: {error}")
+            continue
+        runs.append(run)
+        if not run.is_finished:
+            troubles.append(f"{path.relative_to(folder)} is {run.progress()}")
+    return runs, troubles
+
+
+def varying(runs: list[Run]) -> list[str]:
+    """Options, beside those of a cell, in which runs of the same network and data differ."""
+    values = defaultdict(set)
+    for run in runs:
+        for key, value in run.options.items():
+            values[run.cfg.arch.name, run.cfg.data.name, key].add(str(value))
+    return sorted({key for (*_, key), found in values.items() if len(found) > 1 and key.split(".")[0] not in CELL_KEYS})
+
+
+def group(runs: list[Run], varied: list[str]) -> Cells:
+    """In the order of the tables."""
+    grouped = defaultdict(list)
+    for run in runs:
+        grouped[run.cell(varied)].append(run)
+
+    def place(name: str) -> tuple[int, str]:
+        return ORDER.index(name) if name in ORDER else len(ORDER), name
+
+    return {key: Cell(grouped[key]) for key in sorted(grouped, key=lambda key: tuple(map(place, key)))}
+
+
+def gaps(runs: list[Run], varied: list[str]) -> list[str]:
+    """A sentence for each run that the others of its setting suggest, and that is not there."""
+    there = {(*run.cell(varied), run.cfg.seed) for run in runs}
+    sentences = []
+    for setting in sorted({setting for setting, *_ in there}):
+        axes = zip(*(key[1:] for key in there if key[0] == setting), strict=True)
+        for cut, compressor, seed in sorted(product(*map(set, axes))):
+            if (setting, cut, compressor, seed) not in there:
+                sentences.append(f"{setting}: there is no run of {compressor} with cut={cut}, seed={seed}")
+    return sentences
+
+
+def spread(values: list[float]) -> str:
+    """The mean, and with several values the least and the greatest."""
+    ends = f" ({min(values):.2f} … {max(values):.2f})" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{ends}"
