@@ -7,6 +7,7 @@ python launch.py resume=outputs/2026-01-31/12-00-00
 """
 
 import json
+import math
 import os
 import sys
 import tempfile
@@ -19,11 +20,13 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each peer that lea
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import config, local, models, worker
 from splitlearn.errors import Stopped, UserError
 
+broken: dict[Path, str] = {}  # jobs of a sweep in this process, and why
 TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
 
 
@@ -31,7 +34,7 @@ TELLING_S = 5  # how long another rank leaves the server to tell the user what h
 def main(cfg: DictConfig) -> float | None:
     """One run; returns its last top-1 test accuracy, 0 to 1, for sweepers to maximise."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    all_ranks_see_it = True
+    all_ranks_see_it, place = True, None
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
@@ -47,6 +50,10 @@ def main(cfg: DictConfig) -> float | None:
         if is_client() and is_on_servers_console() and (error.is_told or all_ranks_see_it):
             time.sleep(TELLING_S)  # torchrun kills the server too as soon as this rank ends
             sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        if HydraConfig.get().mode == RunMode.MULTIRUN and place is None:
+            broken[folder] = str(error)
+            print(f"this job failed, and the sweep goes on: {error}", file=sys.stderr)
+            return math.nan
         leave_to_torchrun(error)
         raise CompactHydraException(str(error)) from None
 
@@ -114,3 +121,6 @@ if __name__ == "__main__":
         if not is_client():
             print("\ninterrupted", file=sys.stderr)
         sys.exit(130)
+    if broken:
+        jobs = "".join(f"\n  {folder}: {why}" for folder, why in broken.items())
+        sys.exit(f"{len(broken)} job{'s' * (len(broken) > 1)} of the sweep failed:{jobs}")

@@ -7,6 +7,7 @@ import jinja2
 from matplotlib import color_sequences
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 MARKERS = "o^sDvP*X"
 TEMPLATE = """<!doctype html>
@@ -110,6 +111,10 @@ def curves(cells: dict, colors: dict, rates: list[float]) -> bytes:
         draw(one, cells, colors, value)
         one.set(xlabel=x, ylabel=y, xscale=scale)
         one.grid(alpha=0.3)
+        if scale == "log":
+            one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            one.xaxis.set_major_formatter(ScalarFormatter())
+            one.xaxis.set_minor_formatter("")
     axes[0].legend(fontsize="small")
     for one in axes[number:]:
         one.axis("off")

@@ -42,6 +42,8 @@ def run(cfg: DictConfig, folder: Path) -> float:
         print(f"finished before, with a test accuracy of {top1:.2%}: {folder}")
         return top1
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
+    if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
+        multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over
     context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before any thread is started
     context.set_forkserver_preload(["splitlearn.worker"])
     processes, pipes = {}, {}
