@@ -97,7 +97,8 @@ class Display:
             self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
         phases = summary["seconds_per_batch"]
         self.console.print(
-            f"a client's batch takes {1e3 * sum(phases.values()):.1f} ms: "
+            f"a client's batch takes {1e3 * sum(phases.values()):.1f} ms"
+            + (", partly while another is on the wire: " if summary["pipeline_depth"] > 1 else ": ")
             + " · ".join(f"{phase} {1e3 * seconds:.1f}" for phase, seconds in phases.items()),
             soft_wrap=True,
         )

@@ -197,6 +197,7 @@ class Recorder:
             "seconds": time.perf_counter() - self.started_at,
             "cut": self.cut.path,
             "map_shape": list(self.cut.shape),
+            "pipeline_depth": self.cfg.pipeline_depth,
             "num_classes": self.num_classes,
         }
         for link in ("uplink", "downlink"):

@@ -80,3 +80,12 @@ def test_emulate_link(tmp_path):
     rates = re.search(r"a plain TCP transfer gets ([\d.]+) up, ([\d.]+) down", out)
     assert all(float(rate) < 20 for rate in rates.groups())
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_scaling(run_here):
+    status, out = run_here(SCRIPTS / "scaling.py", "--clients", "1", "2", "--rounds", "1")
+    assert status == 0, out
+    rows = [cells(line) for line in out.splitlines() if line.startswith(("| 1 ", "| 2 "))]
+    assert len(rows) == 2
+    for number, step, batch, server, *_ in rows:
+        assert float(batch) == pytest.approx(float(step) / int(number), abs=0.06) and float(server) <= float(batch)
