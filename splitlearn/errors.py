@@ -10,6 +10,10 @@ class UserError(ValueError):
 
     is_told = False
 
+    def __init__(self, message: str = "", *args: object):
+        # A process that loads data puts its traceback before the sentence.
+        super().__init__(message.rsplit("UserError: ", 1)[-1].strip(), *args)
+
 
 class PeerError(UserError):
     """Another process of the run stopped, is gone, or does not answer."""

@@ -14,7 +14,9 @@ from splitlearn.training import Trainable
 
 CONF = ROOT / "conf"
 CHOICES = sorted(
-    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")
+    (path.parent.name, path.stem)
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("hydra", "experiment", "sweep")
 )
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}
@@ -47,6 +49,19 @@ RECIPES = {
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_passes_check(experiment):
     config.check(compose(f"experiment={experiment}"))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("compressor", ["none", "qu", "sp", "rt", "ms", "ms_best"])
+@pytest.mark.parametrize("cut", ["shallow", "medium", "deep"])
+def test_every_cell_of_the_papers_table_passes_check(experiment, compressor, cut):
+    cfg = compose("sweep=paper", f"experiment={experiment}", f"cut={cut}", f"compressor={compressor}")
+    config.check(cfg)
+    assert cfg.num_clients == 10
+    about = {"qu": ("bits", 3), "sp": ("ratio", 0.95875), "rt": ("ratio", 0.95875), "ms": ("ratio", 0.99)}
+    if compressor in about:
+        key, value = about[compressor]
+        assert cfg.compressor[key] == value
 
 
 @pytest.mark.parametrize("experiment", RECIPES)

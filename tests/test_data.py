@@ -188,13 +188,14 @@ def test_augmentation_depends_on_seed_epoch_and_place_alone(num_workers, folder,
     assert not torch.equal(images(num_workers, 2, 0), images(num_workers, 3, 0))
 
 
-def test_an_image_that_cannot_be_read_is_named(folder, config):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(num_workers, folder, config):
     root = folder("a", "b")
     broken = sorted(root.rglob("*.png"))[0]
     broken.write_bytes(b"not an image")
-    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16")
+    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", f"data.num_workers={num_workers}")
     train, test, _ = data.build(cfg.data, 0)
-    with pytest.raises(UserError, match=rf"{broken.name} cannot be read .*take it out of data.root"):
+    with pytest.raises(UserError, match=rf"^sample \S*{broken.name} cannot be read .*take it out of data.root$"):
         for loader in data.loaders(train, test, 0, 1, cfg):
             list(loader)
 
