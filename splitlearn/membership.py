@@ -216,7 +216,10 @@ class OpenServer(Server):
             self.sort_out()
             self.wait_for(self.on_time())
             kinds = {client: request.kind for client, request in self.inbox.new_requests().items()}
-            if set(kinds.values()) - {"step", "weights"}:
+            if others := [client for client, kind in kinds.items() if kind not in ("step", "weights")]:
+                for client in others:
+                    if kinds[client] not in ("hello", "failed", "state"):
+                        self.see_off(client, f"sent {kinds[client]} where its step was due")
                 continue
             ready = [client for client in self.here() if client in kinds]
             for client in ready:
