@@ -26,11 +26,11 @@ except ImportError as error:
 
 DEFINITION = """\
 Table 1 is the traffic that a compressor saves until it is as good as none. The accuracy to reach is the {which} test \
-accuracy of no compression at the same cut, mean over its seeds{less}. A run's traffic is what it has sent in \
-training until the first evaluation that reaches this accuracy: measured payloads, headers included, without labels, \
-weights and evaluations. The saving is the traffic of no compression until it first reaches it, over the compressor's; \
-INF: never reached. With several seeds it is the mean over those that reach it, with the least and the greatest, and \
-INF unless most of them do."""
+accuracy of no compression at the same cut with the same seed{less}. A run's traffic is what it has sent in training \
+until the first evaluation that reaches this accuracy: measured payloads, headers included, without labels, weights \
+and evaluations. The saving is the traffic of no compression until it first reaches it, over the compressor's; INF: \
+never reached. With several seeds it is the mean over those that reach it, with the least and the greatest, and INF \
+unless most of them do."""
 TIME = """\
 Minutes until that accuracy is reached, over links of so many Mbit/s both ways, a link a client: an estimate, of the \
 seconds that the run took where it was run and the time that all bytes of one client's link take at that rate."""
@@ -76,15 +76,18 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
         cuts = [cut for _, cut in columns]
         for link, name in LINKS.items():
             tables.append((f"Table 1, {name}: {setting}", definition, ["", *cuts], table1(cells, columns, link)))
+            definition = ""  # once is enough
         header = ["Mbit/s", *(f"{cut}, {rate:g}" for cut in cuts for rate in rates)]
         tables.append((f"Time to accuracy: {setting}", TIME, header, times(cells, columns, rates)))
         rows = summary_rows(cells, setting)
         tables.append((f"All runs: {setting}", "Means over the seeds; bits an element and error: uplink.", *rows))
-        definition = ""  # once is enough
     images = pictures(cells, rates)
     for title, content in images.items():
         (out / file_name(title)).write_bytes(content)
-    parts = [f"## {title}\n\n{text}\n\n{markdown(header, rows)}\n" for title, text, header, rows in tables]
+    parts = [
+        "\n\n".join(filter(None, [f"## {title}", text, markdown(header, rows)])) + "\n"
+        for title, text, header, rows in tables
+    ]
     parts += [f"![{title}]({file_name(title)})\n" for title in images]
     if troubles:
         parts.append("## Not in the tables\n\n" + "".join(f"- {trouble}\n" for trouble in troubles))
@@ -134,7 +137,7 @@ def table1(cells: Cells, columns: list[tuple[str, str]], link: str) -> list[list
     rows += [["none sends until then", *(size(none.sent_by_none(link)) if none else "–" for none in baselines)]]
     for compressor in compressors:
         found = [cells.get((*column, compressor)) for column in columns]
-        rows.append([compressor, *(cell.saving(link) if cell and cell.none else "–" for cell in found)])
+        rows.append([compressor, *(cell.saving(link) if cell else "–" for cell in found)])
     return rows
 
 
@@ -143,9 +146,7 @@ def times(cells: Cells, columns: list[tuple[str, str]], rates: list[float]) -> l
     rows = []
     for compressor in dict.fromkeys(name for *column, name in cells if tuple(column) in columns):
         found = [cells.get((*column, compressor)) for column in columns]
-        rows.append(
-            [compressor, *(cell.minutes(rate) if cell and cell.none else "–" for cell in found for rate in rates)]
-        )
+        rows.append([compressor, *(cell.minutes(rate) if cell else "–" for cell in found for rate in rates)])
     return rows
 
 
@@ -165,11 +166,10 @@ def table1_csv(cells: Cells) -> list[dict[str, object]]:
     """One row a cell, for programs."""
     rows = []
     for (setting, cut, compressor), cell in cells.items():
-        if cell.none is None:
+        if not cell.races:
             continue
-        reached = cell.reached(cell.target)
         row = {"setting": setting, "cut": cut, "compressor": compressor, "accuracy_to_reach": cell.target}
-        row |= {"runs": len(cell.runs), "reached": len(reached)}
+        row |= {"runs": len(cell.runs), "reached": len(cell.won)}
         for link, name in LINKS.items():
             name, savings = name.replace(" ", "_"), cell.savings(link)
             row[f"{name}_saving"] = "INF" if cell.is_never() else fmean(savings)

@@ -59,6 +59,10 @@ class Run:
         options = (f"{key}={self.options.get(key)}" for key in varied)
         return ", ".join([self.cfg.arch.name, self.cfg.data.name, *options]), self.cfg.cut, self.compressor
 
+    def reach(self, target: float) -> Point | None:
+        """Where the run first has this accuracy."""
+        return next((point for point in self.points if point.accuracy > target - 1e-9), None)
+
     def progress(self) -> str:
         """How far a run that is not finished has come."""
         path = self.folder / "metrics.jsonl"
@@ -103,18 +107,44 @@ def choice(node: DictConfig) -> str:
     return " ".join([name, *changes(name)])
 
 
+@dataclass
+class Race:
+    """A run against that without compression of the same seed: each where it first has the accuracy to reach.
+
+    Attributes:
+        target: that accuracy, in percent.
+        none: there is always such a point.
+        point: None if the run never has it.
+    """
+
+    target: float
+    none: Point
+    point: Point | None
+
+
 class Cell:
     """The runs of one compressor at one cut, which differ in their seeds."""
 
     def __init__(self, runs: list[Run]):
         self.runs = runs
-        self.none: Cell | None = None  # what it is compared with; None where nothing ran without compression
+        self.races: list[Race] = []
 
     def compare(self, none: "Cell", best: bool, tolerance: float) -> None:
-        """Sets the cell without compression, and the accuracy to reach."""
-        self.none = none
-        finals = [max(values) if best else values[-1] for values in none.of_runs("accuracy")]
-        self.target = fmean(finals) - tolerance
+        """Finds out where the runs are as good as those without compression of the same seeds."""
+        baselines = {run.cfg.seed: run for run in none.runs}
+        for run in self.runs:
+            if baseline := baselines.get(run.cfg.seed):
+                accuracies = [point.accuracy for point in baseline.points]
+                target = (max(accuracies) if best else accuracies[-1]) - tolerance
+                self.races.append(Race(target, baseline.reach(target), run.reach(target)))
+
+    @property
+    def won(self) -> list[Race]:
+        return [race for race in self.races if race.point]
+
+    @property
+    def target(self) -> float:
+        return fmean(race.target for race in self.races)
 
     def of_runs(self, field: str) -> list[list[float]]:
         """A field of every run's points."""
@@ -124,33 +154,29 @@ class Cell:
         """Over the runs' summaries."""
         return fmean(value(run.summary) for run in self.runs)
 
-    def reached(self, target: float) -> list[Point]:
-        """Where the runs that reach the target do."""
-        reached = (next((p for p in run.points if p.accuracy > target - 1e-9), None) for run in self.runs)
-        return [point for point in reached if point]
-
     def sent_by_none(self, link: str) -> float:
-        return fmean(getattr(point, link) for point in self.none.reached(self.target))
+        return fmean(getattr(race.none, link) for race in self.races)
 
     def savings(self, link: str) -> list[float]:
-        """Of the runs that reach the target."""
-        return [self.sent_by_none(link) / getattr(point, link) for point in self.reached(self.target)]
+        """Of the runs that get there."""
+        return [getattr(race.none, link) / getattr(race.point, link) for race in self.won]
 
     def is_never(self) -> bool:
         """Whether the table says INF."""
-        return 2 * len(self.reached(self.target)) <= len(self.runs)
+        return 2 * len(self.won) <= len(self.races)
 
     def minutes(self, mbits: float) -> str:
-        """Until the target is reached, in the table's words."""
-        if self.is_never():
-            return "INF"
-        return f"{fmean(point.minutes(mbits) for point in self.reached(self.target)):.1f}"
+        """Until the accuracy is reached, in the table's words."""
+        if not self.races:
+            return "–"
+        return "INF" if self.is_never() else f"{fmean(race.point.minutes(mbits) for race in self.won):.1f}"
 
     def saving(self, link: str) -> str:
         """The table's words."""
-        savings, number = self.savings(link), len(self.runs)
-        share = f", {len(savings)} of {number}" if 0 < len(savings) < number else ""
-        return ("INF" if self.is_never() else spread(savings)) + share
+        if not self.races:
+            return "–"
+        share = f", {len(self.won)} of {len(self.races)}" if 0 < len(self.won) < len(self.races) else ""
+        return ("INF" if self.is_never() else spread(self.savings(link))) + share
 
 
 Cells = dict[tuple[str, str, str], Cell]  # by setting, cut and compressor

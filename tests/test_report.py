@@ -54,12 +54,12 @@ def test_tables_computed_by_hand(by_hand, run_here):
     status, out = run_here(REPORT, str(by_hand), "--rates", "8")
     assert status == 0, out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
-    # none reaches 60 % after 3 and 2 epochs: 2.5 MB up; ms after 3 and 2 epochs: 0.3 and 0.2 MB.
+    # none reaches 60 % after 3 and 2 epochs: 3 and 2 MB up; ms after 3 and 2 epochs too: 0.3 and 0.2 MB.
     assert [row for row in rows if row[0] == "accuracy to reach"] == [["accuracy to reach", "60.00 %"]] * 2
     assert [row[1] for row in rows if row[0] == "none sends until then"] == ["2.50 MB", "5.00 MB"]
     uplink, both, minutes = [row[1] for row in rows if row[0] == "ms" and len(row) == 2]
-    assert uplink == "10.42 (8.33 … 12.50)"  # 2.5 / .3 and 2.5 / .2
-    assert both == "1.89 (1.52 … 2.27)"  # 5 / 3.3 and 5 / 2.2
+    assert uplink == "10.00 (10.00 … 10.00)"  # 3 / .3 and 2 / .2
+    assert both == "1.82 (1.82 … 1.82)"  # 6 / 3.3 and 4 / 2.2
     # 2.5 epochs of 6 s, and of 0.05 + 0.5 MB and half of 1000 bytes on one client's link: 0.5505 MB at 1 MB/s.
     assert minutes == f"{2.5 * (6 + 0.5505) / 60:.1f}"
     assert [row[1] for row in rows if row[0] == "sp" and len(row) == 2] == ["INF, 1 of 2", "INF, 1 of 2", "INF"]
@@ -74,7 +74,7 @@ def test_tables_computed_by_hand(by_hand, run_here):
 def test_half_a_point_less_can_be_enough(by_hand, run_here):
     status, out = run_here(REPORT, str(by_hand), "--tolerance", "1")
     assert status == 0, out
-    assert "59.00 %" in out and re.search(r"\| sp +\| +8\.33 \(8\.33 … 8\.33\)", out)
+    assert "59.00 %" in out and re.search(r"\| sp +\| +8\.33 \(6\.67 … 10\.00\)", out)  # 3 / .3 and 2 / .3
 
 
 def test_the_page_needs_nothing_beside_itself(by_hand, run_here):
