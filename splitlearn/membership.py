@@ -243,22 +243,29 @@ class OpenServer(Server):
         member = self.members[client]
         if member.is_leaving and directive != "stop":
             directive = "leave"
-        measured = self.or_see_off(client, lambda: super(OpenServer, self).learn_from(client, directive))
-        member.batch += 1
-        member.num_samples += measured["num_samples"] if measured else 0
-        return measured
+
+        def learn() -> dict[str, float] | None:
+            measured = super(OpenServer, self).learn_from(client, directive)
+            member.batch += 1
+            member.num_samples += measured["num_samples"] if measured else 0
+            return measured
+
+        return self.or_see_off(client, learn)
 
     def or_see_off(self, client: int, function: Callable[[], Any]) -> Any:
         """The function's result; None where the client sent what was not agreed, and is sent away for it."""
         try:
             return function()
         except PeerError as error:
+            if client in self.inbox.new_requests():
+                return None  # of a new process of this client, which came this very moment
             self.inbox.refuse(client, str(error))
             self.see_off(client, f"is sent away: {error}")
 
     def average_weights(self) -> None:
         """The mean of the segments of all that have done their batches, to each of them."""
-        done = [client for client in self.here() if client in self.inbox.new_requests()]
+        requests = self.inbox.new_requests()
+        done = [client for client in self.here() if client in requests and requests[client].kind == "weights"]
         requests = [self.take_weights(client) for client in done]
         num_samples = [self.members[client].num_samples for client in done]
         by_samples = self.cfg.topology.weighting == "samples" and any(num_samples)
