@@ -39,6 +39,8 @@ SERVER = "server"
 FAREWELL_S = 2.0  # how long the server waits at the end for the clients to have left
 RECONNECT_EVERY_S = 0.5
 FLEET_RECONNECT_S = 5.0  # then the launcher knows better
+MAX_RECONNECTS = 10  # in a row, with the server there each time and its RPC not
+INTERFACE = "TP_SOCKET_IFNAME"  # the environment variable that says where RPC listens
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Patience:
 class ServerProxy:
     """The client's side: calls to the server."""
 
-    def __init__(self, client: int, address: str, patience: Patience, token: bytes, reconnect: Callable[[float], None]):
+    def __init__(self, client: int, address: str, patience: Patience, token: bytes, reconnect: Callable[[float], str]):
         self.client, self.address, self.patience, self.token = client, address, patience, token
         self._reconnect = reconnect
         self._session = secrets.token_hex(8)
@@ -105,6 +107,7 @@ class ServerProxy:
         arguments = (self.client, self._session, self._number, kind, signature, body)
         deadline = time.monotonic() + self.patience.call_s
         wait_s = self.patience.retry_s
+        num_reconnects = 0
         while True:
             remaining_s = deadline - time.monotonic()
             try:
@@ -113,7 +116,13 @@ class ServerProxy:
                 break
             except RuntimeError as error:
                 if "timeout" not in str(error).lower():
-                    self._reconnect(deadline)
+                    rpc_address = self._reconnect(deadline)
+                    num_reconnects += 1
+                    if num_reconnects == MAX_RECONNECTS:
+                        raise PeerError(
+                            f"the server at {self.address} lets client {self.client} in, but its RPC at {rpc_address}"
+                            f" cannot be reached: let that port through its firewall, and unset {INTERFACE}"
+                        ) from error
                 elif remaining_s > wait_s:
                     wait_s *= 2  # the call or its answer was lost, or the server is only slow: it applies it once
                 else:
@@ -160,8 +169,7 @@ def connect(place: Place, patience: Patience, token: bytes, served: Any = None) 
     """
     global _num_fleets
     _num_fleets += place.is_fleet
-    address = _choose_interface(place)
-    with guard.closed([_deliver]):
+    with guard.closed([_deliver]), _interface(place) as address:
         if place.rank == 0:
             with _serve(place, address, patience, token, served):
                 yield None
@@ -218,8 +226,12 @@ def _enter(place: Place, patience: Patience, token: bytes) -> Iterator[ServerPro
     client = place.rank - 1
     entry = frontdesk.enter(host, port, client, _worker_id, token, patience.connect_s)
 
-    def reconnect(deadline: float) -> None:
-        """Connects anew, to the same server or to one that was started since, which may take until `deadline`."""
+    def reconnect(deadline: float) -> str:
+        """Connects anew, to the same server or to one that was started since, which may take until `deadline`.
+
+        Returns:
+            The address of its RPC.
+        """
         nonlocal entry
         entry.connection.close()
         rpc.shutdown(graceful=False)
@@ -236,6 +248,7 @@ def _enter(place: Place, patience: Patience, token: bytes) -> Iterator[ServerPro
                         f"the server at {host}:{port} is gone: its process ended or the connection broke"
                     ) from None
         _start_agent(place.name, entry.id, patience, entry.address)
+        return entry.address
 
     try:
         _worker_id = entry.id
@@ -339,8 +352,9 @@ def _join_store(place: Place, timeout_s: float) -> dist.TCPStore:
     return dist.TCPStore(place.host, place.port, is_master=False, timeout=timedelta(seconds=timeout_s))
 
 
-def _choose_interface(place: Place) -> str:
-    """Binds RPC to the network interface that leads to where the ranks meet, and returns its address.
+@contextmanager
+def _interface(place: Place) -> Iterator[str]:
+    """Binds RPC to the network interface that leads to where the ranks meet, and yields its address.
 
     It is the loopback where all ranks are on one machine.
     """
@@ -350,21 +364,28 @@ def _choose_interface(place: Place) -> str:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((place.host, place.port))  # sends nothing
             address = probe.getsockname()[0]
-    if "TP_SOCKET_IFNAME" in os.environ and not _chosen:
-        return address  # the user chose the interface
+    if INTERFACE in os.environ:
+        yield address  # the user chose the interface
+        return
+    if name := _name_of(address):
+        os.environ[INTERFACE] = name
+    try:
+        yield address
+    finally:
+        os.environ.pop(INTERFACE, None)  # for what else this process runs, or starts
+
+
+def _name_of(address: str) -> str | None:
+    """Name of this machine's interface with an IPv4 address."""
     for _, name in socket.if_nameindex():
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 request = struct.pack("256s", name.encode()[:15])
-                found = socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+                if socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24]) == address:
+                    return name
             except OSError:
                 continue  # an interface without an IPv4 address
-        if found == address:
-            os.environ["TP_SOCKET_IFNAME"] = name
-            _chosen.add(name)
-            break
-    return address
+    return None
 
 
 _SIOCGIFADDR = 0x8915  # linux/sockios.h
-_chosen: set[str] = set()

@@ -70,6 +70,7 @@ def test_measure_wire(tmp_path):
     assert float(ms[4].split()[0]) >= 13.4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("tc"), reason="needs root and iproute2")
 def test_emulate_link(tmp_path):
     command = [sys.executable, str(SCRIPTS / "emulate_link.py"), "--rate", "20", "--clients", "1", "--", *TINY]

@@ -1,3 +1,4 @@
+import os
 import threading
 from pathlib import Path
 
@@ -115,8 +116,8 @@ def test_a_port_that_is_taken_is_named(free_port):
 
 
 @pytest.fixture
-def desk():
-    desk = frontdesk.FrontDesk("127.0.0.1", 0, "uv://there", num_clients=2, token=TOKEN)
+def desk(free_port):
+    desk = frontdesk.FrontDesk("127.0.0.1", 0, f"uv://127.0.0.1:{free_port}", num_clients=2, token=TOKEN)
     yield desk
     desk.close()
 
@@ -136,6 +137,16 @@ def test_a_wait_for_the_server_is_bounded(free_port):
             pass
 
 
+def test_a_server_whose_rpc_cannot_be_reached_is_told_of(desk, monkeypatch):
+    monkeypatch.setattr(transport, "RECONNECT_EVERY_S", 0.02)
+    place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
+    with transport.connect(place, Patience(10, 10, 10), TOKEN) as server:
+        assert os.environ[transport.INTERFACE] == "lo"
+        with pytest.raises(PeerError, match=f"its RPC at {desk.address} cannot be reached"):
+            server.call("hello")
+    assert transport.INTERFACE not in os.environ  # or what else this process starts would listen there
+
+
 def enter(desk, client=0, number=0, token=TOKEN):
     return frontdesk.enter("127.0.0.1", desk.port, client, number, token, 1)
 
@@ -146,7 +157,7 @@ def eventually(condition) -> bool:
 
 def test_the_front_desk_knows_who_is_there_and_gives_each_process_an_id(desk):
     first, second, again = enter(desk), enter(desk, 1), enter(desk, 1)
-    assert first.address == "uv://there"
+    assert first.address == desk.address
     assert len({first.id, second.id, again.id}) == 3
     second.connection.close()
     again.connection.close()
