@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import traceback
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -44,8 +45,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over
-    context = multiprocessing.get_context("forkserver")  # imports torch once, and forks before any thread is started
-    context.set_forkserver_preload(["splitlearn.worker"])
+    context = _forking_context()
     processes, pipes = {}, {}
     try:
         for rank in range(num_ranks):
@@ -63,6 +63,22 @@ def run(cfg: DictConfig, folder: Path) -> float:
         for process in processes.values():
             process.join(GRACE_S)
             process.kill()
+
+
+def _forking_context() -> multiprocessing.context.ForkServerContext:
+    """Makes processes by forking one that has imported torch, and has started no thread."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["splitlearn.worker"])
+    before = os.environ.get("PYTHONPATH")
+    # It gets no sys.path of Python 3.11, and says nothing if it cannot import: all ranks would then import for themselves.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([before] if before else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+    return context
 
 
 def _result(processes: dict, pipes: dict[int, Connection], stop: StopRequest) -> float:
