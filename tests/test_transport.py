@@ -137,14 +137,26 @@ def test_a_wait_for_the_server_is_bounded(free_port):
             pass
 
 
-def test_a_server_whose_rpc_cannot_be_reached_is_told_of(desk, monkeypatch):
-    monkeypatch.setattr(transport, "RECONNECT_EVERY_S", 0.02)
+def test_a_server_whose_rpc_cannot_be_reached_is_told_of(monkeypatch):
+    def break_off(*arguments, **options):
+        raise RuntimeError("connection refused")
+
+    monkeypatch.setattr(transport.rpc, "rpc_async", break_off)
+    server = transport.ServerProxy(0, "there:1", Patience(10, 10, 10), TOKEN, reconnect=lambda deadline: "uv://there:2")
+    with pytest.raises(PeerError, match="at there:1 lets client 0 in, but its RPC at uv://there:2 cannot be reached"):
+        server.call("hello")
+
+
+def test_the_interface_is_chosen_for_a_run_alone(desk, monkeypatch):
+    monkeypatch.delenv(transport.INTERFACE, raising=False)
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
-    with transport.connect(place, Patience(10, 10, 10), TOKEN) as server:
-        assert os.environ[transport.INTERFACE] == "lo"
-        with pytest.raises(PeerError, match=f"its RPC at {desk.address} cannot be reached"):
-            server.call("hello")
+    with transport._interface(place) as address:
+        assert address == "127.0.0.1" and os.environ[transport.INTERFACE] == "lo"
     assert transport.INTERFACE not in os.environ  # or what else this process starts would listen there
+    monkeypatch.setenv(transport.INTERFACE, "eth7")
+    with transport._interface(place):
+        assert os.environ[transport.INTERFACE] == "eth7"
+    assert os.environ[transport.INTERFACE] == "eth7"
 
 
 def enter(desk, client=0, number=0, token=TOKEN):
@@ -171,8 +183,8 @@ def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
     before = guard.refusals["connection"]
     with pytest.raises(UserError, match=r"does not let client .* in"):
         enter(desk, **options)
-    assert eventually(lambda: guard.refusals["connection"] > before)
-    assert "refused connection" in caplog.text and TOKEN.decode() not in caplog.text
+    assert eventually(lambda: "refused connection" in caplog.text) and guard.refusals["connection"] > before
+    assert TOKEN.decode() not in caplog.text
     assert not desk.is_present(0)
 
 
