@@ -69,15 +69,15 @@ def _forking_context() -> multiprocessing.context.ForkServerContext:
     """Makes processes by forking one that has imported torch, and has started no thread."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["splitlearn.worker"])
-    before = os.environ.get("PYTHONPATH")
-    # It gets no sys.path of Python 3.11, and says nothing if it cannot import: all ranks would then import for themselves.
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *([before] if before else [])])
+    # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), path]))
     try:
         forkserver.ensure_running()
     finally:
         del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
     return context
 
 
