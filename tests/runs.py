@@ -79,11 +79,11 @@ def left_over(leader: int, within_s: float = 5.0) -> list[int]:
     return pids
 
 
-def wait_for(path: Path, text: str, timeout_s: float = 90, times: int = 1) -> None:
-    """Waits until a file, which need not exist yet, contains a text so many times."""
+def wait_for(path: Path, *texts: str, timeout_s: float = 90, times: int = 1) -> None:
+    """Waits until a file, which need not exist yet, contains one of some texts so many times."""
     deadline = time.monotonic() + timeout_s
-    while not path.exists() or path.read_text().count(text) < times:
-        assert time.monotonic() < deadline, f"{path} has no {text!r}"
+    while not path.exists() or max(map(path.read_text().count, texts)) < times:
+        assert time.monotonic() < deadline, f"{path} has no {' or '.join(texts)}:\n{path.read_text()[-2000:]}"
         time.sleep(0.05)
 
 

@@ -63,7 +63,8 @@ def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(fr
         assert stranger.wait(60) == 1
         assert "compressor.bits (server 2, client 3)" in stranger.out.read_text()
         clients[1].send_signal(signal.SIGCONT)
-        wait_for(server.out, "client 1 is back (1 of 3 are there)")
+        # Client 0 may have ended the epoch alone, before it left; the batch of client 1 is too late then.
+        wait_for(server.out, "client 1 is back (1 of 3 are there)", "client 1 joined (1 of 3 are there)")
         for index in (0, 2):
             clients[index] = machine.start("client", index)
         wait_for(server.out, "(3 of 3 are there)", times=2)
