@@ -207,7 +207,8 @@ def summary_csv(cells: Cells) -> list[dict[str, object]]:
 
 def bits_per_element(cell: Cell) -> float:
     """Measured, of the uplink."""
-    bits = VALUE_BITS[cell.runs[0].cfg.precision]
+    cfg = cell.runs[0].cfg
+    bits = VALUE_BITS[cfg.get("cut_precision") or cfg.precision]
     return fmean(bits / run.summary["uplink"]["saving"] for run in cell.runs)
 
 

@@ -57,17 +57,39 @@ def page(tables: list, images: dict[str, bytes], troubles: list[str]) -> str:
 
 
 def pictures(cells: dict, rates: list[float]) -> dict[str, bytes]:
-    """PNG files by title: error against bits of each setting (Fig. 2 of the MS paper), curves of each cut (Fig. 3)."""
+    """PNG files by title.
+
+    For each setting accuracy against bytes, and error against bits (Fig. 2 of the MS paper); for each cut curves
+    (Fig. 3).
+    """
     names = list(dict.fromkeys(compressor for *_, compressor in cells))
     colors = dict(zip(names, color_sequences["tab10"] * 4, strict=False))
     found = {}
     for setting in dict.fromkeys(setting for setting, *_ in cells):
         own = {key[1:]: cell for key, cell in cells.items() if key[0] == setting}
+        by_cut: dict[str, dict] = {}
+        for (cut, name), cell in own.items():
+            by_cut.setdefault(cut, {})[name] = cell
+        found[f"Accuracy against traffic, {setting}"] = traffic(by_cut, colors)
         found[f"Error against bits, {setting}"] = errors(own, colors)
-        for cut in dict.fromkeys(cut for cut, _ in own):
-            curves_of = {name: cell for (one, name), cell in own.items() if one == cut}
-            found[f"Curves, {setting}, {cut}"] = curves(curves_of, colors, rates)
+        for cut, cells_of in by_cut.items():
+            found[f"Curves, {setting}, {cut}"] = curves(cells_of, colors, rates)
     return found
+
+
+def traffic(by_cut: dict[str, dict], colors: dict) -> bytes:
+    """Accuracy against bytes: a column for each cut; the uplink above, both ways below."""
+    figure = Figure(figsize=(1 + 4 * len(by_cut), 6.4), layout="constrained")
+    rows = figure.subplots(2, len(by_cut), sharey=True, squeeze=False)
+    ways = [("MB sent up", lambda point: point.up), ("MB sent both ways", lambda point: point.both)]
+    for row, (x, nbytes) in zip(rows, ways, strict=True):
+        for axes, cells in zip(row, by_cut.values(), strict=True):
+            draw(axes, cells, colors, lambda point, nbytes=nbytes: (nbytes(point) / 1e6, point.accuracy))
+            finish(axes, x, "test accuracy, %" if axes is row[0] else None, "log")
+    for axes, cut in zip(rows[0], by_cut, strict=True):
+        axes.set_title(cut)
+    rows[0, 0].legend(fontsize="small")
+    return drawn(figure)
 
 
 def errors(cells: dict, colors: dict) -> bytes:
@@ -109,16 +131,20 @@ def curves(cells: dict, colors: dict, rates: list[float]) -> bytes:
         panels.append((label, "test accuracy, %", lambda point, r=rate: (point.minutes(r), point.accuracy), "log"))
     for one, (x, y, value, scale) in zip(axes, panels, strict=False):
         draw(one, cells, colors, value)
-        one.set(xlabel=x, ylabel=y, xscale=scale)
-        one.grid(alpha=0.3)
-        if scale == "log":
-            one.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            one.xaxis.set_major_formatter(ScalarFormatter())
-            one.xaxis.set_minor_formatter("")
+        finish(one, x, y, scale)
     axes[0].legend(fontsize="small")
     for one in axes[number:]:
         one.axis("off")
     return drawn(figure)
+
+
+def finish(axes: Axes, x: str, y: str | None, scale: str) -> None:
+    axes.set(xlabel=x, ylabel=y, xscale=scale)
+    axes.grid(alpha=0.3)
+    if scale == "log":
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter("")
 
 
 def draw(axes: Axes, cells: dict, colors: dict, value) -> None:

@@ -23,12 +23,12 @@ from splitlearn.seeds import derive
 from splitlearn.stopping import StopRequest
 from splitlearn.training import (
     Trainable,
-    autocast,
     buffers_of,
     gradients_of,
     load_buffers,
     load_state,
     relative_error,
+    smash,
     state_of,
 )
 from splitlearn.transport import ServerProxy
@@ -136,8 +136,7 @@ class Client:
         self.begin_batch()
         buffers = buffers_of(self.trainable.segment) if self.cfg.nonfinite == "skip" else None
         self.trainable.optimizer.zero_grad()
-        with autocast(self.cfg, self.device):
-            smashed = self.trainable.segment(images)
+        smashed = smash(self.trainable.segment, images, self.cfg)
         try:
             cut(smashed, labels, self).backward()
             takes_part = True
@@ -269,8 +268,7 @@ class Client:
         sent = None
         for batch in self.test_loader:
             images, labels = data.to_device(batch, self.device)
-            with autocast(self.cfg, self.device):
-                smashed = self.trainable.segment(images)
+            smashed = smash(self.trainable.segment, images, self.cfg)
             try:
                 payload = self.evaluation_uplink.encode(smashed)
             except NonFiniteError as error:

@@ -12,12 +12,13 @@ from splitlearn.errors import UserError
 from splitlearn.functions import check_backward
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
-DATA_KEYS = ("data.root", "data.download", "data.num_workers")
+DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory")
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
 OWN_KEYS = ("role", "client", "server", "rpc", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
 MAX_CLIENTS = 32
 CHOICES = {
     "precision": ("fp32", "bf16"),
+    "cut_precision": (None, "fp32"),
     "role": (None, "server", "client"),
     "topology.name": ("parallel", "sequential"),
     "topology.average": ("epoch", "step", "never"),

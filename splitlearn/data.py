@@ -150,6 +150,21 @@ def _name_of(dataset: Dataset, index: int) -> str:
     return dataset.samples[index][0] if isinstance(dataset, datasets.ImageFolder) else str(index)
 
 
+class ImageLoader:
+    """Loads an image file as a (3, height, width) uint8 tensor; with `keeps` once, and from memory from then on."""
+
+    def __init__(self, keeps: bool):
+        self.keeps, self.kept = keeps, {}
+
+    def __call__(self, path: str) -> Tensor:
+        image = self.kept.get(path)
+        if image is None:
+            image = v2.functional.pil_to_tensor(datasets.folder.pil_loader(path))
+            if self.keeps:
+                self.kept[path] = image
+        return image
+
+
 def _limit(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
     """A random part of `num_samples`; the whole where there are no more, or `num_samples` is None."""
     if num_samples is None or num_samples >= len(dataset):
@@ -215,8 +230,10 @@ def _image_folder(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
     """root/train/<class> with root/test or root/val, or root/<class> alone, of which data.test_fraction is held out."""
     train_root, test_root = _folder(cfg, "train") or Path(cfg.root).expanduser(), _folder(cfg, "test", "val")
     try:
-        train = datasets.ImageFolder(train_root, transform=_transforms(cfg, train=True))
-        test = datasets.ImageFolder(test_root or train_root, transform=_transforms(cfg, train=False))
+        train, test = (
+            datasets.ImageFolder(root, _transforms(cfg, is_train), loader=ImageLoader(cfg.keep_in_memory))
+            for root, is_train in ((train_root, True), (test_root or train_root, False))
+        )
     except FileNotFoundError as error:
         raise UserError(f"data.root={cfg.root} is no image folder: {error}") from None
     if test.classes != train.classes:

@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torchvision.models import vgg
 
 from splitlearn.errors import UserError
 from splitlearn.segments import CutPoint, split, valid_cuts
@@ -43,6 +44,15 @@ class ConvNet(nn.Sequential):
         self.classifier = nn.Linear(128, num_classes)
 
 
+def slim_vgg(num_classes: int) -> nn.Module:
+    """A VGG13 with batch norm, a quarter of its channels (16 to 128), and a linear classifier: one for a CPU."""
+    channels = [16, 16, "M", 32, 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"]
+    model = vgg.VGG(vgg.make_layers(channels, batch_norm=True), num_classes=num_classes, init_weights=True)
+    model.avgpool = nn.AdaptiveAvgPool2d(1)
+    model.classifier = nn.Linear(128, num_classes)
+    return model
+
+
 def build(name: str, num_classes: int, image_size: int) -> nn.Module:
     """A freshly initialised network for 3 × image_size × image_size images.
 
@@ -52,6 +62,8 @@ def build(name: str, num_classes: int, image_size: int) -> nn.Module:
     small = image_size <= SMALL_IMAGE
     if name == "convnet":
         return ConvNet(num_classes)
+    if name == "vgg_slim":
+        return slim_vgg(num_classes)
     if name in ("vgg16", "vgg19"):
         model = torchvision.models.get_model(f"{name}_bn", weights=None, num_classes=num_classes)
         if small:
@@ -59,7 +71,8 @@ def build(name: str, num_classes: int, image_size: int) -> nn.Module:
             model.classifier[0] = nn.Linear(512, 4096)
         return model
     if name not in TORCHVISION:
-        raise UserError(f"arch={name} is unknown: choose convnet or one of torchvision's {', '.join(TORCHVISION)}")
+        known = ", ".join(TORCHVISION)
+        raise UserError(f"arch={name} is unknown: choose convnet, vgg_slim, or one of torchvision's {known}")
     auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **auxiliary)
     if name in ("resnet18", "resnet34") and small:

@@ -24,7 +24,7 @@ from splitlearn import data
 from splitlearn.client import Client, compact, in_background
 from splitlearn.compressors import Payload
 from splitlearn.functions import cut
-from splitlearn.training import autocast, buffers_of, load_buffers
+from splitlearn.training import buffers_of, load_buffers, smash
 
 
 @dataclass
@@ -95,8 +95,7 @@ class PipelinedClient(Client):
         segment = self.trainable.segment
         buffers = buffers_of(segment)
         weights = {name: weight.detach().clone().requires_grad_() for name, weight in segment.named_parameters()}
-        with autocast(self.cfg, self.device):
-            smashed = functional_call(segment, weights, (images,))
+        smashed = smash(lambda batch: functional_call(segment, weights, (batch,)), images, self.cfg)
         with torch.no_grad():
             payload = self.encode(smashed)
             decoded, error = self.look_back(payload, smashed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,6 +96,13 @@ def copied(tree: Any) -> Any:
 def nbytes_of(tree: Any) -> int:
     """Bytes of all tensors in a nested structure."""
     return sum(leaf.nbytes for leaf in torch.utils._pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def smash(segment: Callable[[Tensor], Tensor], images: Tensor, cfg: DictConfig) -> Tensor:
+    """The client segment's map of a batch, in the precision that is to cross the cut."""
+    with autocast(cfg, images.device):
+        smashed = segment(images)
+    return smashed.float() if cfg.cut_precision == "fp32" else smashed
 
 
 def autocast(cfg: DictConfig, device: torch.device) -> torch.autocast:

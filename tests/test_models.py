@@ -11,6 +11,7 @@ from splitlearn.errors import UserError
     [
         ("convnet", 10, 32),
         ("convnet", 7, 64),
+        ("vgg_slim", 10, 32),
         ("vgg16", 7, 64),
         ("vgg19", 10, 32),
         ("resnet18", 10, 32),

@@ -80,7 +80,7 @@ def test_half_a_point_less_can_be_enough(by_hand, run_here):
 def test_the_page_needs_nothing_beside_itself(by_hand, run_here):
     run_here(REPORT, str(by_hand), "--out", "report")
     page = Path("report/report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list(Path("report").glob("*.png"))) == 2
+    assert page.count("data:image/png;base64,") == len(list(Path("report").glob("*.png"))) == 3
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script", page)
     assert page.count('<td class="never">INF') == 3 and "INF, 1 of 2" in page
     tex = Path("report/table1.tex").read_text()
