@@ -3,8 +3,9 @@
 Prints one table for each map and number of threads, and for CUDA where there is one: the median and the quartiles of
 the time to encode and to decode (checksum included), both in milliseconds and as a multiple of the time to copy the
 map into an existing buffer, and the factor by which the payload is smaller than the map. The maps are the ReLU of
-Gaussian noise. The last rows are mask-encoded sparsification the plain way, as its authors published it: the whole map
-sorted, the mask in float32, and everything pickled.
+Gaussian noise, and what the first layers of VGG19 make of the digits after some training. The last rows are
+mask-encoded sparsification the plain way, as its authors published it: the whole map sorted, the mask in float32, and
+everything pickled.
 
     python scripts/bench_codec.py            # two maps, one and two threads
     python scripts/bench_codec.py --quick    # the smaller map only
@@ -12,24 +13,26 @@ sorted, the mask in float32, and everything pickled.
 """
 
 import argparse
+import functools
 import pickle
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from common import compose
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from splitlearn import data, models
+from splitlearn.compressors import REGISTRY, Compressor, MaskSparsifier, Payload
 
-from splitlearn.compressors import REGISTRY, Compressor, MaskSparsifier, Payload  # noqa: E402
-
-MAPS = [(256, 64, 16, 16), (256, 64, 32, 32)]
+MAPS = {(256, 64, 16, 16): "features.6", (256, 64, 32, 32): "features.5"}  # and the layer of VGG19 that has such maps
+EPOCHS = 3
 LARGE = [1_000_000, 10_000_000, 100_000_000]
 
 
@@ -57,8 +60,29 @@ class PlainMask:
         return x
 
 
-def feature_map(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu_().to(device)
+def noise(shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).relu_()
+
+
+@functools.cache
+def trained(shape: tuple[int, ...]) -> torch.Tensor:
+    """Test digits after VGG19's first layers, which were trained with a linear classifier behind them."""
+    cfg = compose("arch=vgg19", f"cut={MAPS[shape]}")
+    train, test, num_classes = data.build(cfg.data, cfg.seed)
+    loader, _ = data.loaders(train, test, 0, 1, cfg)
+    torch.manual_seed(cfg.seed)
+    client, *_ = models.build_segments(cfg, num_classes)
+    model = nn.Sequential(client, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[1], num_classes))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(EPOCHS):
+        for images, labels in loader:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(images)
+            optimizer.zero_grad()
+            F.cross_entropy(logits.float(), labels).backward()
+            optimizer.step()
+    with torch.no_grad():
+        return client.eval()(torch.stack([image for image, _ in test][: shape[0]]))
 
 
 def timed(function, device: torch.device, seconds: float) -> tuple[float, str]:
@@ -83,14 +107,14 @@ def compressors() -> list[Compressor]:
     return found
 
 
-def bench(console: Console, shape: tuple[int, ...], device: torch.device, threads: int, seconds: float) -> None:
+def bench(console: Console, kind: str, x: torch.Tensor, threads: int, seconds: float) -> None:
     torch.set_num_threads(threads)
-    x = feature_map(shape, device)
+    device = x.device
     nbytes = x.numel() * x.itemsize
     buffer = torch.empty_like(x)
     where = f"{threads} thread{'s'[: threads > 1]}" if device.type == "cpu" else torch.cuda.get_device_name(device)
     copy, spread = timed(lambda: buffer.copy_(x), device, seconds)
-    title = f"{'×'.join(map(str, shape))} float32, {where}; copy {copy:.2f} ms ({spread})"
+    title = f"{'×'.join(map(str, x.shape))} float32, {kind}, {where}; copy {copy:.2f} ms ({spread})"
     table = Table(title=title, title_justify="left", box=None, header_style="bold")
     table.add_column("compressor", no_wrap=True)
     for column in ("encode ms", "quartiles", "× copy", "decode ms", "quartiles", "× copy", "saving ×"):
@@ -116,7 +140,7 @@ def bench(console: Console, shape: tuple[int, ...], device: torch.device, thread
 def measure_one(numel: int, what: str) -> None:
     """In a process of its own, so that its highest use of memory is that of this one step. Prints the two numbers."""
     torch.set_num_threads(1)
-    x = feature_map((numel,), torch.device("cpu"))
+    x = noise((numel,))
     compressor = MaskSparsifier()
     small = x[:100_000]  # whatever is loaded at the first call
     compressor.decode(compressor.encode(small))
@@ -161,11 +185,12 @@ def main() -> None:
     if args.large:
         return bench_large(console)
     console.print(f"torch {torch.__version__}")
-    for shape in MAPS[:1] if args.quick else MAPS:
-        for threads in args.threads:
-            bench(console, shape, torch.device("cpu"), threads, args.seconds)
-        if torch.cuda.is_available():
-            bench(console, shape, torch.device("cuda"), 1, args.seconds)
+    for shape in list(MAPS)[:1] if args.quick else MAPS:
+        for kind, x in {"noise": noise(shape), "trained": trained(shape)}.items():
+            for threads in args.threads:
+                bench(console, kind, x, threads, args.seconds)
+            if torch.cuda.is_available():
+                bench(console, kind, x.cuda(), 1, args.seconds)
 
 
 if __name__ == "__main__":
