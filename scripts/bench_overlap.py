@@ -1,11 +1,12 @@
-"""What computing ahead gains over a slow link (root, Linux).
+"""What a slow link costs, whether the estimate of it is right, and what computing ahead gains (root, Linux).
 
     sudo .venv/bin/python scripts/bench_overlap.py --rate 100 -- arch=vgg19 batch_size=256
 
 Two clients and a server in network namespaces (see emulate_link.py) train with pipeline_depth 1 and 2, over links as
-fast as the machine and over links of --rate Mbit/s. "bound" is the longer of the step over the fast links and the time
-that a client's larger direction of a step takes at the rate; nothing can be faster. Times are medians over the epochs
-after the first. Arguments after -- are overrides as for launch.py.
+fast as the machine and over links of --rate Mbit/s. "estimate" is what link.up_mbits and link.down_mbits would say: the
+step over the fast links, and its bytes up and down at the rate. "bound" is the longer of the step over the fast links
+and the larger direction's bytes at the rate; nothing can be faster. Times are medians over the epochs after the first.
+Arguments after -- are overrides as for launch.py.
 """
 
 import argparse
@@ -34,16 +35,17 @@ def main() -> None:
         overrides = [*arguments.overrides, f"pipeline_depth={depth}"]
         fast, _ = measure(None, overrides)
         slow, nbytes = measure(arguments.rate, overrides)
-        wire = 8e-6 * nbytes / arguments.rate
-        bound = max(fast, wire)
-        figures = [f"{seconds:.3f}" for seconds in (fast, wire, bound, slow)]
-        rows.append([f"pipeline_depth={depth}", *figures, f"{slow / bound:.2f}"])
-    header = ["s a step", "fast links", "bytes ÷ rate", "bound", f"{arguments.rate:g} Mbit/s", "ratio"]
+        up, down = (8e-6 * number / arguments.rate for number in nbytes)
+        estimate, bound = fast + up + down, max(fast, up, down)
+        figures = [f"{seconds:.3f}" for seconds in (fast, up, down, estimate, slow)]
+        rows.append([f"pipeline_depth={depth}", *figures, f"{slow / estimate:.2f}", f"{slow / bound:.2f}"])
+    header = ["s a step", "fast links", "up ÷ rate", "down ÷ rate", "estimate", f"{arguments.rate:g} Mbit/s"]
+    header += ["÷ estimate", "÷ bound"]
     print(markdown(header, rows))
 
 
-def measure(mbits: float | None, overrides: list[str]) -> tuple[float, float]:
-    """Seconds of a step, and the bytes of a client's larger direction."""
+def measure(mbits: float | None, overrides: list[str]) -> tuple[float, list[float]]:
+    """Seconds of a step, and a client's bytes of it up and down."""
     with network(CLIENTS, mbits, mbits) as net, tempfile.TemporaryDirectory() as folder:
         out = open(Path(folder) / "out.txt", "w+")  # noqa: SIM115
         options = [*FIXED, *overrides, f"hydra.run.dir={folder}/run"]
@@ -59,8 +61,8 @@ def measure(mbits: float | None, overrides: list[str]) -> tuple[float, float]:
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     steps = [line for line in lines if line["kind"] == "step"]
-    nbytes = max(sum(step[f"{link}_bytes"] for step in steps) for link in ("uplink", "downlink"))
-    return median(line["seconds"] for line in epochs[1:]) / epochs[0]["step"], nbytes / len(steps) / CLIENTS
+    nbytes = [sum(step[f"{link}_bytes"] for step in steps) / len(steps) / CLIENTS for link in ("uplink", "downlink")]
+    return median(line["seconds"] for line in epochs[1:]) / epochs[0]["step"], nbytes
 
 
 if __name__ == "__main__":
