@@ -83,6 +83,57 @@ def test_emulate_link(tmp_path):
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("tc"), reason="needs root and iproute2")
+def test_bench_overlap(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "bench_overlap.py"), "--rate", "5"]
+    status, out = run([*command, "--", "data.max_train_samples=128", "compressor=none"], tmp_path, timeout_s=290)
+    if "does not let root make them" in out:
+        pytest.skip(out)
+    assert status == 0, out
+    one, two = (list(map(float, cells(line)[1:])) for line in out.splitlines() if line.startswith("| pipeline"))
+    for fast, up, down, estimate, slow, *ratios in (one, two):
+        assert up == pytest.approx(down) and estimate == pytest.approx(fast + up + down, abs=0.002)
+        assert slow > up + down and ratios == pytest.approx([slow / estimate, slow / max(fast, up, down)], abs=0.02)
+
+
+@pytest.mark.slow
+def test_compression_error(tmp_path, run_here):
+    status, out = run_here(SCRIPTS / "compression_error.py", "--epochs", "1", "--samples", "128", "--out", "error")
+    assert status == 0, out
+    lines = (tmp_path / "error.md").read_text().split("###")[1].splitlines()
+    rows = {row[0]: row[1:] for line in lines if line.startswith("| ") for row in [cells(line)]}
+    bits, error = ({name: float(row[i]) for name, row in rows.items() if name != "compressor"} for i in (0, 1))
+    assert [bits["ms, floor (paper)"], bits["qu, 3 bits"]] == pytest.approx([2.32, 3], abs=0.02)
+    assert error["ms, nearest"] < error["ms, floor (paper)"] < error["sp, ratio .95875"]
+    assert bits["ms, nearest, zstd"] < bits["ms, nearest"] and error["ms, nearest, zstd"] == error["ms, nearest"]
+    assert (tmp_path / "error.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_bench_codec(run_here):
+    status, out = run_here(SCRIPTS / "bench_codec.py", "--quick", "--threads", "1", "--seconds", "0.01")
+    assert status == 0, out
+    savings = [float(line.split()[-1]) for line in out.splitlines() if line.startswith(" ms ratio=0.99 bits=2  ")]
+    assert savings == [13.79, 13.79]  # of noise, and of a trained network's map
+
+
+@pytest.mark.slow
+def test_error_feedback(run_here):
+    status, out = run_here(SCRIPTS / "error_feedback.py", "--epochs", "1", "--seeds", "0")
+    assert status == 0, out
+    rows = [cells(line) for line in out.splitlines() if line.startswith(("| none", "| ms", "| sp"))]
+    assert len(rows) == 10 and rows[0][2:4] == ["0.000", "1.000"]
+    assert all(float(row[2]) > 0 and float(row[3]) < 1 for row in rows[1:])
+
+
+@pytest.mark.slow
+def test_soak(tmp_path):
+    command = [sys.executable, str(SCRIPTS / "soak.py"), "--steps", "300", "--clients", "2", "--crash-every", "15"]
+    status, out = run(command, tmp_path, timeout_s=290)
+    assert status == 0 and "the server gains" in out, out
+
+
 def test_scaling(run_here):
     status, out = run_here(SCRIPTS / "scaling.py", "--clients", "1", "2", "--rounds", "1")
     assert status == 0, out
