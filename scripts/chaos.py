@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--moments", type=int, default=50, help="signals that came before their run's end, at least")
     parser.add_argument("--per-run", type=int, default=6, help="of them in one run")
     parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds that a stop lasts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--roles", action="store_true", help="role=server and role=client instead of torchrun")
@@ -68,13 +68,13 @@ def main() -> None:
             if (missing := arguments.moments - len(events)) <= 0:
                 break
             part = Path(folder) / str(number)
-            found, status = run(part, plan(min(missing, arguments.per_run), draw, arguments.roles), draw, arguments)
+            found, status = run(part, plan(min(missing, arguments.per_run), draw), draw, arguments)
             verdict = compare(part, whole) if status == 0 else {"same": False, "lost": None, "twice": None}
             for event in found:
                 event.update(verdict)
             events += found
             print(f"run {number}: exit {status}, {len(found)} moments, {verdict}", flush=True)
-            if status:
+            if status != 0:
                 print((part / "out.txt").read_text()[-2000:], flush=True)
     rows = []
     for what in sorted({event["what"] for event in events}):
@@ -97,15 +97,14 @@ def main() -> None:
     sys.exit(len(events) < arguments.moments or not all(event["same"] for event in events))
 
 
-def plan(number: int, draw: random.Random, roles: bool) -> list[tuple[str, str]]:
+def plan(number: int, draw: random.Random) -> list[tuple[str, str]]:
     """When and what is to happen to a run, the last at its end."""
     found: list[tuple[str, str]] = []
     for last in [False] * (number - 1) + [True]:
         when = "end" if last else draw.choice(["start-up", "training", "training", "evaluation"])
         if when == "start-up" and found and found[-1][1] == "stop":
             when = "training"  # nothing starts after a stop
-        # A server that starts again after its goodbyes would wait for clients that have ended.
-        found.append((when, "stop" if last and roles else draw.choice(["kill", "kill", "stop"])))
+        found.append((when, draw.choice(["kill", "kill", "stop"])))
     return found
 
 
@@ -181,6 +180,8 @@ def run(folder: Path, planned: list[tuple[str, str]], draw: random.Random, argum
                 reaches(has_recovered, 90)
                 reaches(lambda when=when: when == "training" or now() in (when, "end"), 90)
                 time.sleep(draw.uniform(0, {"training": TRAINING_S, "evaluation": 0, "end": END_S}[when]))
+            if arguments.roles and now() == "end":
+                kind = "stop"  # a server that starts again after its goodbyes would wait for clients that have ended
             rank = 0 if kind == "kill" and arguments.roles else draw.randrange(3)
             ranks, steps = fleet.ranks(), count(metrics, "step")
             event = {"what": f"{kind} {'client' if rank else 'server'}", "when": now(), "step": steps}
