@@ -1,24 +1,31 @@
 """Kills and stops ranks of real runs at random moments, and compares what comes out with a run that was left alone.
 
     python scripts/chaos.py                      50 moments, a quarter of an hour on two cores
-    python scripts/chaos.py --moments 6 --runs 2
+    python scripts/chaos.py --moments 4
+    python scripts/chaos.py --roles              each rank is started on its own; only the server is killed
 
-Runs are started by torchrun with --max-restarts and write a checkpoint every --every steps. "kill" is SIGKILL to a
-rank, anywhere between its start and the run's end; "stop" is SIGSTOP for --pause seconds, longer than rpc.retry_s, then
-SIGCONT. A run is the same if every line of metrics.jsonl, without times, and every weight equals the undisturbed run's.
-Recovery is the time from the signal to the first step that had not been recorded before.
+Runs write a checkpoint every --every steps, and follow one another until so many moments came before their run's end.
+"kill" is SIGKILL to a rank, which is started anew: by torchrun (--max-restarts) with all others, or with --roles alone.
+"stop" is SIGSTOP for --pause seconds, longer than rpc.retry_s, then SIGCONT. Moments fall at start-up, first or after a
+kill, until a step is recorded that was not before; in training; at the end of an epoch, from its last step until it is
+averaged and evaluated; and at the run's end, from its last epoch until all ranks are gone. A run is the same if every
+line of metrics.jsonl, without times, and every weight equals the undisturbed run's. Recovery is the time from the
+signal to the first step that had not been recorded before.
 """
 
 import argparse
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -34,33 +41,41 @@ OPTIONS = [
     "log.tensorboard=false",
     "rpc.retry_s=1",
     "checkpoint.every_epochs=null",
+    "hydra.run.dir=run",
 ]
+STEPS = 15  # of an epoch
+WHEN = ["start-up", "training", "evaluation", "end"]
+START_S, TRAINING_S, END_S = 6, 2, 0.3  # how far into these a moment may be
+PORT = 29621
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--moments", type=int, default=50, help="signals in all")
-    parser.add_argument("--runs", type=int, default=5, help="over how many runs they are spread")
+    parser.add_argument("--moments", type=int, default=50, help="signals that came before their run's end, at least")
+    parser.add_argument("--per-run", type=int, default=6, help="of them in one run")
     parser.add_argument("--every", type=int, default=5, help="steps between checkpoints")
-    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--pause", type=float, default=3.0, help="seconds that a stop lasts")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--roles", action="store_true", help="role=server and role=client instead of torchrun")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
-    options = [*OPTIONS, f"epochs={arguments.epochs}", f"checkpoint.every_steps={arguments.every}"]
     events: list[dict] = []
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
-        run(whole, options, [], draw, arguments.pause)
-        for number in range(arguments.runs):
-            todo = arguments.moments // arguments.runs + (number < arguments.moments % arguments.runs)
+        run(whole, [], draw, arguments)
+        for number in range(arguments.moments):  # each has one at least, if all is well
+            if (missing := arguments.moments - len(events)) <= 0:
+                break
             part = Path(folder) / str(number)
-            found, status = run(part, options, [None] * todo, draw, arguments.pause)
+            found, status = run(part, plan(min(missing, arguments.per_run), draw), draw, arguments)
             verdict = compare(part, whole) if status == 0 else {"same": False, "lost": None, "twice": None}
             for event in found:
                 event.update(verdict)
             events += found
             print(f"run {number}: exit {status}, {len(found)} moments, {verdict}", flush=True)
+            if status != 0:
+                print((part / "out.txt").read_text()[-2000:], flush=True)
     rows = []
     for what in sorted({event["what"] for event in events}):
         these = [event for event in events if event["what"] == what]
@@ -69,6 +84,7 @@ def main() -> None:
             [
                 what,
                 f"{len(these)}",
+                " / ".join(f"{sum(event['when'] == when for event in these)}" for when in WHEN),
                 f"{min(event['step'] for event in these)}–{max(event['step'] for event in these)}",
                 f"{sum(event['same'] for event in these)} of {len(these)}",
                 f"{median(recovered):.1f} ({max(recovered):.1f})" if recovered else "–",
@@ -76,49 +92,122 @@ def main() -> None:
                 f"{max((event['twice'] or 0) for event in these)}",
             ]
         )
-    header = ["what happened", "moments", "at steps", "in a run that ended the same", "recovery s: median (max)"]
-    print("\n" + markdown([*header, "steps lost", "applied twice"], rows))
-    sys.exit(not all(event["same"] for event in events))
+    header = ["what happened", "moments", " / ".join(WHEN), "at steps", "in a run that ended the same"]
+    print("\n" + markdown([*header, "recovery s: median (max)", "steps lost", "applied twice"], rows))
+    sys.exit(len(events) < arguments.moments or not all(event["same"] for event in events))
 
 
-def run(folder: Path, options: list[str], moments: list, draw: random.Random, pause_s: float) -> tuple[list[dict], int]:
-    """One run with so many disturbances; returns what was done when, and torchrun's exit status."""
+def plan(number: int, draw: random.Random) -> list[tuple[str, str]]:
+    """When and what is to happen to a run, the last at its end."""
+    found: list[tuple[str, str]] = []
+    for last in [False] * (number - 1) + [True]:
+        when = "end" if last else draw.choice(["start-up", "training", "training", "evaluation"])
+        if when == "start-up" and found and found[-1][1] == "stop":
+            when = "training"  # nothing starts after a stop
+        found.append((when, draw.choice(["kill", "kill", "stop"])))
+    return found
+
+
+class Fleet:
+    """A server and two clients in a folder: all torchrun's, or each started on its own."""
+
+    def __init__(self, folder: Path, options: list[str], restarts: int, roles: bool):
+        self.roles, self.folder, self.out = roles, folder, open(folder / "out.txt", "wb")  # noqa: SIM115
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+        torchrun += ["--max-restarts", str(restarts), str(ROOT / "launch.py"), *options]
+        role = [str(ROOT / "launch.py"), *options, "num_clients=2", f"rpc.port={PORT}"]
+        clients = [[*role, "role=client", f"client.index={index}"] for index in range(2)]
+        self.commands = [[*role, "role=server"], *clients] if roles else [torchrun]
+        self.environment = {"OMP_NUM_THREADS": "1", **os.environ, "SPLITLEARN_TOKEN": secrets.token_hex(32)}
+        self.processes = [self.start(command) for command in self.commands]
+
+    def start(self, command: list[str]) -> subprocess.Popen:
+        options = {"cwd": self.folder, "env": self.environment, "stdout": self.out, "stderr": self.out}
+        return subprocess.Popen([sys.executable, *command], start_new_session=True, **options)
+
+    def ranks(self) -> list[int]:
+        """Pids of the living ranks, in order."""
+        if self.roles:
+            return [process.pid for process in self.processes if process.poll() is None]
+        return sorted(children(self.processes[0].pid))
+
+    def revive(self) -> None:
+        """Starts the server anew after it was killed, where torchrun does not."""
+        if self.roles:
+            self.processes[0] = self.start(self.commands[0])
+
+    def status(self) -> int | None:
+        """The exit status, of the rank with the highest; None as long as one is there."""
+        codes = [process.poll() for process in self.processes]
+        return None if None in codes else max(map(abs, codes))
+
+    def end(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        self.out.close()
+
+
+def run(folder: Path, planned: list[tuple[str, str]], draw: random.Random, arguments) -> tuple[list[dict], int | None]:
+    """One run that is disturbed as planned; returns what was done when, and its exit status (None: it did not end)."""
     folder.mkdir()
-    out = open(folder / "out.txt", "wb")  # noqa: SIM115
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
-    command = [*torchrun, "--max-restarts", str(len(moments)), str(ROOT / "launch.py"), *options, "hydra.run.dir=run"]
-    process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, start_new_session=True)
+    options = [*OPTIONS, f"epochs={arguments.epochs}", f"checkpoint.every_steps={arguments.every}"]
+    fleet = Fleet(folder, options, len(planned), arguments.roles)
     metrics = folder / "run" / "metrics.jsonl"
     events: list[dict] = []
+    before = 0  # steps that had been recorded at the last signal
+
+    def reaches(condition, within_s: float) -> bool:
+        return wait_until(lambda: condition() or fleet.status() is not None, within_s) and fleet.status() is None
+
+    def has_recovered() -> bool:
+        return count(metrics, "step") > before
+
+    def now() -> str:
+        steps, epochs = count(metrics, "step"), count(metrics, "epoch")
+        if epochs == arguments.epochs:
+            return "end"
+        if steps <= before:
+            return "start-up"
+        return "evaluation" if steps == STEPS * (epochs + 1) else "training"
+
     try:
-        for _ in moments:
-            # From the start of the ranks to some time in training, as long as the run lasts.
-            if not wait_until(lambda: len(children(process.pid)) == 3 or process.poll() is not None, 60):
-                break
-            time.sleep(draw.uniform(0, 12))
-            ranks = sorted(children(process.pid))
-            if process.poll() is not None or len(ranks) < 3:
+        for (when, kind), (following, _) in pairwise([*planned, ("", "")]):
+            reaches(lambda: len(fleet.ranks()) == 3, 60)
+            if when == "start-up":
+                time.sleep(draw.uniform(0, START_S))
+            else:
+                reaches(has_recovered, 90)
+                reaches(lambda when=when: when == "training" or now() in (when, "end"), 90)
+                time.sleep(draw.uniform(0, {"training": TRAINING_S, "evaluation": 0, "end": END_S}[when]))
+            if arguments.roles and now() == "end":
+                kind = "stop"  # a server that starts again after its goodbyes would wait for clients that have ended
+            rank = 0 if kind == "kill" and arguments.roles else draw.randrange(3)
+            ranks, steps = fleet.ranks(), count(metrics, "step")
+            event = {"what": f"{kind} {'client' if rank else 'server'}", "when": now(), "step": steps}
+            if len(ranks) < 3:
                 continue
-            rank = draw.randrange(3)
-            kind = draw.choice(["kill", "kill", "stop"])
-            before = steps(metrics)
-            event = {"what": f"{kind} {'server' if rank == 0 else 'client'}", "step": before, "recovery_s": None}
             started = time.monotonic()
-            os.kill(ranks[rank], signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+            try:
+                os.kill(ranks[rank], signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
+            except ProcessLookupError:
+                continue
+            events.append({**event, "recovery_s": None})
             if kind == "stop":
-                time.sleep(pause_s)
-                os.kill(ranks[rank], signal.SIGCONT)
-            if kind == "kill":  # until then, others may finish a step
-                wait_until(lambda rank=ranks[rank]: rank not in children(process.pid), 60)
-                before = max(before, steps(metrics))
-            if wait_until(lambda before=before: steps(metrics) > before or process.poll() is not None, 90):
-                event["recovery_s"] = time.monotonic() - started
-            events.append(event)
-        return events, process.wait(600)
+                before = steps
+                time.sleep(arguments.pause)
+                with suppress(ProcessLookupError):
+                    os.kill(ranks[rank], signal.SIGCONT)
+            else:  # until it is gone, others may finish a step
+                wait_until(lambda rank=ranks[rank]: rank not in fleet.ranks(), 60)
+                before = max(before, count(metrics, "step"))
+                fleet.revive()
+            if following != "start-up" and reaches(has_recovered, 90):
+                events[-1]["recovery_s"] = time.monotonic() - started
+        wait_until(lambda: fleet.status() is not None, 300)
+        return events, fleet.status()
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        out.close()
+        fleet.end()
 
 
 def compare(part: Path, whole: Path) -> dict:
@@ -140,9 +229,9 @@ def read(path: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k != "seconds" and not k.endswith("_s")} for line in lines]
 
 
-def steps(path: Path) -> int:
-    """How many steps were recorded."""
-    return path.read_text().count('"kind": "step"') if path.exists() else 0
+def count(path: Path, kind: str) -> int:
+    """How many lines of a kind were recorded."""
+    return path.read_text().count(f'"kind": "{kind}"') if path.exists() else 0
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def main() -> None:
     from splitlearn.compressors import Identity
     from splitlearn.errors import UserError
     from splitlearn.server import num_correct
+    from splitlearn.training import autocast, smash
 
     try:
         run = saved.load(arguments.run, arguments.client)
@@ -45,11 +46,12 @@ def main() -> None:
     num_bytes = [0] * len(compressors)
     _, loader = data.loaders(test, test, 0, 1, cfg)
     for images, labels in loader:
-        smashed = client(images)
+        smashed = smash(client, images, cfg)
         for i, compressor in enumerate(compressors):
             payload = compressor.encode(smashed)
-            logits = server(compressor.decode(payload))
-            loss = F.cross_entropy(logits, labels, reduction="sum").item()
+            with autocast(cfg, images.device):
+                logits = server(compressor.decode(payload))
+            loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
             totals[i] += torch.tensor([loss, num_correct(logits, labels, 1), num_correct(logits, labels, 5)])
             num_bytes[i] += payload.nbytes
     rows = []

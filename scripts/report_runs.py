@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import product
+from math import nan
 from pathlib import Path
 from statistics import fmean
 
@@ -88,7 +89,7 @@ def points(path: Path, num_clients: int) -> list[Point]:
             link_down += line["weights_down_bytes"] / num_clients
             if (accuracy := accuracies.get(line["epoch"])) is not None:
                 link = link_up + link_down
-                found.append(Point(line["epoch"], accuracy, line["loss"], up, up + down, seconds, link))
+                found.append(Point(line["epoch"], accuracy, line.get("loss", nan), up, up + down, seconds, link))
     if not found:
         raise ValueError("no evaluation in metrics.jsonl")
     return found

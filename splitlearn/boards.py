@@ -9,7 +9,7 @@ from typing import Protocol
 from omegaconf import DictConfig
 
 from splitlearn.config import shared
-from splitlearn.errors import UserError
+from splitlearn.errors import UserError, writing_to
 
 
 class Board(Protocol):
@@ -42,14 +42,16 @@ class TensorBoard:
     def __init__(self, cfg: DictConfig, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self.folder, self._writer = folder, SummaryWriter(folder, purge_step=step + 1 if step else None)
 
     def add(self, values: dict[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with writing_to(self.folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with writing_to(self.folder):
+            self._writer.close()
 
 
 class WandB:

@@ -16,6 +16,7 @@ import os
 import pickle
 import threading
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
         self._writing: threading.Thread | None = None
-        self._error: OSError | None = None
+        self._error: Exception | None = None
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Starts to write the state after `step` steps, once the one before is written. It must not change any more.
@@ -52,22 +53,38 @@ class Checkpoints:
         self._writing.start()
 
     def wait(self) -> None:
-        """Until the last state is on the disk."""
+        """Until the last state is on the disk. Raises as `save` does."""
         if self._writing is not None:
             self._writing.join()
-        if self._error is not None:
+        if isinstance(self._error, OSError):
             raise UserError(
-                f"a checkpoint cannot be written to {self.folder} ({self._error.strerror}): make room there, then go"
-                f" on with resume={self.folder.parent}"
+                f"a checkpoint cannot be written to {self.folder} ({self._error.strerror or self._error}): make room"
+                f" there, then go on with resume={self.folder.parent}"
             )
+        if self._error is not None:
+            raise self._error
 
     def latest(self) -> dict[str, Any] | None:
-        """The newest state that is whole, None where there is none; warns of those that are not."""
+        """The newest state that is whole, None where there is no checkpoint; warns of newer ones that are not.
+
+        Raises:
+            UserError: there are checkpoints, and none is whole.
+        """
+        broken = []
         for path in sorted(self.folder.glob(PATTERN), reverse=True):
             try:
-                return read(path)
+                state = read(path)
             except (OSError, ValueError) as error:
-                warnings.warn(f"{path}: {error}; the checkpoint before it is used", stacklevel=2)
+                broken.append(f"{path}: {error}")
+                continue
+            for one in broken:
+                warnings.warn(f"{one}; the checkpoint before it is used", stacklevel=2)
+            return state
+        if broken:  # nothing is deleted that somebody may mend
+            raise UserError(
+                f"no checkpoint of the run is whole ({'; '.join(broken)}): put one back from a copy, or start over with"
+                " resume=never"
+            )
         return None
 
     def clear(self) -> None:
@@ -83,21 +100,36 @@ class Checkpoints:
             write(self.folder / PATTERN.replace("*", f"{step:09}"), state)
             for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
                 path.unlink()
-        except OSError as error:
+        except Exception as error:  # for the main thread
             self._error = error
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
     """Writes a state, so that at any moment there is a whole file or none."""
+    content = serialized(state)
+    write_whole(path, MAGIC, hashlib.sha256(content).digest(), content)
+
+
+def serialized(state: Any) -> memoryview:
+    """What torch.save writes."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getbuffer()
+    return buffer.getbuffer()
+
+
+def write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Writes a file, so that at any moment, power cuts included, there is the whole file or the one before."""
     unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "wb") as file:
-        file.writelines((MAGIC, hashlib.sha256(content).digest(), content))
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.rename(path)
+    try:
+        with open(unfinished, "wb") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(path)
+    except OSError:
+        with suppress(OSError):
+            unfinished.unlink()  # it takes the room that is missing
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # the new name

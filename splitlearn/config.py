@@ -67,6 +67,9 @@ def check(cfg: DictConfig) -> None:
                 continue
             if isinstance(value, bool) or not isinstance(value, number) or value < low:
                 raise UserError(f"{key}={value} must be {what}")
+    port = cfg.rpc.port
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")
     fraction = cfg.data.get("test_fraction", 0.5)
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise UserError(f"data.test_fraction={fraction} must be above 0 and below 1")

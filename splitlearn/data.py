@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset
 from torchvision import datasets
@@ -23,11 +24,16 @@ def build(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
     Samples are (3 × size × size float32 image, int label). `seed` draws the held-out and limited parts.
 
     Raises:
-        UserError: the data are not where `data.root` says.
+        UserError: the data are not where `data.root` says, or cannot be read there.
     """
     if cfg.name not in _BUILDERS:
         raise UserError(f"data={cfg.name} is unknown: choose one of {', '.join(_BUILDERS)}")
-    train, test, num_classes = _BUILDERS[cfg.name](cfg, seed)
+    try:
+        train, test, num_classes = _BUILDERS[cfg.name](cfg, seed)
+    except OSError as error:
+        raise UserError(
+            f"data.root={cfg.root} cannot be read ({error}): let this user read it, or set data.root to another folder"
+        ) from None
     if cfg.num_classes is not None and num_classes != cfg.num_classes:
         raise UserError(f"data.num_classes={cfg.num_classes} but {cfg.root or cfg.name} has {num_classes} classes")
     return _limit(train, cfg.max_train_samples, seed), _limit(test, cfg.max_test_samples, seed), num_classes
@@ -117,7 +123,7 @@ class Samples(Dataset):
     def _sample(self, index: int) -> tuple[Tensor, int]:
         try:
             return self.dataset[index]
-        except OSError as error:  # PIL's UnidentifiedImageError is one too
+        except (OSError, Image.DecompressionBombError) as error:  # PIL's UnidentifiedImageError is an OSError
             raise UserError(
                 f"sample {_name_of(self.dataset, index)} cannot be read ({error}): mend it or take it out of data.root"
             ) from None
@@ -219,9 +225,10 @@ def _cifar(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
             cls(cfg.root, train=train, transform=_transforms(cfg, train), download=cfg.download)
             for train in (True, False)
         ]
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise UserError(
-            f"data.root={cfg.root} has no {cls.__name__} ({error}): set data.root to where it is, or data.download=true"
+            f"data.root={cfg.root} has no {cls.__name__} that can be read ({error}): set data.root to where it is, or"
+            " data.download=true"
         ) from None
     return *parts, len(parts[0].classes)
 

@@ -50,10 +50,11 @@ class Display:
         if self._progress:  # where clients come and go, an epoch had more steps or fewer
             self._progress.update(self._task, completed=epoch * self.num_steps)
         width = len(str(self.num_epochs))
-        test = f"test {evaluation['top1']:6.2%} " if evaluation else ""
+        train = f"loss {line['loss']:.4f} train {line['top1']:6.2%}" if "loss" in line else "no batch was finite"
+        test = f" test {evaluation['top1']:6.2%}" if evaluation else ""
+        up, down = (size(line.get(f"{name}_bytes", 0)) for name in ("smashed_up", "gradient_down"))
         self.console.print(
-            f"epoch {epoch:{width}}/{self.num_epochs} loss {line['loss']:.4f} train {line['top1']:6.2%} {test}"
-            f"up {size(line['smashed_up_bytes'])} down {size(line['gradient_down_bytes'])} {line['seconds']:.1f} s",
+            f"epoch {epoch:{width}}/{self.num_epochs} {train}{test} up {up} down {down} {line['seconds']:.1f} s",
             soft_wrap=True,
         )
 
@@ -95,6 +96,9 @@ class Display:
             )
         if summary["skipped"]:
             self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
+        if summary["refused"]:
+            kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(summary["refused"].items()))
+            self.note(f"refused from outside, as the log says in detail: {kinds}")
         phases = summary["seconds_per_batch"]
         self.console.print(
             f"a client's batch takes {1e3 * sum(phases.values()):.1f} ms"

@@ -1,5 +1,9 @@
 """Errors that a user can mend. Each is one sentence that names the config key or the peer, and what to do."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A mistake in the configuration or surroundings of a run. `launch.py` prints it without a traceback.
@@ -44,3 +48,18 @@ class PayloadError(ValueError):
 
 class NonFiniteError(ValueError):
     """A tensor that is to be compressed holds NaN or Inf."""
+
+
+@contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: a file of the run in `folder` cannot be written, mostly because the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror or error}): make room there, then go on with"
+            f" resume={folder}"
+        ) from None

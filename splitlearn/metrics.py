@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
+from splitlearn import guard
 from splitlearn.boards import Board, boards
+from splitlearn.checkpoints import serialized, write_whole
 from splitlearn.config import compressor_from
 from splitlearn.display import Display
+from splitlearn.errors import UserError, writing_to
 from splitlearn.segments import CutPoint
 
 WAYS = ("up", "down")
@@ -27,7 +29,8 @@ class Recorder:
     """Takes the server's measurements, and writes and shows them.
 
     Bytes are those of the tensors that were sent; a batch's uplink saving is its smashed data's bytes in memory over
-    its payload's, header included. Every line of metrics.jsonl has a "kind": step, evaluation or epoch.
+    its payload's, header included. Every line of metrics.jsonl has a "kind": step, evaluation or epoch. Whatever writes
+    raises UserError if the disk is full.
 
     Args:
         cfg: the run's configuration.
@@ -39,6 +42,7 @@ class Recorder:
         self.cfg, self.folder, self.display = cfg, folder, display
         self.totals: Counter[str] = Counter()  # over the run
         self.seconds: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()  # before this process
         self.errors: dict[str, Counter[str]] = {"uplink_error": Counter(), "downlink_error": Counter()}
         self.last_evaluation: dict[str, float] = {}
         self.best_top1 = 0.0
@@ -48,30 +52,47 @@ class Recorder:
         self._boards: list[Board] = []
 
     def open(self, state: dict[str, Any] | None) -> None:
-        """Opens the files, to go on after `state`, of an interrupted run, or from the start."""
+        """Opens the files, to go on after `state`, of an interrupted run, or from the start.
+
+        Raises:
+            UserError: they cannot be written, or metrics.jsonl has not got all that was measured before.
+        """
+        with writing_to(self.folder):
+            self._open(state)
+
+    def _open(self, state: dict[str, Any] | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
         path = self.folder / "metrics.jsonl"
         self._seconds_before = 0.0, 0.0  # of the run and of the epoch
         if state is None:
-            path.write_bytes(b"")
             (self.folder / "summary.json").unlink(missing_ok=True)
+            path.write_bytes(b"")
         else:
-            os.truncate(path, state["metrics_nbytes"])  # what came later is measured again
+            found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"]
+            if found < expected:
+                raise UserError(
+                    f"{path} has {found:,} of the {expected:,} bytes that it had at the checkpoint: put it back from a"
+                    " copy, or start over with resume=never"
+                )
+            os.truncate(path, expected)  # what came later is measured again
             self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
             self.step_number, self.best_top1 = state["step_number"], state["best_top1"]
             self.last_evaluation = state["last_evaluation"]
             self.totals.update(state["totals"])
             self.seconds.update(state["seconds"])
             self._in_epoch.update(state["in_epoch"])
+            self.refused.update(state.get("refused", {}))
             for name, total in state["errors"].items():
                 self.errors[name].update(total)
+        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
         self._lines = open(path, "a", buffering=1)  # noqa: SIM115
         self._boards = boards(self.cfg, self.folder, self.step_number)
 
     def state(self) -> dict[str, Any]:
-        """What `open` goes on from."""
+        """What `open` goes on from. The lines until here are on the disk then, even if the power fails."""
         now = time.perf_counter()
+        with writing_to(self.folder):
+            os.fsync(self._lines.fileno())
         return {
             "metrics_nbytes": os.fstat(self._lines.fileno()).st_size,
             "seconds_of_run": now - self.started_at,
@@ -82,6 +103,7 @@ class Recorder:
             "totals": dict(self.totals),
             "seconds": dict(self.seconds),
             "in_epoch": dict(self._in_epoch),
+            "refused": dict(self.refused + guard.refusals),
             "errors": {name: dict(total) for name, total in self.errors.items()},
         }
 
@@ -163,7 +185,7 @@ class Recorder:
     def end_epoch(self, epoch: int, traffic: Counter[str], seconds: Counter[str]) -> None:
         """Bytes by what they were, and seconds by phase, of one epoch."""
         now = time.perf_counter()
-        samples = self._in_epoch.pop("samples", 0) or math.nan
+        samples = self._in_epoch.pop("samples", 0)  # 0, and nothing else in it, where every batch was left out
         line = {
             "epoch": epoch,
             "step": self.step_number,
@@ -182,18 +204,29 @@ class Recorder:
 
     def save(self, name: str, state: Any) -> None:
         """Writes weights into the folder."""
-        torch.save(state, self.folder / name)
+        with writing_to(self.folder):
+            write_whole(self.folder / name, serialized(state))
 
     def finish(self) -> None:
-        """Writes summary.json and shows it as a table."""
+        """Writes summary.json and shows it as a table.
+
+        Raises:
+            UserError: nothing was trained.
+        """
         total, last = self.totals, self.last_evaluation
         batches = total["batches"]
+        if not batches:
+            raise UserError(
+                "nonfinite=skip left every batch out, so that nothing was trained: look for NaN in the data, or lower"
+                " optimizer.lr"
+            )
         summary = {
             **{f"test_{name}": last[name] for name in ("top1", "top5", "loss")},
             "best_test_top1": self.best_top1,
             "epochs": self.cfg.epochs,
             "steps": self.step_number,
             "skipped": total["skipped"],
+            "refused": dict(self.refused + guard.refusals),
             "seconds": time.perf_counter() - self.started_at,
             "cut": self.cut.path,
             "map_shape": list(self.cut.shape),
@@ -217,8 +250,10 @@ class Recorder:
         if self.cfg.link.up_mbits or self.cfg.link.down_mbits:
             summary["seconds_over_link"] = summary["seconds"] + self.seconds_on_link()
         summary["seconds_per_batch"] = {phase: self.seconds[phase] / batches for phase in PHASES}
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-        self.close()
+        self.display.stop()
+        with writing_to(self.folder):
+            self._close_files()
+            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
         self.display.summary(summary)
 
     def seconds_on_link(self) -> float:
@@ -235,14 +270,19 @@ class Recorder:
     def close(self) -> None:
         """Ends the display and the files, also after an error."""
         self.display.stop()
-        if self._lines:
-            self._lines.close()
+        with suppress(OSError, UserError):  # it was raised before, by the first write that found no room
+            self._close_files()
+
+    def _close_files(self) -> None:
         while self._boards:
             self._boards.pop().close()
+        if self._lines:
+            self._lines.close()
 
     def _write(self, kind: str, line: dict[str, Any], step: int, group: str) -> None:
-        self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
         values = {f"{group}/{name}": value for name, value in line.items() if name not in ("epoch", "step", "clients")}
+        with writing_to(self.folder):
+            self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
         for board in self._boards:
             board.add(values, step)
 

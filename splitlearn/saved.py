@@ -61,15 +61,17 @@ def load(folder: Path, client: int = 0) -> SavedRun:
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no run: there is no config.yaml")
     cfg = OmegaConf.load(folder / "config.yaml")
-    if (folder / "summary.json").exists():
-        summary = json.loads((folder / "summary.json").read_text())
+    if summary := _summary(folder):
         paths = sorted(folder.glob("client_segment*.pt"), key=lambda path: (len(path.name), path.name))
         path = _of_client(paths, client, folder)
         return SavedRun(cfg, summary["num_classes"], _read(path), _read(folder / "server_segment.pt"), summary["steps"])
     state = Checkpoints(folder / "checkpoints", keep=1).latest()
     if state is None:
         raise UserError(f"{folder} holds a run without weights: it has neither finished nor a checkpoint")
-    segment = _of_client(state["clients"], client, folder)
+    clients = state["clients"]
+    if isinstance(clients, dict):  # of a run whose clients come and go
+        clients = [clients["average"]]
+    segment = _of_client(clients, client, folder)
     return SavedRun(
         cfg, state["num_classes"], segment.get("segment", segment), state["server"]["segment"], state["step"]
     )
@@ -77,11 +79,19 @@ def load(folder: Path, client: int = 0) -> SavedRun:
 
 def finished_top1(folder: Path, cfg: DictConfig) -> float | None:
     """The last top-1 test accuracy of the run of this configuration in `folder`, None if it has not finished there."""
-    if cfg.resume == "never" or not (folder / "summary.json").exists():
+    if cfg.resume == "never" or not (summary := _summary(folder)):
         return None
     if shared(OmegaConf.load(folder / "config.yaml")) != shared(cfg):
         return None
-    return json.loads((folder / "summary.json").read_text())["test_top1"]
+    return summary["test_top1"]
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    """The summary of the run in a folder; None if it is not there, or not whole, so that the run has not finished."""
+    try:
+        return json.loads((folder / "summary.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _of_client(segments: list[Any], client: int, folder: Path) -> Any:

@@ -83,6 +83,7 @@ class Server:
                 self.epoch, self.epoch_step = self.epoch + 1, 0
                 if self.saves_epoch(self.epoch - 1):
                     self.save(self.epoch_states)
+            self.checkpoints.wait()
             self.say_goodbye()
         return self.recorder.final_top1
 

@@ -1,3 +1,7 @@
+import os
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +202,46 @@ def test_an_image_that_cannot_be_read_is_named(num_workers, folder, config):
     with pytest.raises(UserError, match=rf"^sample \S*{broken.name} cannot be read .*take it out of data.root$"):
         for loader in data.loaders(train, test, 0, 1, cfg):
             list(loader)
+
+
+def test_an_image_that_says_it_is_huge_is_named(folder, config):
+    root = folder("a", "b")
+    for broken in sorted(root.rglob("*.png")):
+        Image.new("RGB", (4, 4)).save(broken, "BMP")
+        content = bytearray(broken.read_bytes())
+        content[18:26] = (60_000).to_bytes(4, "little") * 2  # width and height
+        broken.write_bytes(content)
+    train, test, _ = data.build(image_folder(config, root), 0)
+    with pytest.raises(UserError, match=r"^sample \S*\.png cannot be read .*decompression bomb.*take it out"):
+        list(data.loaders(train, test, 0, 1, config("data=image_folder"))[0])
+
+
+@pytest.fixture
+def locked():
+    """locked(name): the root of a folder or file, of another user, that may not be read."""
+    with tempfile.TemporaryDirectory() as root:
+        Path(root).chmod(0o755)
+
+        def lock(name):
+            path = Path(root) / name
+            path.parent.mkdir(exist_ok=True)
+            path.touch() if name.startswith("cifar") else path.mkdir(exist_ok=True)
+            path.chmod(0)
+            if os.geteuid() == 0:
+                os.seteuid(65534)
+            return root
+
+        yield lock
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    "name, inner", [("image_folder", ""), ("image_folder", "train"), ("cifar10", "cifar-10-batches-py/data_batch_1")]
+)
+def test_data_that_this_user_may_not_read_are_one_sentence(name, inner, locked, config):
+    with pytest.raises(UserError, match=r"^data\.root=.*Permission denied.*set data\.root to"):
+        data.build(config(f"data={name}", f"data.root={locked(inner)}").data, 0)
 
 
 def test_loading_leaves_the_global_generator_alone(config):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ from runs import LAUNCH, TINY, children, job_folders, left_over, metrics, run, s
 from simulation import compose
 
 from splitlearn import checkpoints, local
+from splitlearn.display import Display
 from splitlearn.errors import UserError
+from splitlearn.metrics import Recorder
+from splitlearn.server import Server
 
 SMALL = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "data.max_test_samples=9", "seed=3"]
 OFTEN = ["checkpoint.every_steps=1", "checkpoint.keep=1000"]
@@ -163,9 +167,48 @@ def test_code_in_a_checkpoint_is_not_run(kept, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_disk_without_room_is_one_sentence(tmp_path):
+def test_where_none_is_whole_nothing_is_deleted_and_the_run_does_not_start_over(kept):
+    for path in kept.folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    cfg = compose(*TINY, "num_clients=1")
+    recorder = Recorder(cfg, kept.folder.parent, Display())
+    server = Server(cfg, torch.device("cpu"), recorder, kept)
+    with pytest.raises(UserError, match=r"no checkpoint of the run is whole .*3.pt: torn .*2.pt: .*resume=never$"):
+        server.find_checkpoint()
+    assert len(list(kept.folder.iterdir())) == 2
+    cfg.resume = "never"
+    assert server.find_checkpoint() is None and not list(kept.folder.iterdir())
+    recorder.close()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "checkpoints").write_text("a file where the folder would be")
     kept = checkpoints.Checkpoints(tmp_path / "checkpoints", keep=2)
     kept.save(1, state(1))
     with pytest.raises(UserError, match=r"a checkpoint cannot be written to .*make room"):
+        kept.wait()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder with room for a megabyte."""
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]).returncode:
+        pytest.skip("needs to mount a tmpfs")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_disk_without_room_is_one_sentence_and_the_last_whole_checkpoint_stays(small_disk):
+    kept = checkpoints.Checkpoints(small_disk / "checkpoints", keep=1)
+    kept.save(1, {"step": 1, "weights": torch.zeros(150_000)})
+    kept.save(2, {"step": 2, "weights": torch.zeros(150_000)})
+    with pytest.raises(UserError, match=r"a checkpoint cannot be written to .*No space left.*make room"):
+        kept.wait()
+    assert [path.name for path in kept.folder.iterdir()] == ["step-000000001.pt"]
+    assert kept.latest()["step"] == 1
+
+
+def test_a_checkpoint_that_cannot_be_made_is_not_lost_silently(kept):
+    kept.save(4, {"step": lambda: 4})
+    with pytest.raises(AttributeError, match="pickle"):
         kept.wait()

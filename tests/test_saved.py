@@ -1,12 +1,16 @@
 """What a run has left can be exported and evaluated."""
 
+import shutil
+
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import ROOT, summary
 from simulation import compose
 from test_scripts import cells
 
 from splitlearn import local, saved
+from splitlearn.checkpoints import Checkpoints, write
 from splitlearn.errors import UserError
 
 SMALL = ["num_clients=2", "epochs=1", "data.max_train_samples=48", "data.max_test_samples=20", "batch_size=8"]
@@ -61,6 +65,38 @@ def test_a_run_that_has_not_finished_gives_its_last_checkpoint(trained, tmp_path
     assert run.step == finished.step == 3
     assert all(torch.equal(run.client[name], finished.client[name]) for name in finished.client)
     assert all(torch.equal(run.server[name], finished.server[name]) for name in finished.server)
+
+
+def test_a_run_whose_clients_come_and_go_gives_their_average(trained, tmp_path):
+    (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
+    kept = Checkpoints(trained / "checkpoints", keep=1).latest()
+    (tmp_path / "checkpoints").mkdir()
+    average = kept["clients"][0].get("segment", kept["clients"][0])
+    write(tmp_path / "checkpoints" / "step-000000003.pt", {**kept, "clients": {"average": average, "members": {}}})
+    assert saved.load(tmp_path).client.keys() == saved.load(trained).client.keys()
+
+
+@pytest.mark.parametrize("content", ["", '{"test_top1": 0.'])
+def test_a_torn_summary_is_that_of_a_run_that_has_not_finished(content, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    cfg = OmegaConf.load(trained / "config.yaml")
+    assert saved.finished_top1(tmp_path / "run", cfg) == summary(trained)["test_top1"]
+    (tmp_path / "run" / "summary.json").write_text(content)
+    assert saved.finished_top1(tmp_path / "run", cfg) is None
+    assert saved.load(tmp_path / "run").step == 3
+
+
+def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    cfg = OmegaConf.load(trained / "config.yaml")
+    sizes = []
+    for cfg.precision, cfg.cut_precision in (("fp32", None), ("bf16", None), ("bf16", "fp32")):
+        OmegaConf.save(cfg, tmp_path / "run" / "config.yaml")
+        status, out = run_here(EVALUATE, str(tmp_path / "run"))
+        assert status == 0
+        (none,) = (cells(line) for line in out.splitlines() if line.startswith("| none"))
+        sizes.append(int(none[4].replace(",", "")))
+    assert sizes[0] == sizes[2] == pytest.approx(2 * sizes[1], rel=0.01)
 
 
 @pytest.mark.parametrize("script", [EXPORT, EVALUATE])
