@@ -161,7 +161,7 @@ class Client:
     def obey(self, directive: str | None) -> None:
         """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""
         if directive is not None:
-            self.server.call("state", self.trainable.state())
+            self.server.call("state", self.trainable.state(), False)
         if directive in ("stop", "leave"):
             raise Stopped("stopped with the run" if directive == "stop" else LEFT, self.stop.asked_by or signal.SIGTERM)
 
