@@ -24,6 +24,7 @@ from splitlearn.compressors import Payload, UniformQuantizer
 from splitlearn.config import shared
 from splitlearn.display import Display
 from splitlearn.errors import NonFiniteError, PeerError, Rejoin
+from splitlearn.inbox import Inbox
 from splitlearn.membership import OpenServer
 from splitlearn.metrics import Recorder
 from splitlearn.server import Server
@@ -184,6 +185,31 @@ def test_a_kept_trial_is_what_backward_alone_does_and_an_undone_one_is_nothing()
             getattr(trial, word)()
     assert all(map(torch.equal, gradients_of(plain), gradients_of(tried)))
     assert all(map(torch.equal, plain.buffers(), tried.buffers()))
+
+
+# One client at once
+
+
+def test_a_newer_call_takes_back_one_that_was_not_answered():
+    box = Inbox(1, 5)
+    first, second = (box.deliver(0, "session", number, "hello", ()) for number in (1, 2))
+    assert first.wait() == ("failed", "was taken back by the next call")
+    box.take(0, "hello").reply("welcome")
+    assert second.wait() == ("done", "welcome")
+
+
+def test_a_restarted_client_does_not_change_what_the_server_saw(tmp_path):
+    cfg = compose(*OPTIONS, "membership.open=true")
+    server = OpenServer(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
+    server.inbox.deliver(1, "old", 1, "hello", (hello(cfg),))
+    server.look()
+    anew = server.inbox.deliver(1, "new", 1, "hello", (hello(cfg),))
+    assert server.take(1, "hello").body == (hello(cfg),) and not anew.done()
+    assert server.look()[1].future is anew
+
+    server.inbox.deliver(1, "newest", 1, "hello", ())
+    assert server.or_see_off(1, lambda client: server.take(client, "step")) is None  # what was seen is malformed
+    assert server.inbox.new_requests()[1].body == ()  # and the newest process is not to blame
 
 
 # Whole runs in this process: the server in a thread, clients that deliver to its inbox
