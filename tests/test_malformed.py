@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -216,18 +217,27 @@ def test_a_restarted_client_does_not_change_what_the_server_saw(tmp_path):
 
 
 class Proxy:
-    """Calls as of ServerProxy, without the wire. `change(kind, body)` gives what is sent instead."""
+    """Calls as of ServerProxy, without the wire. `change(kind, body)` gives what is sent instead.
 
-    def __init__(self, server: Server, client: int, change=lambda kind, body: body):
+    The first steps of all come when all have met at the barrier, or one of them cannot.
+    """
+
+    def __init__(self, server: Server, client: int, all_in: threading.Barrier, change=lambda kind, body: body):
         self.server, self.client, self.change, self.session, self.number = server, client, change, "0", 0
+        self.all_in, self.is_first_step = all_in, True
 
     def call(self, kind: str, *body):
         self.number += 1
+        if kind == "step" and self.is_first_step:
+            self.is_first_step = False
+            with suppress(threading.BrokenBarrierError):
+                self.all_in.wait(30)
         body = self.change(kind, body)
         status, value = self.server.inbox.deliver(self.client, self.session, self.number, kind, body).wait()
         if status == "rejoin":
             raise Rejoin
         if status == "failed":
+            self.all_in.abort()
             raise PeerError(value)
         return value
 
@@ -265,7 +275,8 @@ def play(folder, cfg, change) -> tuple[Server, Exception | None, Exception | Non
     kind = OpenServer if cfg.membership.open else Server
     server = kind(cfg, CPU, Recorder(cfg, folder, Display()), Checkpoints(folder / "checkpoints", 1))
     serving = Thread(server.run)
-    proxies = Proxy(server, 0), Proxy(server, 1, change)
+    all_in = threading.Barrier(2)
+    proxies = Proxy(server, 0, all_in), Proxy(server, 1, all_in, change)
     clients = [Thread(Client(cfg, index, CPU, proxy).run) for index, proxy in enumerate(proxies)]
     for thread in (serving, *clients):
         thread.start()
