@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from splitlearn import data, models
 from splitlearn.compressors import Identity, Payload
 from splitlearn.config import compressor_from, evaluates, measures_error, shared
-from splitlearn.errors import NonFiniteError, Rejoin, Stopped, UserError
+from splitlearn.errors import NonFiniteError, PeerError, Rejoin, Stopped, UserError
 from splitlearn.functions import cut
 from splitlearn.seeds import derive
 from splitlearn.stopping import StopRequest
@@ -34,10 +34,16 @@ from splitlearn.training import (
 from splitlearn.transport import ServerProxy
 
 LEFT = "left the run: the same command comes back to it"
+LOOK_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
+LEAVE_AFTER_S = 4.0  # how long it waits on then, and after that until its state is handed in
 
 
 class SkippedStep(Exception):
     """Loss or gradient of a step is not finite, and the configuration says to go on without it."""
+
+
+class Overdue(Exception):
+    """This client was asked to end, and an answer that waits for others does not come."""
 
 
 class Client:
@@ -57,21 +63,28 @@ class Client:
         self.evaluation_uplink = self.uplink.for_evaluation() if cfg.evaluate.compressed else Identity()
         self.downlink = compressor_from(cfg, "downlink")
         self.seconds: Counter[str] = Counter()  # where time went since it was last reported
+        self.is_in = False  # has joined
         self.stop = StopRequest()
 
     def run(self) -> float:
         """Trains and evaluates with the others; returns the run's last top-1 test accuracy, 0 to 1."""
         self.load_data()
-        while True:
-            try:
-                self.join()
-                with self.stop:
+        with self.stop:
+            while True:
+                try:
+                    self.join()
                     self.train()
                     return self.server.call("goodbye")
-            except Rejoin:
-                if self.wants_to_stop():
-                    raise Stopped(LEFT, self.stop.asked_by) from None
-                self.server.start_over()
+                except Rejoin:
+                    if self.wants_to_stop():
+                        raise Stopped(LEFT, self.stop.asked_by) from None
+                    self.server.start_over()
+                except Overdue as overdue:
+                    raise Stopped(self.leave(*overdue.args), self.stop.asked_by) from None
+                except PeerError as error:
+                    if not self.wants_to_stop():
+                        raise
+                    raise Stopped(str(error), self.stop.asked_by) from None  # the others ended meanwhile
 
     def load_data(self) -> None:
         train, test, self.num_classes = data.build(self.cfg.data, self.cfg.seed)
@@ -79,7 +92,9 @@ class Client:
 
     def join(self) -> None:
         """Tells the server about this client, and gets the first weights, or the state to go on from."""
-        welcome = self.server.call(
+        self.is_in = False
+        welcome = self.wait_for(
+            self.server.call,
             "hello",
             {
                 "config": shared(self.cfg),
@@ -95,6 +110,7 @@ class Client:
         self.epoch, self.step_number = welcome["epoch"], welcome["step"]  # the current one; steps of it that are done
         self.batch = welcome["batch"]  # this client's batches of the epoch that are done
         self.trainable.skip_epochs(self.epoch - 1)
+        self.is_in = True
 
     # Training
 
@@ -134,7 +150,8 @@ class Client:
         started = time.perf_counter()
         elsewhere = self.seconds["codec"] + self.seconds["call"]
         self.begin_batch()
-        buffers = buffers_of(self.trainable.segment) if self.cfg.nonfinite == "skip" else None
+        may_be_undone = self.cfg.nonfinite == "skip" or self.cfg.membership.open
+        buffers = buffers_of(self.trainable.segment) if may_be_undone else None
         self.trainable.optimizer.zero_grad()
         smashed = smash(self.trainable.segment, images, self.cfg)
         try:
@@ -143,6 +160,9 @@ class Client:
         except SkippedStep:
             takes_part = False
             load_buffers(self.trainable.segment, buffers)
+        except Overdue:
+            load_buffers(self.trainable.segment, buffers)
+            raise
         if takes_part and not averages_steps:
             self.trainable.optimizer.step()
         elsewhere = self.seconds["codec"] + self.seconds["call"] - elsewhere
@@ -161,9 +181,38 @@ class Client:
     def obey(self, directive: str | None) -> None:
         """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""
         if directive is not None:
-            self.server.call("state", self.trainable.state())
+            self.server.call("state", self.trainable.state(), False)
         if directive in ("stop", "leave"):
             raise Stopped("stopped with the run" if directive == "stop" else LEFT, self.stop.asked_by or signal.SIGTERM)
+
+    def wait_for(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a call gives that may have to wait for other clients (see `result`)."""
+        return self.result(in_background(function, *args)) if self.may_leave() else function(*args)
+
+    def result(self, answer: Future) -> Any:
+        """
+        Raises:
+            Overdue: this client was asked to end, and the run can go on without it.
+        """
+        waited_s = 0.0
+        while waited_s < LEAVE_AFTER_S or not self.may_leave():
+            if answer in wait([answer], LOOK_EVERY_S).done:
+                return answer.result()
+            waited_s += LOOK_EVERY_S if self.wants_to_stop() else 0
+        raise Overdue(answer)
+
+    def may_leave(self) -> bool:
+        return self.cfg.membership.open or not self.is_in
+
+    def leave(self, answer: Future) -> str:
+        """Takes back the call whose answer is overdue, by handing in the state, if the server is there to take it.
+
+        Returns what to tell the user.
+        """
+        if self.is_in:
+            wait([answer, in_background(self.server.call, "state", self.trainable.state(), True)], LEAVE_AFTER_S)
+        self.server.give_up()
+        return LEFT if self.is_in else "stopped before it joined the run"
 
     # The client's end of the cut (see functions.Link)
 
@@ -172,12 +221,12 @@ class Client:
         try:
             payload = self.encode(smashed)
         except NonFiniteError:
-            *_, self.directive = self.call("step", None, None, None, self.wants_to_stop())
+            *_, self.directive = self.wait_for(self.call, "step", None, None, None, self.wants_to_stop())
             raise SkippedStep from None
         self.sent = payload.shape, payload.dtype
         decoded, error = self.look_back(payload, smashed)
-        loss, self.gradient_wire, self.directive = self.call(
-            "step", payload.tensor, compact(labels), error, self.wants_to_stop()
+        loss, self.gradient_wire, self.directive = self.wait_for(
+            self.call, "step", payload.tensor, compact(labels), error, self.wants_to_stop()
         )
         if self.gradient_wire is None:
             raise SkippedStep
@@ -255,7 +304,7 @@ class Client:
     def exchange_weights(self, state: Any) -> Any:
         seconds, self.seconds = dict(self.seconds), Counter()
         while True:
-            weights, self.directive, is_answer = self.server.call("weights", state, seconds)
+            weights, self.directive, is_answer = self.wait_for(self.server.call, "weights", state, seconds)
             if is_answer:
                 return weights
             self.obey(self.directive)  # others are not as far, and this client's state is wanted meanwhile
@@ -277,10 +326,10 @@ class Client:
                     " diverged; lower optimizer.lr"
                 ) from None
             if sent:
-                sent.result()
+                self.result(sent)
             sent = in_background(self.server.call, "evaluate", payload.tensor, compact(labels))
         if sent:
-            sent.result()
+            self.result(sent)
 
 
 def in_background(function: Callable[..., Any], *args: Any) -> Future:

@@ -83,6 +83,8 @@ class Inbox:
                 if latest is not None:
                     latest.fail(REPLACED)
                 self._sessions[client] = session
+            elif latest is not None:
+                latest.fail("was taken back by the next call")  # unless it is answered
             self._latest[client] = request
             if kind == "failed" and not self.is_open:
                 self._failure = self._failure or f"client {client} stopped: {body[0]}"

@@ -13,6 +13,7 @@ them in last: with each checkpoint, and when it left on request. One that crashe
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -21,12 +22,13 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
+from rich.markup import escape
 
 from splitlearn.config import differences, shared
-from splitlearn.errors import PeerError
+from splitlearn.errors import NonFiniteError, PeerError, UserError
 from splitlearn.inbox import LOOK_EVERY_S, Inbox, Request
 from splitlearn.server import Server
-from splitlearn.training import average_states
+from splitlearn.training import are_finite, average_states
 
 
 @dataclass
@@ -68,6 +70,8 @@ class OpenServer(Server):
         super().__init__(cfg, *args)
         self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, is_open=True)
         self.members: dict[int, Member] = {}
+        self.seen: dict[int, Request] = {}  # see `look`
+        self.undoes_nonfinite = True  # one client's part is not the run's end
         self.quorum, self.deadline_s = cfg.membership.quorum, cfg.membership.step_deadline_s
 
     # Coming and going
@@ -94,22 +98,33 @@ class OpenServer(Server):
         """Clients that have joined."""
         return sorted(client for client, member in self.members.items() if member.is_in)
 
+    def look(self) -> dict[int, Request]:
+        """What was not taken yet, by client. `take` takes one of these, whatever a process that came since has sent."""
+        self.seen = self.inbox.new_requests()
+        return self.seen
+
+    def take(self, client: int, kind: str, holds: str | None = None) -> Request:
+        request = self.seen[client]
+        request.is_taken = True
+        self.agreement.check(client, kind, request.body, holds)
+        return request
+
     def sort_out(self) -> None:
         """Answers what does not wait for others: who comes, who ends, and who is where the run is not any more."""
-        for client, request in self.inbox.new_requests().items():
-            is_in = client in self.here()
+        for client, request in self.look().items():
             if request.kind == "hello":
-                self.admit(client, self.inbox.take(client, "hello"))
+                self.or_see_off(client, self.admit)
             elif request.kind == "failed":
-                self.inbox.take(client, "failed").reply()
-                self.see_off(client, f"stopped: {request.body[0]}")
-            elif not is_in:
-                self.inbox.take(client, request.kind).send_back()
+                self.or_see_off(client, self.hear_failure)
+            elif client not in self.here():
+                request.is_taken = True
+                request.send_back()
             elif request.kind == "state":
-                self.keep(client, self.inbox.take(client, "state"))
+                self.or_see_off(client, self.keep)
 
-    def admit(self, client: int, hello: Request) -> None:
+    def admit(self, client: int) -> None:
         """Welcomes a client whose configuration and data fit, to where it was, with the newest weights."""
+        hello = self.take(client, "hello")
         about = hello.body[0]
         if difference := differences(shared(self.cfg), about["config"], "server", "client"):
             return hello.fail(f"the server and client {client} are configured differently: {difference}")
@@ -137,6 +152,11 @@ class OpenServer(Server):
         )
         self.tell(client, "joined")
 
+    def hear_failure(self, client: int) -> None:
+        request = self.take(client, "failed")
+        request.reply()
+        self.see_off(client, f"stopped: {request.body[0]}")
+
     def see_off(self, client: int, why: str) -> None:
         """The run goes on without a client until it joins again."""
         if client in self.here():
@@ -145,8 +165,22 @@ class OpenServer(Server):
 
     def tell(self, client: int, what: str) -> None:
         self.recorder.display.note(
-            f"client {client} {what} ({len(self.on_time())} of {self.cfg.num_clients} are there)"
+            f"client {client} {escape(what)} ({len(self.on_time())} of {self.cfg.num_clients} are there)"
         )
+
+    def or_see_off(self, client: int, function: Callable[..., Any], *args: Any) -> Any:
+        """The function's result, called with the client and `args`; None where the client sent what was not agreed.
+
+        It is sent away for that.
+        """
+        try:
+            return function(client, *args)
+        except PeerError as error:
+            self.seen[client].fail(str(error))
+            if client not in self.inbox.new_requests():  # else a new process of this client came this very moment
+                if client in self.members:
+                    self.members[client].is_in = False
+                self.tell(client, f"is sent away: {error}")
 
     def wait_for(self, clients: Iterable[int]) -> None:
         """Until all of these have sent something or are gone, at most until the deadline. The others are late then."""
@@ -176,9 +210,10 @@ class OpenServer(Server):
     def hear_states(self, told: Iterable[int], directive: str) -> dict[str, Any]:
         """What a checkpoint says of the clients, after `told`, and those that wait for the epoch's end, were heard."""
         told = set(told)
-        for client, request in self.inbox.new_requests().items():
+        for client, request in self.look().items():
             if client in self.here() and request.kind == "weights":
-                self.inbox.take(client, "weights").reply((None, directive, False))
+                request.is_taken = True
+                request.reply((None, directive, False))
                 told.add(client)
         self.collect(told)
         return self.client_checkpoint()
@@ -188,11 +223,12 @@ class OpenServer(Server):
         self.wait_for(told)
         self.sort_out()
 
-    def keep(self, client: int, request: Request) -> None:
-        member = self.members[client]
-        member.state, member.state_epoch = request.body[0], self.epoch
+    def keep(self, client: int) -> None:
+        member, request = self.members[client], self.take(client, "state")
+        member.state, leaves = request.body
+        member.state_epoch = self.epoch
         request.reply()
-        if member.is_leaving:
+        if leaves or member.is_leaving:
             self.see_off(client, "left")
 
     def client_checkpoint(self) -> dict[str, Any]:
@@ -215,7 +251,7 @@ class OpenServer(Server):
         while True:
             self.sort_out()
             self.wait_for(self.on_time())
-            kinds = {client: request.kind for client, request in self.inbox.new_requests().items()}
+            kinds = {client: request.kind for client, request in self.look().items()}
             if others := [client for client, kind in kinds.items() if kind not in ("step", "weights")]:
                 for client in others:
                     if kinds[client] not in ("hello", "failed", "state"):
@@ -244,7 +280,7 @@ class OpenServer(Server):
         if member.is_leaving and directive != "stop":
             directive = "leave"
 
-        def learn() -> dict[str, float] | None:
+        def learn(client: int) -> dict[str, float] | None:
             measured = super(OpenServer, self).learn_from(client, directive)
             member.batch += 1
             member.num_samples += measured["num_samples"] if measured else 0
@@ -252,33 +288,40 @@ class OpenServer(Server):
 
         return self.or_see_off(client, learn)
 
-    def or_see_off(self, client: int, function: Callable[[], Any]) -> Any:
-        """The function's result; None where the client sent what was not agreed, and is sent away for it."""
-        try:
-            return function()
-        except PeerError as error:
-            if client in self.inbox.new_requests():
-                return None  # of a new process of this client, which came this very moment
-            self.inbox.refuse(client, str(error))
-            self.see_off(client, f"is sent away: {error}")
+    def diverged(self, client: int, error: NonFiniteError) -> UserError:
+        if are_finite(self.trainable.segment.parameters()):
+            return PeerError(f"the gradient for what client {client} sent is not finite ({error})")
+        return super().diverged(client, error)  # and not by this client
 
     def average_weights(self) -> None:
         """The mean of the segments of all that have done their batches, to each of them."""
-        requests = self.inbox.new_requests()
-        done = [client for client in self.here() if client in requests and requests[client].kind == "weights"]
-        requests = [self.take_weights(client) for client in done]
+        sent = self.look()
+        done = {
+            client: request
+            for client in self.here()
+            if client in sent
+            and sent[client].kind == "weights"
+            and (request := self.or_see_off(client, self.take_weights, "segment"))
+        }
         num_samples = [self.members[client].num_samples for client in done]
         by_samples = self.cfg.topology.weighting == "samples" and any(num_samples)
-        states = [request.body[0] for request in requests]
-        self.client_states = [average_states(states, num_samples if by_samples else None)]
+        states = [request.body[0] for request in done.values()]
+        if states:
+            self.client_states = [average_states(states, num_samples if by_samples else None)]
         for client in set(self.here()) - set(done):
             self.see_off(client, f"is too late for epoch {self.epoch}")
         directive = "save" if self.saves_epoch(self.epoch) else None
-        for request in requests:
+        for request in done.values():
             self.send_weights(request, self.client_states[0], directive, True)
         if directive:
             self.collect(done)
             self.epoch_states = self.client_checkpoint()
+
+    def take_weights(self, client: int, holds: str | None = None) -> Request:
+        request = super().take_weights(client, holds)
+        if not are_finite(request.body[0].values()):
+            raise PeerError(f"client {client} sent weights that are not finite: its training diverged")
+        return request
 
     # Evaluation
 
@@ -288,15 +331,16 @@ class OpenServer(Server):
         self.trainable.segment.eval()
         totals: Counter[str] = Counter()
         remaining = {client: self.members[client].num_test_batches for client in self.here()}
+        remaining = {client: number for client, number in remaining.items() if number}
         while remaining:
             self.wait_for(remaining)
-            requests = self.inbox.new_requests()
+            requests = self.look()
             for client in list(remaining):
                 if client not in requests or requests[client].kind != "evaluate":
                     del remaining[client]
                     self.see_off(client, f"is too late for the evaluation after epoch {self.epoch}")
                     continue
-                self.or_see_off(client, lambda client=client: self.score(client, totals))
+                self.or_see_off(client, self.score, totals)
                 remaining[client] -= 1
                 if remaining[client] == 0 or client not in self.here():
                     del remaining[client]
@@ -305,10 +349,16 @@ class OpenServer(Server):
         if self.epoch == self.cfg.epochs:
             raise PeerError(f"no client is left for the last evaluation: go on with resume={self.recorder.folder}")
 
+    def score(self, client: int, totals: Counter[str]) -> None:
+        own: Counter[str] = Counter()
+        super().score(client, own)
+        if math.isfinite(own["loss"]):  # else one client's would be everyone's
+            totals.update(own)
+
     def say_goodbye(self) -> None:
         self.finish()
         self.wait_for(self.here())
-        for client, request in self.inbox.new_requests().items():
+        for request in self.look().values():
             if request.kind == "goodbye":
-                self.inbox.take(client, "goodbye").reply(self.recorder.final_top1)
+                request.reply(self.recorder.final_top1)
         self.inbox.fail("the run has ended without this client")

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from splitlearn import data
-from splitlearn.client import Client, compact, in_background
+from splitlearn.client import Client, Overdue, compact, in_background
 from splitlearn.compressors import Payload
 from splitlearn.functions import cut
 from splitlearn.training import buffers_of, load_buffers, smash
@@ -72,7 +72,11 @@ class PipelinedClient(Client):
         while sent:
             following = next(loader, None)
             ahead = self.compute(following)
-            *_, directive = sent.answer.result()
+            try:
+                *_, directive = self.result(sent.answer)
+            except Overdue:
+                load_buffers(self.trainable.segment, sent.buffers)
+                raise
             if directive is None:
                 sent, answered = self.send(ahead), sent
                 self.learn(answered)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from splitlearn import models
+from splitlearn.agreement import Agreement
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.compressors import Compressor, Identity, Payload
 from splitlearn.config import compressor_from, differences, evaluates, measures_error, shared
@@ -28,10 +29,9 @@ from splitlearn.seeds import derive
 from splitlearn.stopping import StopRequest
 from splitlearn.training import (
     Trainable,
+    Trial,
     autocast,
     average_states,
-    buffers_of,
-    load_buffers,
     nbytes_of,
     relative_error,
     state_of,
@@ -51,6 +51,7 @@ class Server:
     def __init__(self, cfg: DictConfig, device: torch.device, recorder: Recorder, checkpoints: Checkpoints):
         self.cfg, self.device, self.recorder, self.checkpoints = cfg, device, recorder, checkpoints
         self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s)
+        self.agreement = Agreement(cfg)
         self.clients = range(cfg.num_clients)
         self.is_sequential = cfg.topology.name == "sequential"
         self.uplink = compressor_from(cfg, "compressor")
@@ -62,6 +63,7 @@ class Server:
         self.epoch_step = 0  # steps of it that are done
         self.step_number = 0  # of the run
         self.num_classes: int | None = None  # as the clients' data have
+        self.undoes_nonfinite = cfg.nonfinite == "skip"  # what a batch has done that is not finite
         self.stop = StopRequest()
 
     def run(self) -> float:
@@ -93,6 +95,7 @@ class Server:
         """Hears what every client has, builds the network from it, and gives all the same first client segment."""
         hellos = self.inbox.meet(self.cfg.rpc.connect_timeout_s)
         for client, hello in enumerate(hellos):
+            self.agreement.check(client, "hello", hello.body)
             difference = differences(shared(self.cfg), hello.body[0]["config"], "server", "client")
             if difference:
                 raise UserError(f"the server and client {client} are configured differently: {difference}")
@@ -130,6 +133,7 @@ class Server:
         """Builds the network and cuts it."""
         client_segment, segment, self.cut = models.build_segments(self.cfg, num_classes)
         self.num_classes = num_classes
+        self.agreement.know(client_segment, self.cut, num_classes)
         self.trainable = Trainable(segment.to(self.device), self.cfg)
         # As averaged or handed on last: one, or without averaging each client's.
         self.client_states: list[Any] = [state_of(client_segment)]
@@ -145,7 +149,13 @@ class Server:
     def say_goodbye(self) -> None:
         self.finish()
         for client in self.clients:
-            self.inbox.take(client, "goodbye").reply(self.recorder.final_top1)
+            self.take(client, "goodbye").reply(self.recorder.final_top1)
+
+    def take(self, client: int, kind: str, holds: str | None = None) -> Request:
+        """The client's next request, which must be of this kind and hold what was agreed (see Agreement.check)."""
+        request = self.inbox.take(client, kind)
+        self.agreement.check(client, kind, request.body, holds)
+        return request
 
     def finish(self) -> None:
         """Writes the weights and the summary."""
@@ -207,7 +217,7 @@ class Server:
             self.inbox.take(client, "weights").reply((None, directive, False))
         states = []
         for client in sorted([*told, *others]):
-            request = self.inbox.take(client, "state")
+            request = self.take(client, "state")
             states.append(request.body[0])
             request.reply()
         return [states[told[0]] if others else states[0]] if self.is_sequential else states
@@ -294,7 +304,7 @@ class Server:
 
         Returns what was measured; None if the client's part is left out, because it is not finite.
         """
-        request = self.inbox.take(client, "step")
+        request = self.take(client, "step")
         started = time.perf_counter()
         wire, labels, uplink_error, wants_to_stop = request.body
         if wants_to_stop:
@@ -304,22 +314,24 @@ class Server:
         smashed, labels = self.receive(client, wire, labels, self.uplink, "smashed_up")
         smashed.requires_grad_()
         torch.manual_seed(derive(self.cfg.seed, "server", self.step_number, client))  # dropout
-        buffers = buffers_of(self.trainable.segment) if self.cfg.nonfinite == "skip" else None
-        with autocast(self.cfg, self.device):
-            logits = self.trainable.segment(smashed)
-            loss = F.cross_entropy(logits.float(), labels)
-        if buffers is not None and not loss.isfinite():
-            load_buffers(self.trainable.segment, buffers)
-            return self.skip(request, started, directive)
-        loss.backward()
-        self.downlink.seed(derive(self.cfg.seed, "downlink", client, self.step_number))
+        trial = Trial(self.trainable.segment) if self.undoes_nonfinite else None
         try:
+            with autocast(self.cfg, self.device):
+                logits = self.trainable.segment(smashed)
+                loss = F.cross_entropy(logits.float(), labels)
+            if trial and not loss.isfinite():
+                raise NonFiniteError(f"its loss is {loss.item()}")
+            loss.backward()
+            self.downlink.seed(derive(self.cfg.seed, "downlink", client, self.step_number))
             gradient = self.downlink.encode(smashed.grad)
+            if trial:
+                trial.keep()
         except NonFiniteError as error:
-            raise UserError(
-                f"step {self.step_number}: the cut gradient for client {client} is not finite ({error}): training"
-                " diverged; lower optimizer.lr, or leave out batches whose loss is not finite with nonfinite=skip"
-            ) from None
+            if trial:
+                trial.undo()
+            if self.cfg.nonfinite == "skip":
+                return self.skip(request, started, directive)
+            raise self.diverged(client, error) from None
         self.traffic["gradient_down"] += gradient.nbytes
         measured = {
             "client": client,
@@ -339,6 +351,12 @@ class Server:
         self.answer(request, started, (measured["loss"], gradient.tensor, directive))
         return measured
 
+    def diverged(self, client: int, error: NonFiniteError) -> UserError:
+        return UserError(
+            f"step {self.step_number}: the cut gradient for client {client} is not finite ({error}): training"
+            " diverged; lower optimizer.lr, or leave out batches whose loss is not finite with nonfinite=skip"
+        )
+
     def let_go(self, client: int) -> None:
         """A client was asked to end."""
         self.stop.request()  # nobody goes on without it
@@ -350,27 +368,16 @@ class Server:
     def receive(
         self, client: int, wire: Tensor, labels: Tensor, uplink: Compressor, kind: str
     ) -> tuple[Tensor, Tensor]:
-        """Decodes what a client sent, after checking it: nobody is trusted to send what was agreed."""
+        """Decodes what a client sent. There are at most batch_size labels, which limits what is allocated."""
         self.traffic[kind] += wire.numel()
         self.traffic["labels_up"] += labels.nbytes
         try:
             payload = Payload.parse(wire)
-            # The client's precision decides on the dtype; the cut on the rest, before anything is allocated.
-            expected = (torch.Size((len(labels), *self.cut.shape)), payload.dtype)
+            expected = torch.Size((len(labels), *self.cut.shape)), self.agreement.dtype_of(payload)
             smashed = uplink.decode(payload, self.device, expected)
         except PayloadError as error:
             raise PeerError(f"client {client} sent a payload that {error}") from None
-        labels = labels.to(self.device).long()
-        if len(labels) > self.cfg.batch_size or labels.dim() != 1:
-            raise PeerError(
-                f"client {client} sent labels of shape {tuple(labels.shape)}; batch_size={self.cfg.batch_size}"
-            )
-        if not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
-            raise PeerError(
-                f"client {client} sent labels from {int(labels.min())} to {int(labels.max())}; there are"
-                f" {self.num_classes} classes"
-            )
-        return smashed, labels
+        return smashed, labels.to(self.device).long()
 
     def answer(self, request: Request, started: float, value: tuple) -> None:
         """Replies, with the seconds that the request waited here and that it took."""
@@ -382,7 +389,8 @@ class Server:
 
     def average_gradients(self, directive: str | None) -> None:
         """The mean of the participants' gradients to every client, so that all segments take the same step (Eq. 2)."""
-        requests = [self.take_weights(client, "gradients") for client in self.clients]
+        requests = [self.take(client, "gradients") for client in self.clients]
+        self.traffic["weights_up"] += nbytes_of([request.body for request in requests])
         gradients = [request.body[0] for request in requests if request.body[0] is not None]
         mean = average_states(gradients) if gradients else None
         for request in requests:
@@ -390,9 +398,10 @@ class Server:
 
     def average_weights(self) -> None:
         """The mean of the client segments' weights to every client, by the topology's weighting."""
-        requests = [self.take_weights(client) for client in self.clients]
-        states = [request.body[0] for request in requests]
         average = self.cfg.topology.average
+        sends = average != "never" or self.epoch == self.cfg.epochs
+        requests = [self.take_weights(client, "segment" if sends else None) for client in self.clients]
+        states = [request.body[0] for request in requests]
         if average != "never":
             by_samples = self.cfg.topology.weighting == "samples"
             self.client_states = [average_states(states, self.num_train if by_samples else None)]
@@ -408,15 +417,14 @@ class Server:
         self.send_weights(self.take_weights(client), self.client_states[0], None, True)
 
     def take_back(self, client: int) -> None:
-        request = self.take_weights(client)
+        request = self.take_weights(client, "trainable")
         self.client_states = [request.body[0]]
         self.send_weights(request, None, None, True)
 
-    def take_weights(self, client: int, kind: str = "weights") -> Request:
-        request = self.inbox.take(client, kind)
+    def take_weights(self, client: int, holds: str | None = None) -> Request:
+        request = self.take(client, "weights", holds)
         self.traffic["weights_up"] += nbytes_of(request.body[0])
-        if kind == "weights":
-            self.seconds.update(request.body[1])
+        self.seconds.update(request.body[1])
         return request
 
     def send_weights(self, request: Request, state: Any, *about: Any) -> None:
@@ -439,7 +447,7 @@ class Server:
 
     def score(self, client: int, totals: Counter[str]) -> None:
         """Adds what comes out for a client's next test batch."""
-        request = self.inbox.take(client, "evaluate")
+        request = self.take(client, "evaluate")
         started = time.perf_counter()
         smashed, labels = self.receive(client, *request.body, self.evaluation_uplink, "evaluation_up")
         with autocast(self.cfg, self.device):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
+
+from splitlearn.errors import NonFiniteError
 
 
 class Trainable:
@@ -61,6 +64,42 @@ def buffers_of(segment: nn.Module) -> list[Tensor]:
 def load_buffers(segment: nn.Module, values: list[Tensor]) -> None:
     for buffer, value in zip(segment.buffers(), values, strict=True):
         buffer.copy_(value)
+
+
+class Trial:
+    """A segment's gradients and buffers before a batch that may turn out not to be finite, to undo it or to keep it.
+
+    The batch's own gradients are apart from those of the batches before until `keep` adds them, as backward would.
+    """
+
+    def __init__(self, segment: nn.Module):
+        self.segment, self.parameters = segment, list(segment.parameters())
+        self.buffers, self.gradients = buffers_of(segment), [parameter.grad for parameter in self.parameters]
+        segment.zero_grad()
+
+    def undo(self) -> None:
+        load_buffers(self.segment, self.buffers)
+        for parameter, before in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = before
+
+    def keep(self) -> None:
+        """
+        Raises:
+            NonFiniteError: a gradient is not finite, or a buffer is not any more.
+        """
+        if not are_finite(parameter.grad for parameter in self.parameters):
+            raise NonFiniteError("NaN or Inf in a weight's gradient")
+        if not are_finite(self.segment.buffers()) and are_finite(self.buffers):
+            raise NonFiniteError("NaN or Inf in a buffer")
+        for parameter, before in zip(self.parameters, self.gradients, strict=True):
+            if before is not None:
+                parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+
+
+def are_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether there is no NaN or Inf in any tensor; None and integers are fine."""
+    floats = [tensor for tensor in tensors if tensor is not None and tensor.is_floating_point() and tensor.numel()]
+    return bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
 
 
 def gradients_of(segment: nn.Module) -> list[Tensor]:

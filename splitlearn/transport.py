@@ -142,6 +142,14 @@ class ServerProxy:
         """A new session, as if this process had just been started."""
         self._session = secrets.token_hex(8)
 
+    def give_up(self) -> None:
+        """Calls that still wait, in other threads, end with the connection instead of connecting anew."""
+
+        def refuse(_: float) -> str:
+            raise PeerError("this client has left")
+
+        self._reconnect = refuse
+
 
 def _wait(future: Future) -> Any:
     """The future's value. Waiting for the future itself could not be interrupted by a signal."""

@@ -1,10 +1,12 @@
 """Ranks that are started on their own: clients that come and go, and a server that comes back, as real processes."""
 
 import signal
+import time
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from runs import LAUNCH, TINY, metrics, started, wait_for
 from simulation import compose
 from test_resume import assert_same
@@ -84,6 +86,36 @@ def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(fr
     done = Counter((line["epoch"], client) for line in steps for client in line["clients"])
     assert max(done.values()) == 11  # of 22 samples: none of a client's batches was used twice
     assert {len([client for client in range(3) if done[epoch, client]]) for epoch, _ in done} >= {1, 3}
+
+
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_client_that_waits_for_a_quorum_leaves_when_asked(depth, free_port, tmp_path):
+    options = [*TINY, "num_clients=2", "epochs=1000", "membership.open=true", "membership.quorum=2"]
+    with Machine(tmp_path, free_port, *options, f"pipeline_depth={depth}") as machine:
+        server = machine.start("server")
+        for times, number in enumerate((signal.SIGTERM, signal.SIGINT), start=1):
+            waiting = machine.start("client", 0)
+            wait_for(server.out, "(1 of 2 are there)", times=times)
+            time.sleep(1)  # until it has sent its step
+            waiting.send_signal(number)
+            assert waiting.wait(10) == 128 + number
+            assert "left the run: the same command comes back to it" in waiting.out.read_text()
+            assert "Traceback" not in waiting.out.read_text()
+        wait_for(server.out, "client 0 left (0 of 2 are there)", times=2)
+
+        waiting = machine.start("client", 0)
+        wait_for(server.out, "(1 of 2 are there)", times=3)
+        time.sleep(1)
+        server.send_signal(signal.SIGSTOP)
+        waiting.terminate()
+        assert waiting.wait(12) == 128 + signal.SIGTERM and "Traceback" not in waiting.out.read_text()
+        server.send_signal(signal.SIGCONT)
+        for index in range(2):
+            machine.start("client", index)
+        wait_for(server.out, "epoch    1/1000")
+        assert [line["clients"] for line in metrics(tmp_path / "run", "step")][:2] == [[0, 1], [0, 1]]
+        server.terminate()
+        assert server.wait(30) == 128 + signal.SIGTERM and "Traceback" not in server.out.read_text()
 
 
 def test_a_killed_server_comes_back_and_its_clients_lose_nothing(free_port, tmp_path):

@@ -1,0 +1,61 @@
+"""Plays a client that has the token and sends what was not agreed: tries each misdeed and prints its outcome.
+
+python rogue.py <options as of launch.py>
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
+
+import torch
+from simulation import compose
+
+from splitlearn import guard, transport
+from splitlearn.client import Client
+from splitlearn.errors import Rejoin, UserError
+from splitlearn.transport import Patience, Place
+
+
+def outcome_of(misdeed: Callable[[], Any], client: Client, joins: bool) -> str:
+    while True:
+        client.server.start_over()
+        try:
+            if joins:
+                client.join()
+            return f"answered {misdeed()!r}"
+        except Rejoin:
+            continue  # it joined within an evaluation
+        except UserError as error:
+            return f"{type(error).__name__}: {error}"
+
+
+def main() -> None:
+    cfg = compose(*sys.argv[1:])
+    place = Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
+    with transport.connect(place, Patience(20, 10, 10), guard.read_token(cfg.rpc.token_file)) as server:
+        client = Client(cfg, cfg.client.index, torch.device("cpu"), server)
+        client.load_data()
+        client.join()
+        map_shape = client.trainable.segment(next(iter(client.train_loader))[0]).shape
+        wire = client.uplink.encode(torch.randn(map_shape)).tensor
+        labels = torch.zeros(len(torch.empty(map_shape)), dtype=torch.uint8)
+        wide = client.uplink.encode(torch.randn(map_shape).double()).tensor
+        misdeeds = {
+            "hello": lambda: server.call("hello", {"config": 5}),
+            "a hello without a body": lambda: server.call("hello"),
+            "a step of one part": lambda: server.call("step", 1),
+            "a step without labels": lambda: server.call("step", wire, None, None, False),
+            "float64": lambda: server.call("step", wide, labels, None, False),
+            "weights": lambda: (client.train_batches(), server.call("weights", {"a": torch.zeros(3)}, {})),
+            "a state": lambda: server.call("state", torch.zeros(3), False),
+        }
+        for name, misdeed in misdeeds.items():
+            print(f"{name} | {outcome_of(misdeed, client, joins='hello' not in name)[:160]}", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
