@@ -71,7 +71,6 @@ class Client:
             except Rejoin:
                 if self.wants_to_stop():
                     raise Stopped(LEFT, self.stop.asked_by) from None
-                self.server.start_over()
 
     def load_data(self) -> None:
         train, test, self.num_classes = data.build(self.cfg.data, self.cfg.seed)

@@ -16,6 +16,7 @@ TOKEN = b"secret"
 def make(monkeypatch):
     """make(num_clients): an inbox, quick to look around, whose clients have sessions of their own number."""
     monkeypatch.setattr(inbox, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(inbox, "RETURN_WITHIN_S", 0.1)
 
     def make(num_clients: int, timeout_s: float = 5) -> Inbox:
         made = Inbox(num_clients, timeout_s)
@@ -142,7 +143,9 @@ def test_a_server_whose_rpc_cannot_be_reached_is_told_of(monkeypatch):
         raise RuntimeError("connection refused")
 
     monkeypatch.setattr(transport.rpc, "rpc_async", break_off)
-    server = transport.ServerProxy(0, "there:1", Patience(10, 10, 10), TOKEN, reconnect=lambda deadline: "uv://there:2")
+    server = transport.ServerProxy(
+        0, "there:1", Patience(10, 10, 10), "session", b"key", reconnect=lambda deadline: ("uv://there:2", b"key")
+    )
     with pytest.raises(PeerError, match="at there:1 lets client 0 in, but its RPC at uv://there:2 cannot be reached"):
         server.call("hello")
 
@@ -159,8 +162,8 @@ def test_the_interface_is_chosen_for_a_run_alone(desk, monkeypatch):
     assert os.environ[transport.INTERFACE] == "eth7"
 
 
-def enter(desk, client=0, number=0, token=TOKEN):
-    return frontdesk.enter("127.0.0.1", desk.port, client, number, token, 1)
+def enter(desk, client=0, number=0, session="one", token=TOKEN):
+    return frontdesk.enter("127.0.0.1", desk.port, client, number, session, token, 1)
 
 
 def eventually(condition) -> bool:
