@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import sys
+import threading
 import traceback
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -114,6 +115,7 @@ def _outcome(process, pipe: Connection) -> float | UserError:
 def _run(cfg: DictConfig, place: Place, folder: Path, token: bytes, pipe: Connection) -> None:
     """The main function of one rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = run_rank(cfg, place, folder, token)
     except UserError as error:
@@ -123,3 +125,8 @@ def _run(cfg: DictConfig, place: Place, folder: Path, token: bytes, pipe: Connec
         outcome = UserError(f"{rank_name(place.rank)} crashed with {type(error).__name__} (traceback above)")
     pipe.send(outcome)
     sys.exit(0 if isinstance(outcome, float) else 1)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)

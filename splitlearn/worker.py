@@ -74,8 +74,8 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
     role = "server" if place.rank == 0 else "client"
     if cfg[role].num_threads is not None:
         torch.set_num_threads(cfg[role].num_threads)
-    if place.is_fleet:
-        _end_with_launcher()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_launcher()  # as local.run's ranks do
     token = token or guard.read_token(cfg.rpc.token_file)
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
