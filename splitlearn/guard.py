@@ -135,6 +135,15 @@ def closed(functions: list[Callable]):
         internal._internal_rpc_pickler = before
 
 
+class _Forbidden(pickle.UnpicklingError):
+    """Something that a message may not ask for, and that was refused."""
+
+
+def _forbid(what: str) -> _Forbidden:
+    refuse("message", why := f"{what} is not allowed in a message")
+    return _Forbidden(why)
+
+
 class _Pickler(internal._InternalRPCPickler):
     def __init__(self, functions: list[Callable]):
         super().__init__()
@@ -153,10 +162,11 @@ class _Pickler(internal._InternalRPCPickler):
         try:
             # BUILD sets attributes of what is named, so also of the allowed classes and functions. No call needs it.
             if any(opcode.name == "BUILD" for opcode, *_ in pickletools.genops(binary_data)):
-                raise pickle.UnpicklingError("setting attributes is not allowed in a message")
+                raise _forbid("setting an attribute")
             return _Unpickler(binary_data, self._allowed).load()
         except Exception as error:
-            refuse("message", str(error))
+            if not isinstance(error, _Forbidden):
+                refuse("message", str(error))
             raise
         finally:
             del tables.recv_tables
@@ -173,13 +183,13 @@ class _Unpickler(pickle.Unpickler):
         found = getattr(builtins, name, None) if module == "builtins" else None
         if isinstance(found, type) and issubclass(found, Exception):
             return found  # what an answer says that a call raised
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a message")
+        raise _forbid(f"{module}.{name}")
 
 
 def _get_tensor_receiver(owner: object, name: str):
     if owner is internal._InternalRPCPickler and name == "_tensor_receiver":
         return internal._InternalRPCPickler._tensor_receiver
-    raise pickle.UnpicklingError(f"attribute {name} is not allowed in a message")
+    raise _forbid(f"attribute {name}")
 
 
 _library: list[torch.library.Library] = []
@@ -189,7 +199,7 @@ def _take_away_operators() -> None:
     """Empties the registry that messages call operators from by their name, aten::save(item, filename) for one.
 
     Eager torch does not use it, but to look up torch.ops.<namespace>.<operator> for the first time, which is done here
-    before. Only torch.jit.script does not work after. What is called then fails within torch, which leaves no line.
+    before. Only torch.jit.script does not work after. What is called then fails within torch, which logs it.
     """
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
