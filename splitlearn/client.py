@@ -78,7 +78,6 @@ class Client:
                 except Rejoin:
                     if self.wants_to_stop():
                         raise Stopped(LEFT, self.stop.asked_by) from None
-                    self.server.start_over()
                 except Overdue as overdue:
                     raise Stopped(self.leave(*overdue.args), self.stop.asked_by) from None
                 except PeerError as error:

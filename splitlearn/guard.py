@@ -1,23 +1,25 @@
 """Who may call a rank, and what may be said to it.
 
 RPC by itself runs whatever reaches its port: pickles that name any function, and torch's operators by name. Within
-`closed`, a message can name only the project's own functions, plain tensors and numbers, and the operators that touch
-files are gone. And every call must be signed with a token that all ranks have: HMAC-SHA256 over what the call is, so
-that the token itself is never sent.
+`closed`, a message can name only the project's own functions, plain tensors and numbers, and no operator at all. And
+every call must be signed: HMAC-SHA256 over what the call is, with a key that comes of the token that all ranks have and
+of what was drawn when the client signed in (see frontdesk.py). The token itself is never sent.
 
-What stays open: nothing is encrypted, an operator that only computes can still be called by name, and random bytes can
-end the process. So a network that others can reach needs a tunnel or a firewall (see docs/reliability.md).
+What stays open: nothing is encrypted, and random bytes can end the process. So a network that others can reach needs a
+tunnel or a firewall (see docs/reliability.md).
 """
 
 from __future__ import annotations
 
 import builtins
+import ctypes
 import hashlib
 import hmac
 import io
 import logging
 import os
 import pickle
+import pickletools
 import secrets
 import stat
 import warnings
@@ -34,7 +36,8 @@ from torch.distributed.rpc import internal
 from splitlearn.errors import UserError
 
 TOKEN_VARIABLE = "SPLITLEARN_TOKEN"
-FILE_OPERATORS = {  # and where their kernels are registered
+MIN_TOKEN_NBYTES = 16  # who watches a sign-in can try tokens on what he saw
+FILE_OPERATORS = {  # that the dispatcher knows, and where their kernels are registered
     "aten::from_file": "CPU",
     "aten::from_file.out": "CompositeExplicitAutograd",
     "image::read_file": "CompositeExplicitAutograd",
@@ -58,10 +61,10 @@ def read_token(file: str) -> bytes:
     """The token of this user's runs: from SPLITLEARN_TOKEN, else from a private file, which is made if it is missing.
 
     Raises:
-        UserError: others can read the file, or it cannot be read or made.
+        UserError: others can read the file, it cannot be read or made, or the token is short.
     """
     if token := os.environ.get(TOKEN_VARIABLE):
-        return token.encode()
+        return _long_enough(token.encode(), TOKEN_VARIABLE)
     path = Path(file).expanduser()
     try:
         if not path.exists():
@@ -69,11 +72,20 @@ def read_token(file: str) -> bytes:
         about = path.stat()
         if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o077:
             raise UserError(f"rpc.token_file={file} is not private: chmod 600 it, or set {TOKEN_VARIABLE}")
-        return path.read_bytes().strip()
+        return _long_enough(path.read_bytes().strip(), f"rpc.token_file={file}")
     except OSError as error:
         raise UserError(
             f"rpc.token_file={file} cannot be used ({error.strerror}): mend it, or set {TOKEN_VARIABLE}"
         ) from None
+
+
+def _long_enough(token: bytes, source: str) -> bytes:
+    if len(token) < MIN_TOKEN_NBYTES:
+        raise UserError(
+            f"the token of {source} has {len(token)} bytes and could be guessed: give {MIN_TOKEN_NBYTES} or more random"
+            " ones, such as `openssl rand -hex 32` prints"
+        )
+    return token
 
 
 def _make_token(path: Path) -> None:
@@ -116,11 +128,20 @@ def closed(functions: list[Callable]):
             )
     before = internal._internal_rpc_pickler
     internal._internal_rpc_pickler = _Pickler(functions)
-    _take_away_file_operators()
+    _take_away_operators()
     try:
         yield
     finally:
         internal._internal_rpc_pickler = before
+
+
+class _Forbidden(pickle.UnpicklingError):
+    """Something that a message may not ask for, and that was refused."""
+
+
+def _forbid(what: str) -> _Forbidden:
+    refuse("message", why := f"{what} is not allowed in a message")
+    return _Forbidden(why)
 
 
 class _Pickler(internal._InternalRPCPickler):
@@ -139,7 +160,14 @@ class _Pickler(internal._InternalRPCPickler):
         tables = internal._thread_local_tensor_tables
         tables.recv_tables = tensor_table
         try:
+            # BUILD sets attributes of what is named, so also of the allowed classes and functions. No call needs it.
+            if any(opcode.name == "BUILD" for opcode, *_ in pickletools.genops(binary_data)):
+                raise _forbid("setting an attribute")
             return _Unpickler(binary_data, self._allowed).load()
+        except Exception as error:
+            if not isinstance(error, _Forbidden):
+                refuse("message", str(error))
+            raise
         finally:
             del tables.recv_tables
 
@@ -155,22 +183,59 @@ class _Unpickler(pickle.Unpickler):
         found = getattr(builtins, name, None) if module == "builtins" else None
         if isinstance(found, type) and issubclass(found, Exception):
             return found  # what an answer says that a call raised
-        refuse("message", f"it names {module}.{name}")
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a message")
+        raise _forbid(f"{module}.{name}")
 
 
 def _get_tensor_receiver(owner: object, name: str):
     if owner is internal._InternalRPCPickler and name == "_tensor_receiver":
         return internal._InternalRPCPickler._tensor_receiver
-    refuse("message", f"it asks for attribute {name}")
-    raise pickle.UnpicklingError(f"attribute {name} is not allowed in a message")
+    raise _forbid(f"attribute {name}")
 
 
 _library: list[torch.library.Library] = []
 
 
-def _take_away_file_operators() -> None:
-    """Replaces the operators that read or write files, which a message can call by name, by one that refuses."""
+def _take_away_operators() -> None:
+    """Empties the registry that messages call operators from by their name, aten::save(item, filename) for one.
+
+    Eager torch does not use it, but to look up torch.ops.<namespace>.<operator> for the first time, which is done here
+    before. Only torch.jit.script does not work after. What is called then fails within torch, which logs it.
+    """
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        deregister = library._ZN5torch3jit18deregisterOperatorERKN3c1014FunctionSchemaE
+        deregister.argtypes, deregister.restype = [ctypes.c_void_p], None
+        schemas = torch._C._jit_get_all_schemas()
+        pointers = [ctypes.c_void_p.from_address(id(schema) + object.__basicsize__).value for schema in schemas]
+        for schema, pointer in zip(schemas, pointers, strict=True):  # pybind11 keeps it behind Python's own fields
+            text = ctypes.string_at(ctypes.c_void_p.from_address(pointer).value, len(schema.name))
+            if text != schema.name.encode():  # of a FunctionSchema, the first field
+                raise AttributeError("FunctionSchema")
+        _look_up_operators({schema.name for schema in schemas})
+        for pointer in pointers:
+            deregister(pointer)
+    except (AttributeError, OSError):
+        pass
+    if any(torch._C._jit_get_schemas_for_operator(name) for name in ("aten::save", "aten::from_file", "aten::ones")):
+        log.warning(
+            "torch %s keeps its operators elsewhere: strangers who reach this process can call them, aten::save among"
+            " them, which writes files; let only your machines reach it, or use torch 2.11 to 2.15",
+            torch.__version__,
+        )
+        _replace_file_operators()
+
+
+def _look_up_operators(names: set[str]) -> None:
+    for name in names:
+        namespace, operator = name.split("::")
+        packet = getattr(getattr(torch.ops, namespace), operator, None)
+        if isinstance(packet, torch._ops.OpOverloadPacket):
+            for overload in packet.overloads():
+                getattr(packet, overload)
+
+
+def _replace_file_operators() -> None:
+    """Replaces the operators that read or write files, as far as the dispatcher knows them, by one that refuses."""
     if _library:
         return
     for operator, key in FILE_OPERATORS.items():

@@ -12,6 +12,7 @@ from torch.futures import Future
 from splitlearn.errors import PeerError
 
 LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
+RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
 REPLACED = "another process has joined as this client: give each its own client.index"
 
 
@@ -23,6 +24,7 @@ class Request:
         self.future: Future = Future()
         self.arrived_at = time.perf_counter()
         self.is_taken = False
+        self._lock = threading.Lock()  # threads of RPC's answer too
 
     def reply(self, value: Any = None) -> None:
         self._answer("done", value)
@@ -35,15 +37,17 @@ class Request:
         self._answer("failed", why)
 
     def _answer(self, status: str, value: Any) -> None:
-        if not self.future.done():
-            self.future.set_result((status, value))
+        with self._lock:
+            if not self.future.done():
+                self.future.set_result((status, value))
 
 
 class Inbox:
     """At most one request a client, since a client waits for its answer.
 
     A client process has a session, and numbers its calls. A repeated number gets the first one's answer, from memory,
-    so that a call that is sent again is never applied twice. A new session under the same client takes its place.
+    so that a call that is sent again is never applied twice. A new session under the same client takes its place; the
+    front desk sees to it that an old one does not come back.
 
     Args:
         num_clients: how many there can be.
@@ -65,7 +69,7 @@ class Inbox:
 
     def deliver(self, client: int, session: str, number: int, kind: str, body: tuple) -> Future:
         """Called by RPC threads. The future's value is ("done", answer), ("failed", why) or ("rejoin", None)."""
-        request = Request(client, number, kind, body)
+        request, why = Request(client, number, kind, body), f"the client has sent its {kind} since"
         with self.changed:
             latest = self._latest[client]
             if session == self._sessions[client] and latest is not None and number <= latest.number:
@@ -80,11 +84,10 @@ class Inbox:
                     else:
                         request.fail(REPLACED)
                     return request.future
-                if latest is not None:
-                    latest.fail(REPLACED)
                 self._sessions[client] = session
-            elif latest is not None:
-                latest.fail("was taken back by the next call")  # unless it is answered
+                why = REPLACED
+            if latest is not None:
+                latest.fail(why)  # or it would wait for ever; nothing where it is answered
             self._latest[client] = request
             if kind == "failed" and not self.is_open:
                 self._failure = self._failure or f"client {client} stopped: {body[0]}"
@@ -122,7 +125,7 @@ class Inbox:
         Raises:
             PeerError: a client failed, is gone, or sent nothing for `timeout_s`.
         """
-        deadline = time.monotonic() + self.timeout_s
+        deadline, gone_at = time.monotonic() + self.timeout_s, None
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self._failure or self._is_new(client), LOOK_EVERY_S)
@@ -134,7 +137,8 @@ class Inbox:
                         raise PeerError(f"client {client} sent {request.kind} where {kind} was due")
                     request.is_taken = True
                     return request
-            if not self.is_alive(client):
+            gone_at = None if self.is_alive(client) else gone_at or time.monotonic()
+            if gone_at and time.monotonic() > gone_at + RETURN_WITHIN_S:
                 raise PeerError(f"client {client} is gone: its process ended or its connection broke")
             if time.monotonic() > deadline:
                 raise PeerError(

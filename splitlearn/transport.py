@@ -3,8 +3,8 @@
 How it works: the server holds an RRef to the object with the server segment, and a call is one RPC to it. A handler
 thread puts the call into the server's inbox and returns a future; the server's main thread takes requests from the
 inbox in the order that its own program asks for them, and answers. Calls are numbered by the client, sent again where
-no answer comes, and applied once (see inbox.py). Every call is signed, and a message can name nothing but `_deliver`
-(see guard.py).
+no answer comes, and applied once (see inbox.py). Every call is signed with a key of the client's connection to the
+front desk, and a message can name nothing but `_deliver` (see guard.py).
 
 Clients sign in at the server's front desk (see frontdesk.py), each for itself, so that one can leave, crash and come
 back while the others go on. Where it is, says rpc.host and rpc.port, or for ranks that torchrun or the launching
@@ -34,9 +34,10 @@ from torch.futures import Future
 
 from splitlearn import frontdesk, guard
 from splitlearn.errors import PeerError, Rejoin, UserError
+from splitlearn.inbox import Inbox
 
 SERVER = "server"
-FAREWELL_S = 2.0  # how long the server waits at the end for the clients to have left
+FAREWELL_S = 10.0  # how long the server waits at the end for clients that have not left, such as one that is stopped
 RECONNECT_EVERY_S = 0.5
 FLEET_RECONNECT_S = 5.0  # then the launcher knows better
 MAX_RECONNECTS = 10  # in a row, with the server there each time and its RPC not
@@ -89,10 +90,17 @@ class Patience:
 class ServerProxy:
     """The client's side: calls to the server."""
 
-    def __init__(self, client: int, address: str, patience: Patience, token: bytes, reconnect: Callable[[float], str]):
-        self.client, self.address, self.patience, self.token = client, address, patience, token
-        self._reconnect = reconnect
-        self._session = secrets.token_hex(8)
+    def __init__(
+        self,
+        client: int,
+        address: str,
+        patience: Patience,
+        session: str,
+        key: bytes,
+        reconnect: Callable[[float], tuple[str, bytes]],
+    ):
+        self.client, self.address, self.patience = client, address, patience
+        self._session, self._key, self._reconnect = session, key, reconnect
         self._number = 0
 
     def call(self, kind: str, *body: Any) -> Any:
@@ -103,8 +111,7 @@ class ServerProxy:
             Rejoin: the server does not know this client any more, and waits for its hello.
         """
         self._number += 1
-        signature = guard.sign(self.token, self.client, self._session, self._number, kind)
-        arguments = (self.client, self._session, self._number, kind, signature, body)
+        what = self.client, self._session, self._number, kind
         deadline = time.monotonic() + self.patience.call_s
         wait_s = self.patience.retry_s
         num_reconnects = 0
@@ -112,11 +119,14 @@ class ServerProxy:
             remaining_s = deadline - time.monotonic()
             try:
                 timeout_s = max(0.1, min(wait_s, remaining_s))
+                arguments = (*what, guard.sign(self._key, *what), body)
                 status, value = _wait(rpc.rpc_async(SERVER, _deliver, args=arguments, timeout=timeout_s))
+                if status == "unsigned":  # the front desk takes this client for gone
+                    raise RuntimeError(value)
                 break
             except RuntimeError as error:
                 if "timeout" not in str(error).lower():
-                    rpc_address = self._reconnect(deadline)
+                    rpc_address, self._key = self._reconnect(deadline)
                     num_reconnects += 1
                     if num_reconnects == MAX_RECONNECTS:
                         raise PeerError(
@@ -137,10 +147,6 @@ class ServerProxy:
             error.is_told = True
             raise error
         return value
-
-    def start_over(self) -> None:
-        """A new session, as if this process had just been started."""
-        self._session = secrets.token_hex(8)
 
     def give_up(self) -> None:
         """Calls that still wait, in other threads, end with the connection instead of connecting anew."""
@@ -166,7 +172,7 @@ def connect(place: Place, patience: Patience, token: bytes, served: Any = None) 
     Args:
         place: this process's.
         patience: how long what may take.
-        token: signs the calls (see guard.py); the same on all ranks.
+        token: lets clients in (see frontdesk.py); the same on all ranks.
         served: on the server, the object with an `inbox`.
 
     Yields:
@@ -196,11 +202,13 @@ def _serve(place: Place, address: str, patience: Patience, token: bytes, served:
             inbox.changed.notify_all()
 
     rpc_address = _start_agent(SERVER, 0, patience)
-    _served = rpc.RRef(_Served(served, token))
     desk = None
     try:
         host, port = (address, 0) if place.is_fleet else (place.host, place.port)
-        desk = frontdesk.FrontDesk(host, port, rpc_address, place.num_clients, token, notify)
+        desk = frontdesk.FrontDesk(
+            host, port, rpc_address, place.num_clients, token, notify, inbox.is_open, patience.call_s
+        )
+        _served = rpc.RRef(_Served(inbox, desk))
         inbox.is_alive = desk.is_present
         if place.is_fleet:
             store = _join_store(place, patience.connect_s)
@@ -219,59 +227,72 @@ def _serve(place: Place, address: str, patience: Patience, token: bytes, served:
 @contextmanager
 def _enter(place: Place, patience: Patience, token: bytes) -> Iterator[ServerProxy]:
     global _worker_id
-    host, port = place.host, place.port
-    if place.is_fleet:
-        store = _join_store(place, patience.connect_s)
+    client, session = place.rank - 1, secrets.token_hex(16)
+    deadline = time.monotonic() + patience.connect_s
+    store = _join_store(place, patience.connect_s) if place.is_fleet else None
+    while True:
+        host, port = _desk_in(store, place, deadline) if store else (place.host, place.port)
         try:
-            store.wait([_desk_key()], timedelta(seconds=patience.connect_s))
-        except RuntimeError:  # DistStoreError
-            raise UserError(
-                f"the server did not come to {host}:{port} within {patience.connect_s:g} s: start all ranks, or raise"
-                " rpc.connect_timeout_s"
-            ) from None
-        host, port = store.get(_desk_key()).decode().rsplit(":", 1)
-        port = int(port)
-    client = place.rank - 1
-    entry = frontdesk.enter(host, port, client, _worker_id, token, patience.connect_s)
+            timeout_s = RECONNECT_EVERY_S if store else patience.connect_s
+            entry = frontdesk.enter(host, port, client, _worker_id, session, token, timeout_s)
+            break
+        except frontdesk.Unreachable:
+            # A fleet that torchrun has started again finds the desk of the one before, until its server has come.
+            if store is None or time.monotonic() > deadline:
+                raise
+            time.sleep(RECONNECT_EVERY_S)
 
-    def reconnect(deadline: float) -> str:
+    def reconnect(deadline: float) -> tuple[str, bytes]:
         """Connects anew, to the same server or to one that was started since, which may take until `deadline`.
 
         Returns:
-            The address of its RPC.
+            The address of its RPC, and the key to sign with.
         """
         nonlocal entry
-        entry.connection.close()
+        before = entry  # stays connected until then, so that a server that is there does not take this client for gone
         rpc.shutdown(graceful=False)
         if place.is_fleet:
             deadline = min(deadline, time.monotonic() + FLEET_RECONNECT_S)
         while True:
             time.sleep(RECONNECT_EVERY_S)
             try:
-                entry = frontdesk.enter(host, port, client, _worker_id, token, RECONNECT_EVERY_S)
+                entry = frontdesk.enter(host, port, client, _worker_id, session, token, RECONNECT_EVERY_S)
                 break
-            except UserError:
+            except frontdesk.Unreachable:
                 if time.monotonic() > deadline:
                     raise PeerError(
                         f"the server at {host}:{port} is gone: its process ended or the connection broke"
                     ) from None
+        before.connection.close()
         _start_agent(place.name, entry.id, patience, entry.address)
-        return entry.address
+        return entry.address, entry.key
 
     try:
         _worker_id = entry.id
         _start_agent(place.name, entry.id, patience, entry.address)
-        yield ServerProxy(client, f"{host}:{port}", patience, token, reconnect)
+        yield ServerProxy(client, f"{host}:{port}", patience, session, entry.key, reconnect)
     finally:
         entry.connection.close()
         if rpc.api._is_current_rpc_agent_set():
             rpc.shutdown(graceful=False)
 
 
+def _desk_in(store: dist.TCPStore, place: Place, deadline: float) -> tuple[str, int]:
+    """Where the store says that the server's front desk is."""
+    try:
+        store.wait([_desk_key()], timedelta(seconds=max(0.1, deadline - time.monotonic())))
+    except RuntimeError:  # DistStoreError
+        raise UserError(
+            f"the server did not come to {place.host}:{place.port} in time: start all ranks, or raise"
+            " rpc.connect_timeout_s"
+        ) from None
+    host, port = store.get(_desk_key()).decode().rsplit(":", 1)
+    return host, int(port)
+
+
 def _desk_key() -> str:
     """Where the store says where the server's front desk is; a key a run, as a process may do several."""
-    # Ranks that torchrun has started again find what those before have left in the store.
-    return f"splitlearn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{_num_fleets}"
+    return f"splitlearn/{_num_fleets}"
 
 
 def _start_agent(name: str, number: int, patience: Patience, server_address: str | None = None) -> str:
@@ -299,7 +320,7 @@ def _start_agent(name: str, number: int, patience: Patience, server_address: str
         return store.get(f"addrs/{name}").decode()
     except (ImportError, AttributeError, TypeError) as error:
         raise UserError(
-            f"torch {torch.__version__} cannot start RPC role by role ({error}): use torch 2.11 to 2.15, or torchrun"
+            f"torch {torch.__version__} cannot start RPC role by role ({error}): use torch 2.11 to 2.15"
         ) from None
 
 
@@ -327,8 +348,8 @@ _worker_id = 0  # of this process, as its first server gave it; RPC takes no oth
 class _Served:
     """What the server's RRef is to. It cannot be had from outside: who fetches the RRef gets nothing."""
 
-    def __init__(self, served: Any, token: bytes):
-        self.inbox, self.token = served.inbox, token
+    def __init__(self, inbox: Inbox, desk: frontdesk.FrontDesk):
+        self.inbox, self.desk = inbox, desk
 
     def __reduce__(self):
         guard.refuse("message", "it fetches the server's RRef")
@@ -344,13 +365,12 @@ def _deliver(*call: Any) -> Future:
     served = _served and _served.local_value()
     if served and len(call) == 6:
         *what, signature, body = call
-        if guard.is_signed(signature, served.token, *what):
+        key = served.desk.key_of(*what[:2])
+        if key and guard.is_signed(signature, key, *what):
             return served.inbox.deliver(*what, body)
     guard.refuse("call", f"it is not signed: {call[:1] + call[2:4]!r:.100}")
     refusal = Future()
-    refusal.set_result(
-        ("failed", f"the call is not signed with this run's token: set {guard.TOKEN_VARIABLE} or rpc.token_file alike")
-    )
+    refusal.set_result(("unsigned", "the call is not signed by a client that is signed in"))
     return refusal
 
 
@@ -369,9 +389,15 @@ def _interface(place: Place) -> Iterator[str]:
     if place.one_machine:
         address = "127.0.0.1"
     else:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((place.host, place.port))  # sends nothing
-            address = probe.getsockname()[0]
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                probe.connect((place.host, place.port))  # sends nothing
+                address = probe.getsockname()[0]
+        except (OSError, UnicodeError) as error:
+            key = "MASTER_ADDR" if place.is_fleet else "rpc.host"
+            raise UserError(
+                f"{key}={place.host} cannot be reached ({error}): give the server's name or IPv4 address"
+            ) from None
     if INTERFACE in os.environ:
         yield address  # the user chose the interface
         return

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -71,6 +74,8 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
     role = "server" if place.rank == 0 else "client"
     if cfg[role].num_threads is not None:
         torch.set_num_threads(cfg[role].num_threads)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_launcher()  # as local.run's ranks do
     token = token or guard.read_token(cfg.rpc.token_file)
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
@@ -78,11 +83,29 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
     return _run_client(cfg, place, patience, token)
 
 
+@cache
+def _end_with_launcher() -> None:
+    """From now on this process ends soon after the one that started it, which may have been killed."""
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes) -> float:
     device = config.device_from(cfg.server.device, "server.device")
     display = Display()
     if not place.one_machine and not place.host.startswith("127.") and place.host != "localhost":
         display.note(f"RPC listens on {place.host} without encryption: keep strangers away (see docs/reliability.md)")
+    elif place.is_fleet and "TORCHELASTIC_RUN_ID" in os.environ:
+        display.note(
+            f"torchrun's store listens on every interface of this machine, port {place.port}: keep strangers away (see"
+            " docs/reliability.md)"
+        )
     recorder = Recorder(cfg, folder, display)
     kind = OpenServer if cfg.membership.open else Server
     server = kind(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))

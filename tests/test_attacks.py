@@ -1,12 +1,50 @@
 """Strangers who reach a run's ports get nothing, and the run goes on."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 
-from runs import LAUNCH, ROOT, TINY, metrics, started, wait_for
+import pytest
+from runs import LAUNCH, ROOT, TINY, children, metrics, started, torchrun, wait_for
+from torch.distributed import TCPStore
+
+TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
+NO_OPERATOR = "Cannot find matching operator for schema aten::"
+UNSIGNED = "answered ('unsigned', 'the call is not signed by a client that is signed in')"
+NO_ANSWER = "timeout (2000 ms)"
+STRANGERS = {  # attacks, and what their outcomes say
+    "a function by pickle": "posix.system is not allowed in a message",
+    "code in an argument": "posix.system is not allowed in a message",
+    "an object of a class": NO_ANSWER,  # the server tells nobody that it could not make one
+    "eval": "builtins.eval is not allowed in a message",
+    "an attribute of an attribute": "attribute __globals__ is not allowed in a message",
+    "an attribute that is set": "setting an attribute is not allowed in a message",
+    "noise in place of a pickle": "opcode b'n' unknown",
+    "an operator that reads a file": NO_OPERATOR,
+    "an operator that computes": NO_OPERATOR,
+    "an operator that seeds": NO_OPERATOR,
+    "an unsigned call": UNSIGNED,
+    "an unsigned call of 64 MB": UNSIGNED,
+    "a signature of the wrong type": UNSIGNED,
+    "too few arguments": UNSIGNED,
+    "a client that there is not": UNSIGNED,
+    "a client of the wrong type": UNSIGNED,
+    "the RRefs": NO_ANSWER,
+    "a method of an RRef": "torch.distributed.rpc.api._rref_typeof_on_owner is not allowed in a message",
+}
+CLIENTS = {
+    "a call while it is new": "answered ('failed', 'the server and client 1 are configured differently",
+    "a call of an earlier sign-in": UNSIGNED,
+    "a call signed with the token": UNSIGNED,
+    "a call as another client": UNSIGNED,
+    "a process of another client that comes back": "another process is connected as client 0",
+}
 
 
 def listening(pid: int) -> set[int]:
@@ -21,34 +59,81 @@ def listening(pid: int) -> set[int]:
     return {int(line[1].split(":")[1], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets}
 
 
-def test_every_attack_is_refused_and_the_run_goes_on(tmp_path, free_port):
-    options = ["num_clients=1", f"rpc.port={free_port}", *TINY, "epochs=100000", "hydra.run.dir=run"]
-    folders = server_cwd, client_cwd, attacker_cwd = [tmp_path / name for name in ("server", "client", "attacker")]
-    for folder in folders:
-        folder.mkdir()
-    with (
-        started([*LAUNCH, "role=server", *options], server_cwd) as server,
-        started([*LAUNCH, "role=client", *options], client_cwd) as client,
-    ):
-        wait_for(server_cwd / "out.txt", "epoch      1/")
-        (port,) = listening(server.pid) - {free_port}
-        attack = subprocess.run(
-            [sys.executable, str(ROOT / "tests" / "attacker.py"), f"uv://127.0.0.1:{port}", str(attacker_cwd)],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        after = len(metrics(server_cwd / "run", "step"))
-        wait_for(server_cwd / "run" / "metrics.jsonl", f'"step": {after + 20},')
-        server.terminate()
-        assert server.wait(30) == client.wait(30) == 128 + signal.SIGTERM
-    outcomes = dict(line.split(" | ") for line in attack.stdout.splitlines())
-    assert len(outcomes) == 11, attack.stdout + attack.stderr
-    told = "not signed with this run's token"
-    assert all(told in outcome or "Error" in outcome for outcome in outcomes.values()), outcomes
-    assert {path.name for path in attacker_cwd.iterdir()} == {"secret"}  # none could leave a file
-    assert not any("secret!!" in outcome or "115" in outcome for outcome in outcomes.values())  # nor read one
-    out = (server_cwd / "out.txt").read_text()
-    for refused in ("posix.system", "subprocess.Popen", "builtins.eval", "aten::from_file", "it is not signed"):
-        assert refused in out
+@pytest.fixture
+def under_torchrun(tmp_path):
+    """A run of two ranks: its folder, and the ports of their RPC."""
+    command = [*torchrun(2), *TINY, "epochs=100000", "hydra.run.dir=run"]
+    with started(command, tmp_path, **TOKEN) as launcher:
+        wait_for(tmp_path / "out.txt", "epoch      1/")
+        server, client = sorted(children(launcher.pid))  # they are started in order
+        port = int(re.search(r"store listens on .* port (\d+)", (tmp_path / "out.txt").read_text())[1])
+        store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5))
+        desk = int(store.get("splitlearn/1").decode().rsplit(":", 1)[1])
+        yield tmp_path, [*(listening(server) - {desk}), *listening(client)]
+
+
+@pytest.fixture
+def open_run(tmp_path, free_port):
+    """A run of a server and one client of two: both processes, its folder, and the ports of RPC and front desk."""
+    options = ["num_clients=2", f"rpc.port={free_port}", *TINY, "epochs=100000", "membership.open=true"]
+    with ExitStack() as stack:
+        ranks = []
+        for role in ("server", "client"):
+            (tmp_path / role).mkdir()
+            command = [*LAUNCH, f"role={role}", *options, "hydra.run.dir=../run"]
+            ranks.append(stack.enter_context(started(command, tmp_path / role, **TOKEN)))
+        (tmp_path / "out.txt").symlink_to("server/out.txt")
+        wait_for(tmp_path / "out.txt", "epoch      1/")
+        (port,) = listening(ranks[0].pid) - {free_port}
+        yield *ranks, tmp_path, port, free_port
+
+
+def attack(run: Path, port: int, expected: dict[str, str], *desk: int) -> None:
+    """Each attack on this port ends as expected, leaves no file, and reads none."""
+    folder = run / f"attacker-{port}"
+    folder.mkdir()
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "attacker.py"), f"uv://127.0.0.1:{port}", str(folder), *map(str, desk)],
+        env={**os.environ, **(TOKEN if desk else {}), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    ).stdout
+    outcomes = dict(line.split(" | ") for line in out.splitlines() if " | " in line)
+    assert outcomes.keys() == expected.keys(), out
+    for name, told in expected.items():
+        outcome = outcomes[name]
+        assert told in outcome and outcome.count("answered") == told.count("answered"), (name, outcome)
+    assert [path.name for path in folder.iterdir()] == ["secret"]
+    assert "secret!!" not in out
+
+
+def goes_on(run: Path) -> None:
+    after = len(metrics(run / "run", "step"))
+    wait_for(run / "run" / "metrics.jsonl", f'"step": {after + 20},')
+
+
+def test_ranks_under_torchrun_refuse_every_attack_and_go_on(under_torchrun):
+    run, ports = under_torchrun
+    assert len(ports) == 2
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda port: attack(run, port, STRANGERS), ports))
+    goes_on(run)
+    lines = (run / "out.txt").read_text()
+    for told in ("posix.system", "subprocess.Popen", "builtins.eval", "_rref_typeof", "attribute __globals__"):
+        assert sum("refused message" in line and told in line for line in lines.splitlines()) >= 2, told
+    assert lines.count("refused message: setting an attribute") == 2
+    assert lines.count("refused call: it is not signed") == 12
+
+
+def test_an_open_run_refuses_what_no_client_may_do_too(open_run):
+    server, client, run, port, desk = open_run
+    attack(run, port, STRANGERS | CLIENTS, desk)
+    goes_on(run)
+    assert client.poll() is None
+    server.terminate()
+    assert server.wait(30) == client.wait(30) == 128 + signal.SIGTERM
+    lines = (run / "out.txt").read_text()
+    assert lines.count("refused call: it is not signed") == 9
+    assert "does not sign in (another process is connected as client 0" in lines

@@ -241,9 +241,6 @@ class Proxy:
             raise PeerError(value)
         return value
 
-    def start_over(self) -> None:
-        self.session += "'"
-
 
 class Thread(threading.Thread):
     def __init__(self, function):

@@ -1,8 +1,13 @@
 import os
+import pickle
+import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.io import decode_png, encode_png
 
 from splitlearn import frontdesk, guard, inbox, transport
 from splitlearn.errors import PeerError, UserError
@@ -16,6 +21,7 @@ TOKEN = b"secret"
 def make(monkeypatch):
     """make(num_clients): an inbox, quick to look around, whose clients have sessions of their own number."""
     monkeypatch.setattr(inbox, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(inbox, "RETURN_WITHIN_S", 0.1)
 
     def make(num_clients: int, timeout_s: float = 5) -> Inbox:
         made = Inbox(num_clients, timeout_s)
@@ -71,6 +77,20 @@ def test_the_end_of_a_run_answers_every_call_before_and_after(make):
     failing_after = deliver(box, 0, 2, "failed", "no data either")
     answers = {future.wait() for future in (waiting, failing, after, failing_after)}
     assert answers == {("failed", "client 1 stopped: no data")}
+
+
+def test_a_request_that_a_newer_one_takes_the_place_of_is_answered(make):
+    box = make(1)
+    old = deliver(box, 0, 1, "step")
+    deliver(box, 0, 2, "failed", "no data")
+    assert old.wait() == ("failed", "the client has sent its failed since")
+
+
+def test_a_client_whose_connection_breaks_may_come_back(make):
+    box = make(1)
+    box.is_alive = lambda client: False
+    threading.Timer(0.05, deliver, (box, 0, 1, "step", "after it")).start()
+    assert box.take(0, "step").body == ("after it",)
 
 
 def test_a_client_that_is_gone_is_named(make):
@@ -137,12 +157,36 @@ def test_a_wait_for_the_server_is_bounded(free_port):
             pass
 
 
+@pytest.mark.parametrize("host", ["::1", "nowhere.invalid", "x" * 300])
+def test_a_host_that_cannot_be_reached_is_named(host):
+    place = Place(rank=0, num_clients=1, host=host, port=1, is_fleet=False)
+    with pytest.raises(UserError, match=f"rpc.host={host} cannot be reached"), transport._interface(place):
+        pass
+
+
+def test_a_client_looks_for_the_desk_again_until_the_server_has_come_anew(desk, monkeypatch, free_port):
+    monkeypatch.setattr(transport, "RECONNECT_EVERY_S", 0.05)
+    monkeypatch.setattr(transport, "_num_fleets", 7)
+    monkeypatch.setattr(transport, "_start_agent", lambda *_: "")
+    store = transport.host_store("127.0.0.1", 0)
+    store.set("splitlearn/7", f"127.0.0.1:{free_port}")  # of ranks that were killed
+    threading.Timer(0.3, store.set, ("splitlearn/7", f"127.0.0.1:{desk.port}")).start()
+    place = Place(rank=1, num_clients=2, host="127.0.0.1", port=store.port)
+    with transport._enter(place, Patience(1, 1, 5), TOKEN) as server:
+        assert server.address == f"127.0.0.1:{desk.port}" and desk.is_present(0)
+    store.set("splitlearn/7", f"127.0.0.1:{free_port}")
+    with pytest.raises(PeerError, match="no server at"), transport._enter(place, Patience(1, 1, 0.2), TOKEN):
+        pass
+
+
 def test_a_server_whose_rpc_cannot_be_reached_is_told_of(monkeypatch):
     def break_off(*arguments, **options):
         raise RuntimeError("connection refused")
 
     monkeypatch.setattr(transport.rpc, "rpc_async", break_off)
-    server = transport.ServerProxy(0, "there:1", Patience(10, 10, 10), TOKEN, reconnect=lambda deadline: "uv://there:2")
+    server = transport.ServerProxy(
+        0, "there:1", Patience(10, 10, 10), "session", b"key", reconnect=lambda deadline: ("uv://there:2", b"key")
+    )
     with pytest.raises(PeerError, match="at there:1 lets client 0 in, but its RPC at uv://there:2 cannot be reached"):
         server.call("hello")
 
@@ -159,8 +203,8 @@ def test_the_interface_is_chosen_for_a_run_alone(desk, monkeypatch):
     assert os.environ[transport.INTERFACE] == "eth7"
 
 
-def enter(desk, client=0, number=0, token=TOKEN):
-    return frontdesk.enter("127.0.0.1", desk.port, client, number, token, 1)
+def enter(desk, client=0, number=0, session="one", token=TOKEN):
+    return frontdesk.enter("127.0.0.1", desk.port, client, number, session, token, 1)
 
 
 def eventually(condition) -> bool:
@@ -178,6 +222,56 @@ def test_the_front_desk_knows_who_is_there_and_gives_each_process_an_id(desk):
     assert back.id == second.id
 
 
+def test_a_sign_in_gives_both_sides_a_key_of_its_own_for_as_long_as_it_lasts(desk):
+    first = enter(desk, session="a")
+    assert desk.key_of(0, "a") == first.key != TOKEN
+    again = enter(desk, number=first.id, session="a")  # before the server has seen the old connection break
+    first.connection.close()
+    assert eventually(lambda: desk._present[0] == 1)
+    assert desk.key_of(0, "a") == again.key != first.key
+    assert desk.key_of(0, "b") is desk.key_of(1, "a") is desk.key_of([], "a") is desk.key_of(0, []) is None
+    again.connection.close()
+    assert eventually(lambda: desk.key_of(0, "a") is None)
+
+
+def test_another_process_of_a_client_that_is_connected_is_refused(desk):
+    first = enter(desk, session="a")
+    with pytest.raises(PeerError, match="another process is connected as client 0: give each its own"):
+        enter(desk, session="b")
+    assert desk.key_of(0, "a") == first.key
+    first.connection.close()
+    assert eventually(lambda: not desk.is_present(0))
+    assert desk.key_of(0, "b") is None and enter(desk, session="b").key == desk.key_of(0, "b")
+
+
+def test_in_an_open_run_it_takes_the_place_and_the_first_does_not_come_back(desk):
+    desk.replaces = True
+    first, second = enter(desk, session="a"), enter(desk, session="b")
+    assert desk.key_of(0, "b") == second.key and desk.key_of(0, "a") is None
+    with pytest.raises(PeerError, match="another process is connected as client 0"):
+        enter(desk, number=first.id, session="a")
+
+
+def test_who_signs_in_slowly_does_not_stay(desk, monkeypatch):
+    monkeypatch.setattr(frontdesk, "HANDSHAKE_S", 0.3)
+    before = guard.refusals["connection"]
+    connection = frontdesk.reach("127.0.0.1", desk.port, 1)
+    started = time.monotonic()
+    while guard.refusals["connection"] == before and time.monotonic() < started + 3:
+        connection.sendall(b" ")
+        time.sleep(0.05)
+    assert time.monotonic() < started + 2
+
+
+def test_a_machine_that_vanishes_is_noticed(desk):
+    connection = socket.create_connection(("127.0.0.1", desk.port))
+    frontdesk._keep_alive(connection, silence_s=600)
+    options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+    idle_s, every_s, count = (connection.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle_s + count * every_s == 600
+    frontdesk._keep_alive(connection, silence_s=1e9)  # more than the system takes
+
+
 @pytest.mark.parametrize("options", [{"token": b"wrong"}, {"client": 2}, {"client": -1}])
 def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
     before = guard.refusals["connection"]
@@ -189,7 +283,18 @@ def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
 
 
 @pytest.mark.parametrize(
-    "noise", [b"", b"\n", b"{}\n", b"GET / HTTP/1.0\r\n\r\n", b"x" * 5000, b'{"nonce": {}, "client": []}\n']
+    "noise",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"x" * 5000,
+        b"[" * 1020 + b"\n",
+        b'{"nonce": {}, "client": []}\n',
+        b'{"nonce": "", "client": 1e999, "id": 0, "session": ""}\n',
+    ],
+    ids=range(8),
 )
 def test_noise_at_the_front_desk_is_refused(desk, noise):
     before = guard.refusals["connection"]
@@ -200,7 +305,67 @@ def test_noise_at_the_front_desk_is_refused(desk, noise):
     assert enter(desk).id
 
 
+# Messages
+
+
+def test_no_operator_is_left_to_messages_and_torch_goes_on():
+    with guard.closed([]):
+        left = {schema.name for schema in torch._C._jit_get_all_schemas()}
+        assert left <= {"aten::matrix_H", "aten::numpy_T", "aten::mT", "aten::mH"}  # which only look at a tensor
+        image = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
+        assert torch.equal(decode_png(encode_png(image)), image)  # by torch.ops.image
+        layer = torch.nn.Linear(2, 2)
+        layer(torch.ones(1, 2)).sum().backward()
+        torch.optim.Adam(layer.parameters()).step()
+        compiled = torch.compile(torch.relu, backend="eager")
+        assert torch.equal(compiled(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
+
+
+def test_a_torch_that_keeps_them_elsewhere_is_told_of_and_those_for_files_refuse(monkeypatch, caplog, tmp_path):
+    def missing(*_):
+        raise OSError
+
+    monkeypatch.setattr(guard.ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch._C, "_jit_get_schemas_for_operator", lambda name: [name])
+    monkeypatch.setattr(guard, "_library", [])  # what it replaces comes back with its end
+    (tmp_path / "secret").write_bytes(b"secret!!")
+    with guard.closed([]):
+        assert "let only your machines reach it, or use torch 2.11 to 2.15" in caplog.text
+        with pytest.raises(RuntimeError, match="aten::from_file is not allowed here"):
+            torch.from_file(str(tmp_path / "secret"), False, 2)
+
+
+@pytest.mark.parametrize(
+    "message, told",
+    [
+        (pickle.dumps(os.system), "posix.system is not allowed"),
+        (pickle.dumps(threading.Thread), "threading.Thread is not allowed"),
+        (b"\x80\x02csplitlearn.transport\n_deliver\n(N}X\x01\x00\x00\x00xNs\x74b.", "setting an attribute is not"),
+        (b"noise", "opcode b'n' unknown"),
+        (b"", "exhausted"),
+    ],
+    ids=["function", "class", "attribute", "noise", "nothing"],
+)
+def test_a_message_that_asks_for_more_is_refused_and_told_of_once(message, told, caplog):
+    with guard.closed([transport._deliver]), pytest.raises((pickle.UnpicklingError, ValueError), match=told):
+        guard.internal.deserialize(message, [])
+    assert caplog.text.count("refused message") == 1 and told in caplog.text
+
+
 # Tokens
+
+
+@pytest.mark.parametrize("token", ["", "fifteen letters"])
+def test_a_short_token_is_refused(token, monkeypatch, tmp_path):
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text(token)
+    with pytest.raises(UserError, match=rf"rpc.token_file={path} has {len(token)} bytes and could be guessed"):
+        guard.read_token(str(path))
+    if token:
+        monkeypatch.setenv(guard.TOKEN_VARIABLE, token)
+        with pytest.raises(UserError, match="SPLITLEARN_TOKEN has 15 bytes"):
+            guard.read_token(str(path))
 
 
 def test_a_token_is_made_once_and_is_private(tmp_path):
