@@ -194,7 +194,7 @@ def test_a_kept_trial_is_what_backward_alone_does_and_an_undone_one_is_nothing()
 def test_a_newer_call_takes_back_one_that_was_not_answered():
     box = Inbox(1, 5)
     first, second = (box.deliver(0, "session", number, "hello", ()) for number in (1, 2))
-    assert first.wait() == ("failed", "was taken back by the next call")
+    assert first.wait() == ("failed", "the client has sent its hello since")
     box.take(0, "hello").reply("welcome")
     assert second.wait() == ("done", "welcome")
 
