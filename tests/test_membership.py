@@ -88,7 +88,8 @@ def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(fr
     assert {len([client for client in range(3) if done[epoch, client]]) for epoch, _ in done} >= {1, 3}
 
 
-@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [1, 2])
 def test_a_client_that_waits_for_a_quorum_leaves_when_asked(depth, free_port, tmp_path):
     options = [*TINY, "num_clients=2", "epochs=1000", "membership.open=true", "membership.quorum=2"]
     with Machine(tmp_path, free_port, *options, f"pipeline_depth={depth}") as machine:
