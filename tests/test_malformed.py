@@ -360,6 +360,7 @@ def test_a_cut_gradient_that_is_not_finite_is_skipped_without_an_open_run_too(tm
 # A real run
 
 
+@pytest.mark.slow
 def test_a_client_with_the_token_that_misbehaves_is_sent_away_each_time(free_port, tmp_path):
     options = [*OPTIONS, "epochs=100000", "membership.open=true"]
     with Machine(tmp_path, free_port, *options) as machine:

@@ -30,11 +30,10 @@ def assert_equal(found, expected):
     [
         *(("convnet", cut) for cut in ("shallow", "medium", "deep")),
         ("resnet18", "shallow"),
+        ("vgg_slim", "medium"),
         ("resnet18", "deep"),
-        ("vgg19", "medium"),
         pytest.param("resnet18", "medium", marks=pytest.mark.slow),
-        pytest.param("vgg19", "shallow", marks=pytest.mark.slow),
-        pytest.param("vgg19", "deep", marks=pytest.mark.slow),
+        *(pytest.param("vgg19", cut, marks=pytest.mark.slow) for cut in ("shallow", "medium", "deep")),
     ],
 )
 def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_path):
