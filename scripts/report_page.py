@@ -88,7 +88,7 @@ def traffic(by_cut: dict[str, dict], colors: dict) -> bytes:
             finish(axes, x, "test accuracy, %" if axes is row[0] else None, "log")
     for axes, cut in zip(rows[0], by_cut, strict=True):
         axes.set_title(cut)
-    rows[0, 0].legend(fontsize="small")
+    legend(figure, rows[0, 0])
     return drawn(figure)
 
 
@@ -132,10 +132,15 @@ def curves(cells: dict, colors: dict, rates: list[float]) -> bytes:
     for one, (x, y, value, scale) in zip(axes, panels, strict=False):
         draw(one, cells, colors, value)
         finish(one, x, y, scale)
-    axes[0].legend(fontsize="small")
+    legend(figure, axes[0])
     for one in axes[number:]:
         one.axis("off")
     return drawn(figure)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """Below all panels, where it hides none of a curve."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
 
 
 def finish(axes: Axes, x: str, y: str | None, scale: str) -> None:
