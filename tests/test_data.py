@@ -1,5 +1,6 @@
 import os
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -216,32 +217,32 @@ def test_an_image_that_says_it_is_huge_is_named(folder, config):
         list(data.loaders(train, test, 0, 1, config("data=image_folder"))[0])
 
 
-@pytest.fixture
-def locked():
-    """locked(name): the root of a folder or file, of another user, that may not be read."""
-    with tempfile.TemporaryDirectory() as root:
-        Path(root).chmod(0o755)
-
-        def lock(name):
-            path = Path(root) / name
-            path.parent.mkdir(exist_ok=True)
-            path.touch() if name.startswith("cifar") else path.mkdir(exist_ok=True)
-            path.chmod(0)
-            if os.geteuid() == 0:
-                os.seteuid(65534)
-            return root
-
-        yield lock
-        if os.getuid() == 0:
+@contextmanager
+def as_no_owner():
+    """As a user who may read only what all may, where the tests are run by root, who may read anything."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if is_root:
             os.seteuid(0)
 
 
 @pytest.mark.parametrize(
     "name, inner", [("image_folder", ""), ("image_folder", "train"), ("cifar10", "cifar-10-batches-py/data_batch_1")]
 )
-def test_data_that_this_user_may_not_read_are_one_sentence(name, inner, locked, config):
-    with pytest.raises(UserError, match=r"^data\.root=.*Permission denied.*set data\.root to"):
-        data.build(config(f"data={name}", f"data.root={locked(inner)}").data, 0)
+def test_data_that_this_user_may_not_read_are_one_sentence(name, inner, config):
+    with tempfile.TemporaryDirectory() as root:  # in pytest's own folder no other user may look
+        Path(root).chmod(0o755)
+        path = Path(root) / inner
+        path.parent.mkdir(exist_ok=True)
+        path.touch() if name == "cifar10" else path.mkdir(exist_ok=True)
+        path.chmod(0)
+        cfg = config(f"data={name}", f"data.root={root}").data
+        with pytest.raises(UserError, match=r"^data\.root=.*Permission denied.*set data\.root to"), as_no_owner():
+            data.build(cfg, 0)
 
 
 def test_loading_leaves_the_global_generator_alone(config):
