@@ -32,7 +32,7 @@ def squared_error(compressor, x: torch.Tensor) -> float:
     return (compressor.decode(compressor.encode(x)).double() - x.double()).square().sum().item()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(maps(), st.integers(1, 8))
 def test_quantisation(x, bits):
     half_step = (x.max() - x.min()).item() / (2 * (2**bits - 1))
@@ -40,7 +40,7 @@ def test_quantisation(x, bits):
     assert squared_error(UniformQuantizer(bits=bits), x) <= x.numel() * (half_step**2 * SLACK + rounding)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(maps(), st.sampled_from([0.0, 0.5, 0.9, 0.95875, 0.99]))
 def test_sparsification(x, ratio):
     k, norm = num_kept(ratio, x.numel()), x.double().square().sum().item()
@@ -48,7 +48,7 @@ def test_sparsification(x, ratio):
 
 
 @pytest.mark.parametrize("rounding", ["floor", "nearest"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(x=maps(), ratio=st.sampled_from([0.5, 0.9, 0.95875, 0.99]), bits=st.integers(1, 8))
 def test_the_mask(rounding, x, ratio, bits):
     d, k, steps = x.numel(), num_kept(ratio, x.numel()), 2**bits - 1
