@@ -127,6 +127,7 @@ def test_ranks_under_torchrun_refuse_every_attack_and_go_on(under_torchrun):
     assert lines.count("refused call: it is not signed") == 12
 
 
+@pytest.mark.slow
 def test_an_open_run_refuses_what_no_client_may_do_too(open_run):
     server, client, run, port, desk = open_run
     attack(run, port, STRANGERS | CLIENTS, desk)

@@ -31,8 +31,7 @@ def assert_equal(found, expected):
         *(("convnet", cut) for cut in ("shallow", "medium", "deep")),
         ("resnet18", "shallow"),
         ("vgg_slim", "medium"),
-        ("resnet18", "deep"),
-        pytest.param("resnet18", "medium", marks=pytest.mark.slow),
+        *(pytest.param("resnet18", cut, marks=pytest.mark.slow) for cut in ("medium", "deep")),
         *(pytest.param("vgg19", cut, marks=pytest.mark.slow) for cut in ("shallow", "medium", "deep")),
     ],
 )

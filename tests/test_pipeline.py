@@ -64,6 +64,7 @@ def test_forward_passes_see_weights_one_step_older(tmp_path, one_thread):
         assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_batch_computed_ahead_is_computed_again_after_a_checkpoint(tmp_path):
     """So with one at every step nothing is older, and a run goes on from any one as if it had not ended."""
     every_step = ["num_clients=2", "checkpoint.every_steps=1"]
