@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT))  # so that the scripts run from a clone that is no
 
 def compose(*overrides: str) -> DictConfig:
     """The configuration that launch.py would make of these overrides."""
-    import splitlearn.models  # noqa: F401  registers torchvision's networks
+    import splitlearn.config
+    import splitlearn.models  # noqa: F401  they register the compressors and torchvision's networks
 
     with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return hydra.compose("config", list(overrides))

@@ -30,8 +30,9 @@ sys.path.insert(0, str(ROOT / "tests" / "compressors"))
 from mutations import MUTATIONS, Sample, samples, variants
 from wires import FIELDS, PREFIX_NBYTES, has_right_checksum, mended, stated, to_tensor
 
-from splitlearn.compressors import REGISTRY, Compressor, Payload, blocks
+from splitlearn.compressors import REGISTRY, Compressor, Payload
 from splitlearn.errors import PayloadError
+from splitlearn.kernels import blocks
 
 OUTCOMES = REFUSED, FINITE, NOT_FINITE, ELSE = ("PayloadError", "decoded, finite", "decoded, not finite", "else")
 CODEC = FIELDS["codec"][0]

@@ -13,7 +13,7 @@ from common import ROOT  # noqa: F401  makes splitlearn importable
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import config, models  # noqa: F401  models registers the networks
+from splitlearn import config, models  # noqa: F401  they register the compressors and the networks
 
 ORDER = ["shallow", "medium", "deep", "none", "qu", "sp", "rt", "ms", "ms_best"]  # all others come after, by name
 CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed"}  # other options that vary name the setting

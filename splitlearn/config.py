@@ -1,13 +1,16 @@
-"""Reading the configuration: checks that one sentence can answer, devices, compressors, what all ranks must share."""
+"""The configuration: the compressors on offer, checks that one sentence can answer, what all ranks must share."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn.compressors import Compressor
+from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
 from splitlearn.functions import check_backward
 
@@ -46,6 +49,22 @@ AT_LEAST_ONE_OR_NONE = (
 )
 ABOVE_ZERO_OR_NONE = ("link.up_mbits", "link.down_mbits")
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
+
+
+def offer_compressors() -> None:
+    """Makes every compressor a choice of the config groups `compressor` (uplink) and `compressor@downlink`."""
+    for name, (cls, options) in PRESETS.items():
+        fields = [
+            (field.name, field.type, dataclasses.field(default=options.get(field.name, field.default)))
+            for field in dataclasses.fields(cls)
+        ]
+        node = dataclasses.make_dataclass(
+            cls.__name__, [("_target_", str, f"{cls.__module__}.{cls.__qualname__}"), *fields]
+        )
+        ConfigStore.instance().store(group="compressor", name=name, node=node)
+
+
+offer_compressors()
 
 
 def check(cfg: DictConfig) -> None:

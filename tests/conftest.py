@@ -7,7 +7,8 @@ import pytest
 import torch
 from simulation import compose
 
-import splitlearn.models  # noqa: F401  registers the config groups
+import splitlearn.config
+import splitlearn.models  # noqa: F401  they register the config groups
 
 
 @pytest.fixture

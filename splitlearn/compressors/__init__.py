@@ -6,7 +6,7 @@ import pkgutil
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-from splitlearn.compressors.base import REGISTRY, Compressor, register  # noqa: E402
+from splitlearn.compressors.base import PRESETS, REGISTRY, Compressor, register  # noqa: E402
 from splitlearn.compressors.identity import Identity  # noqa: E402
 from splitlearn.compressors.mask import MaskSparsifier  # noqa: E402
 from splitlearn.compressors.minifloat import Minifloat  # noqa: E402
@@ -16,6 +16,7 @@ from splitlearn.compressors.quantize import UniformQuantizer  # noqa: E402
 from splitlearn.compressors.sparse import RandomTopKSparsifier, TopKSparsifier  # noqa: E402
 
 __all__ = [
+    "PRESETS",
     "REGISTRY",
     "Compressor",
     "Identity",

@@ -13,16 +13,16 @@ from fractions import Fraction
 from typing import ClassVar
 
 import torch
-from hydra.core.config_store import ConfigStore
 from torch import Tensor
 
-from splitlearn.compressors import zstd
 from splitlearn.compressors.payload import DTYPES, Payload
 from splitlearn.errors import NonFiniteError, PayloadError
+from splitlearn.kernels import zstd
 
 TABLE_NBYTES = 1 << 12
 
 REGISTRY: dict[str, type[Compressor]] = {}
+PRESETS: dict[str, tuple[type[Compressor], dict[str, object]]] = {}  # what may be chosen by name, and its options
 
 
 def register(name: str):
@@ -43,14 +43,7 @@ def register(name: str):
 
 def offer(name: str, cls: type[Compressor], **options) -> None:
     """Offers `compressor=name`: the class with these options, the others at their defaults."""
-    fields = [
-        (field.name, field.type, dataclasses.field(default=options.get(field.name, field.default)))
-        for field in dataclasses.fields(cls)
-    ]
-    node = dataclasses.make_dataclass(
-        cls.__name__, [("_target_", str, f"{cls.__module__}.{cls.__qualname__}"), *fields]
-    )
-    ConfigStore.instance().store(group="compressor", name=name, node=node)
+    PRESETS[name] = cls, options
 
 
 @dataclasses.dataclass
@@ -206,16 +199,3 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def num_kept(ratio: float, numel: int) -> int:
     """k = ⌊(1-ratio)·numel⌋, at least 1: exact for the decimal that the user wrote, where floats would lose one."""
     return max(1, int((1 - Fraction(str(ratio))) * numel))
-
-
-def view_as(section: Tensor, dtype: torch.dtype) -> Tensor:
-    """The items of a section. It is copied where its place in the payload is not aligned for `dtype`.
-
-    Raises:
-        PayloadError: its length is no multiple of the item's size.
-    """
-    if section.numel() % dtype.itemsize:
-        raise PayloadError(f"has a section of {section.numel()} bytes, which is no whole number of {dtype}")
-    if section.storage_offset() % dtype.itemsize:
-        section = section.clone()
-    return section.view(dtype)

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from splitlearn.compressors.base import Compressor, check_lengths, register, view_as
+from splitlearn.compressors.base import Compressor, check_lengths, register
 from splitlearn.compressors.payload import Payload
+from splitlearn.kernels.sections import view_as
 
 
 @register("none")

@@ -26,17 +26,17 @@ from splitlearn.compressors.base import (
     num_kept,
     offer,
     register,
-    view_as,
 )
-from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
-from splitlearn.compressors.blocks import at_least, empty, per_element, places, scratch, spans, split_at
-from splitlearn.compressors.fitting import fitted_levels, plan, runs_of, sample_of
-from splitlearn.compressors.levels import even_codes, fitted_codes
-from splitlearn.compressors.payload import Payload, as_bytes
-from splitlearn.compressors.scopes import SCOPES, layout
-from splitlearn.compressors.threshold import count_per_row, largest, ranked
-from splitlearn.compressors.topvalues import VALUES, bits_of, pack_values, unpack_values
+from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.kernels.blocks import at_least, empty, per_element, places, scratch, spans, split_at
+from splitlearn.kernels.fitting import fitted_levels, plan, runs_of, sample_of
+from splitlearn.kernels.levels import even_codes, fitted_codes
+from splitlearn.kernels.scopes import SCOPES, layout
+from splitlearn.kernels.sections import as_bytes, view_as
+from splitlearn.kernels.threshold import count_per_row, largest, ranked
+from splitlearn.kernels.topvalues import VALUES, bits_of, pack_values, unpack_values
 
 LEVELS = ("even", "fitted")
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of a float's size, whose top bit is its sign

@@ -18,12 +18,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.base import Compressor, check_lengths, check_range, register, view_as
-from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
-from splitlearn.compressors.blocks import empty, scratch, spans
+from splitlearn.compressors.base import Compressor, check_lengths, check_range, register
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.scopes import largest_magnitudes
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.kernels.blocks import empty, scratch, spans
+from splitlearn.kernels.scopes import largest_magnitudes
+from splitlearn.kernels.sections import view_as
 
 WHOLE = {torch.float32: torch.int32, torch.float64: torch.int64}
 

@@ -30,8 +30,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.blocks import empty
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.blocks import empty
+from splitlearn.kernels.sections import as_bytes
 
 MAGIC = b"SPLT"
 VERSION = 1
@@ -148,11 +149,6 @@ class Payload:
             sections.append(wire[start : start + length])
             start += length
         return Payload(wire, codec, DTYPES[dtype], torch.Size(shape), zstd_mask, tuple(params), tuple(sections))
-
-
-def as_bytes(tensor: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor: uint8, 1-D, sharing its memory."""
-    return tensor.reshape(-1).view(torch.uint8)
 
 
 def _checksum(wire: Tensor) -> int:

@@ -14,11 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.base import Compressor, check_choice, check_lengths, check_range, register, view_as
-from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
-from splitlearn.compressors.blocks import empty, scratch, spans
+from splitlearn.compressors.base import Compressor, check_choice, check_lengths, check_range, register
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.scopes import SCOPES, check_bits_and_scope, largest_magnitudes, layout, per_value
+from splitlearn.kernels.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.kernels.blocks import empty, scratch, spans
+from splitlearn.kernels.scopes import SCOPES, check_bits_and_scope, largest_magnitudes, layout, per_value
+from splitlearn.kernels.sections import view_as
 
 
 @register("nq")
@@ -62,7 +63,7 @@ class NormalQuantizer(Compressor):
             yield torch.bucketize(here, middles, out_int32=True, out=codes[:size]).to(torch.uint8)
 
     def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        check_bits_and_scope(payload, self.bits, self.scope, "scales")
+        check_bits_and_scope(payload.params, self.bits, self.scope, "scales")
         dtype = torch.promote_types(payload.dtype, torch.float32)
         num_groups, row_length = layout(payload.shape, self.scope)
         check_lengths(sections, num_groups * dtype.itemsize, packed_nbytes(payload.numel, self.bits))

@@ -14,13 +14,13 @@ from splitlearn.compressors.base import (
     check_range,
     num_kept,
     register,
-    view_as,
 )
-from splitlearn.compressors.bits import pack_spans, packed_nbytes, unpack_spans
-from splitlearn.compressors.blocks import empty, places, spans, split_at
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.threshold import largest
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.bits import pack_spans, packed_nbytes, unpack_spans
+from splitlearn.kernels.blocks import empty, places, spans, split_at
+from splitlearn.kernels.sections import view_as
+from splitlearn.kernels.threshold import largest
 
 BITMAP, INDICES = 0, 1
 

@@ -9,7 +9,8 @@ import zlib
 import pytest
 import torch
 
-from splitlearn.compressors import MaskSparsifier, Payload, TopKSparsifier, UniformQuantizer, blocks
+from splitlearn.compressors import MaskSparsifier, Payload, TopKSparsifier, UniformQuantizer
+from splitlearn.kernels import blocks
 
 SHAPE = (7, 11, 23, 29)
 MAPS = {

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from splitlearn.compressors import MaskSparsifier, Payload, TopKSparsifier
-from splitlearn.compressors.bits import packed_nbytes
 from splitlearn.errors import NonFiniteError, PayloadError
+from splitlearn.kernels.bits import packed_nbytes
 
 # Fig. 1 of the paper
 FIG1 = torch.tensor([[2.2, 0.8, 1.2, 0.4], [1.8, 0.2, 3.1, 2.0], [2.1, 0.2, 1.1, 1.7], [0.3, 2.8, 1.4, 0.9]])

@@ -4,9 +4,10 @@ import math
 import pytest
 import torch
 
-from splitlearn.compressors import Minifloat, Payload, blocks
-from splitlearn.compressors.bits import packed_nbytes, unpack
+from splitlearn.compressors import Minifloat, Payload
 from splitlearn.errors import PayloadError
+from splitlearn.kernels import blocks
+from splitlearn.kernels.bits import packed_nbytes, unpack
 
 X = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
 FORMATS = [(e, m) for e, m in itertools.product(range(1, 6), range(7)) if 1 + e + m <= 8]

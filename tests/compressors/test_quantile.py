@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from splitlearn.compressors import NormalQuantizer, Payload, UniformQuantizer, blocks
-from splitlearn.compressors.bits import packed_nbytes
+from splitlearn.compressors import NormalQuantizer, Payload, UniformQuantizer
 from splitlearn.compressors.quantile import normal_levels
 from splitlearn.errors import PayloadError
+from splitlearn.kernels import blocks
+from splitlearn.kernels.bits import packed_nbytes
 
 X = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
 # The appendix of the QLoRA paper

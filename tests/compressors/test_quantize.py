@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from splitlearn.compressors import Payload, UniformQuantizer, blocks
-from splitlearn.compressors.bits import packed_nbytes
+from splitlearn.compressors import Payload, UniformQuantizer
 from splitlearn.errors import PayloadError
+from splitlearn.kernels import blocks
+from splitlearn.kernels.bits import packed_nbytes
 
 X = torch.randn(3, 1001, generator=torch.Generator().manual_seed(0))
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.base import view_as
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.sections import view_as
 
 VALUES = ("full", "bf16", "fp16", "uint8")
 SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from splitlearn.compressors.bits import pack, packed_nbytes, unpack
+from splitlearn.kernels.bits import pack, packed_nbytes, unpack
 
 
 @pytest.mark.parametrize("bits", range(1, 9))

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.blocks import at_least, per_element, scratch, spans
-from splitlearn.compressors.threshold import ranked
+from splitlearn.kernels.blocks import at_least, per_element, scratch, spans
+from splitlearn.kernels.threshold import ranked
 
 COMPARE_LEVELS_UP_TO = 15  # levels; beyond, a search is faster
 COMPARE_UP_TO = 3  # L of a mask of two bits: two comparisons instead of six operations

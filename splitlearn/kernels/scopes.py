@@ -9,9 +9,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.blocks import per_element
-from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.blocks import per_element
 
 SCOPES = ("batch", "sample", "channel")  # their numbers in a payload
 
@@ -49,9 +48,9 @@ def per_value(of_groups: Tensor, row_length: int, span: slice) -> Tensor:
     return per_element(of_groups.unsqueeze(1), row_length, span)
 
 
-def check_bits_and_scope(payload: Payload, bits: int, scope: str, what: str) -> None:
+def check_bits_and_scope(params: tuple[int, ...], bits: int, scope: str, what: str) -> None:
     """Raises PayloadError unless a payload's first two parameters are these: width of a code, and what has a `what`."""
-    sent_bits, sent_scope, *_ = payload.params
+    sent_bits, sent_scope, *_ = params
     if sent_bits != bits or sent_scope != SCOPES.index(scope):
         name = SCOPES[sent_scope] if sent_scope < len(SCOPES) else f"unknown scope {sent_scope}"
         raise PayloadError(

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitlearn.compressors import zstd
-from splitlearn.compressors.bits import pack
-from splitlearn.compressors.threshold import ranked
+from splitlearn.kernels import zstd
+from splitlearn.kernels.bits import pack
+from splitlearn.kernels.threshold import ranked
 
 SAMPLE = 1 << 14
 ROUNDS = 20

@@ -4,8 +4,8 @@ import torch
 import zstandard
 from torch import Tensor
 
-from splitlearn.compressors.payload import as_bytes
 from splitlearn.errors import PayloadError
+from splitlearn.kernels.sections import as_bytes
 
 LEVEL = 1  # higher levels take several times as long for a few percent; negative ones do nothing for packed codes
 TRIAL_NBYTES = 1 << 14

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.blocks import at_least, blocks, places, scratch
+from splitlearn.kernels.blocks import at_least, blocks, places, scratch
 
 STRIDE = 61  # primes, so that a sample does not run along one column of the feature maps
 SHORT_STRIDE = 17  # of short rows, whose samples would be too small to bracket closely

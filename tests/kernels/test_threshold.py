@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from splitlearn.compressors.threshold import SHORT, SMALL, STRIDE, largest
+from splitlearn.kernels.threshold import SHORT, SMALL, STRIDE, largest
 
 
 def period(numel: int) -> torch.Tensor:

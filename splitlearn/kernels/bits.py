@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from splitlearn.compressors.blocks import empty, spans
+from splitlearn.kernels.blocks import empty, spans
 
 GATHERED = {1: torch.int64, 2: torch.int32, 4: torch.int16}  # the words whose codes fill one byte
 

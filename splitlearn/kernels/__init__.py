@@ -1,0 +1,1 @@
+"""What codecs are made of: packing, thresholds, levels, entropy coding."""
