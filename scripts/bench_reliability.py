@@ -59,14 +59,16 @@ def seconds_of_checks(number: int = 2000) -> float:
     """Of signing a call, checking it, and what the closed unpickler takes longer than pickle's own."""
     from torch.distributed.rpc import internal
 
-    from splitlearn import guard, transport
+    from splitlearn.transport.delivery import deliver
+    from splitlearn.transport.token import is_signed, sign
+    from splitlearn.transport.unpickler import closed
 
     token, what = b"0" * 64, (0, "0123456789abcdef", 1, "step")
-    message = pickle.dumps(internal.PythonUDF(transport._deliver, (*what, "0" * 64, ()), {}))
+    message = pickle.dumps(internal.PythonUDF(deliver, (*what, "0" * 64, ()), {}))
     started = time.perf_counter()
     for _ in range(number):
-        assert guard.is_signed(guard.sign(token, *what), token, *what)
-    with guard.closed([transport._deliver]):
+        assert is_signed(sign(token, *what), token, *what)
+    with closed([deliver]):
         for _ in range(number):
             internal.deserialize(message, [])
     middle = time.perf_counter()

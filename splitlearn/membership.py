@@ -26,9 +26,9 @@ from rich.markup import escape
 
 from splitlearn.config import differences, shared
 from splitlearn.errors import NonFiniteError, PeerError, UserError
-from splitlearn.inbox import LOOK_EVERY_S, Inbox, Request
 from splitlearn.server import Server
 from splitlearn.training import are_finite, average_states
+from splitlearn.transport.inbox import LOOK_EVERY_S, Inbox, Request
 
 
 @dataclass

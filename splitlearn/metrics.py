@@ -13,13 +13,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import guard
 from splitlearn.boards import Board, boards
 from splitlearn.checkpoints import serialized, write_whole
 from splitlearn.config import compressor_from
 from splitlearn.display import Display
 from splitlearn.errors import UserError, writing_to
 from splitlearn.segments import CutPoint
+from splitlearn.transport import guard
 
 WAYS = ("up", "down")
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")

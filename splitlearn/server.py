@@ -23,7 +23,6 @@ from splitlearn.checkpoints import Checkpoints
 from splitlearn.compressors import Compressor, Identity, Payload
 from splitlearn.config import compressor_from, differences, evaluates, measures_error, shared
 from splitlearn.errors import NonFiniteError, PayloadError, PeerError, Stopped, UserError
-from splitlearn.inbox import Inbox, Request
 from splitlearn.metrics import Recorder
 from splitlearn.seeds import derive
 from splitlearn.stopping import StopRequest
@@ -36,6 +35,7 @@ from splitlearn.training import (
     relative_error,
     state_of,
 )
+from splitlearn.transport import Inbox, Request
 
 
 class Server:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import config, guard, transport
+from splitlearn import config, transport
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.client import Client
 from splitlearn.display import Display
@@ -21,6 +21,7 @@ from splitlearn.metrics import Recorder
 from splitlearn.pipeline import PipelinedClient
 from splitlearn.server import Server
 from splitlearn.transport import Patience, Place
+from splitlearn.transport import token as guard
 
 DEFAULT_NUM_CLIENTS = 2
 

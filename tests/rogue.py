@@ -13,10 +13,9 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
 import torch
 from simulation import compose
 
-from splitlearn import guard, transport
 from splitlearn.client import Client
 from splitlearn.errors import Rejoin, UserError
-from splitlearn.transport import Patience, Place
+from splitlearn.transport import Patience, Place, connect, read_token
 
 
 def outcome_of(misdeed: Callable[[], Any], client: Client, joins: bool) -> str:
@@ -34,7 +33,7 @@ def outcome_of(misdeed: Callable[[], Any], client: Client, joins: bool) -> str:
 def main() -> None:
     cfg = compose(*sys.argv[1:])
     place = Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
-    with transport.connect(place, Patience(20, 10, 10), guard.read_token(cfg.rpc.token_file)) as server:
+    with connect(place, Patience(20, 10, 10), read_token(cfg.rpc.token_file)) as server:
         client = Client(cfg, cfg.client.index, torch.device("cpu"), server)
         client.load_data()
         client.join()

@@ -25,11 +25,11 @@ from splitlearn.compressors import Payload, UniformQuantizer
 from splitlearn.config import shared
 from splitlearn.display import Display
 from splitlearn.errors import NonFiniteError, PeerError, Rejoin
-from splitlearn.inbox import Inbox
 from splitlearn.membership import OpenServer
 from splitlearn.metrics import Recorder
 from splitlearn.server import Server
 from splitlearn.training import Trainable, Trial, gradients_of, state_of
+from splitlearn.transport import Inbox
 
 OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", *TINY]
 CPU = torch.device("cpu")

@@ -8,11 +8,12 @@ import torch
 from runs import TINY, metrics, summary
 from simulation import compose
 
-from splitlearn import guard, local
+from splitlearn import local
 from splitlearn.display import Display
 from splitlearn.errors import UserError
 from splitlearn.metrics import Recorder
 from splitlearn.segments import CutPoint
+from splitlearn.transport import guard
 
 MEASURED = {"client": 0, "num_samples": 8, "loss": 2.0, "top1": 0.5, "uplink_bytes": 10, "downlink_bytes": 40}
 MEASURED |= {"uplink_raw_bytes": 40, "uplink_formula_bits": 80, "downlink_formula_bits": 320}

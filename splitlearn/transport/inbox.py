@@ -150,10 +150,6 @@ class Inbox:
         with self.changed:
             return {client: self._latest[client] for client in range(self.num_clients) if self._is_new(client)}
 
-    def refuse(self, client: int, why: str) -> None:
-        """Answers the client's last request with why it ends."""
-        self._latest[client].fail(why)
-
     def fail(self, why: str) -> None:
         """Answers every waiting and coming request with why the run ends."""
         with self.changed:

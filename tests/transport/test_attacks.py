@@ -14,6 +14,7 @@ import pytest
 from runs import LAUNCH, ROOT, TINY, children, metrics, started, torchrun, wait_for
 from torch.distributed import TCPStore
 
+ATTACKER = ROOT / "tests" / "transport" / "attacker.py"
 TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
 NO_OPERATOR = "Cannot find matching operator for schema aten::"
 UNSIGNED = "answered ('unsigned', 'the call is not signed by a client that is signed in')"
@@ -93,7 +94,7 @@ def attack(run: Path, port: int, expected: dict[str, str], *desk: int) -> None:
     folder = run / f"attacker-{port}"
     folder.mkdir()
     out = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "attacker.py"), f"uv://127.0.0.1:{port}", str(folder), *map(str, desk)],
+        [sys.executable, str(ATTACKER), f"uv://127.0.0.1:{port}", str(folder), *map(str, desk)],
         env={**os.environ, **(TOKEN if desk else {}), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

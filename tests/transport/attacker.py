@@ -20,7 +20,11 @@ import torch.distributed as dist
 import torch.distributed.autograd
 from torch.distributed import rpc
 
-from splitlearn import frontdesk, guard, transport
+from splitlearn.transport import Patience
+from splitlearn.transport.agent import start_agent
+from splitlearn.transport.delivery import deliver
+from splitlearn.transport.entry import Entry, enter
+from splitlearn.transport.token import TOKEN_VARIABLE, sign
 
 # The pickle of: internal._InternalRPCPickler, with its attribute `serialize` set to None.
 SETS_AN_ATTRIBUTE = (
@@ -90,56 +94,56 @@ def strangers_attacks(folder: str) -> dict:
     large = (*unsigned[:5], (torch.zeros(1 << 26, dtype=torch.uint8),))
     return {
         "a function by pickle": lambda: call(os.system, f"touch {left('system')}"),
-        "code in an argument": lambda: call(transport._deliver, Evil(left("reduce"))),
+        "code in an argument": lambda: call(deliver, Evil(left("reduce"))),
         "an object of a class": lambda: rpc.remote(
             "server", subprocess.Popen, args=(["touch", left("popen")],), timeout=5
         ).to_here(2),
         "eval": lambda: call(eval, f"open({left('eval')!r}, 'w')"),
-        "an attribute of an attribute": lambda: call(getattr, transport._deliver, "__globals__"),
+        "an attribute of an attribute": lambda: call(getattr, deliver, "__globals__"),
         "an attribute that is set": lambda: pickled(SETS_AN_ATTRIBUTE),
         "noise in place of a pickle": lambda: pickled(b"noise"),
         "an operator that reads a file": lambda: call(torch.from_file, text, False, 8),
         "an operator that computes": lambda: operator("aten::ones", [3]),
         "an operator that seeds": lambda: operator("aten::manual_seed", 1),
-        "an unsigned call": lambda: call(transport._deliver, *unsigned),
-        "an unsigned call of 64 MB": lambda: call(transport._deliver, *large),
-        "a signature of the wrong type": lambda: call(transport._deliver, *unsigned[:4], None, ()),
-        "too few arguments": lambda: call(transport._deliver),
-        "a client that there is not": lambda: call(transport._deliver, 99, *unsigned[1:]),
-        "a client of the wrong type": lambda: call(transport._deliver, [], *unsigned[1:]),
+        "an unsigned call": lambda: call(deliver, *unsigned),
+        "an unsigned call of 64 MB": lambda: call(deliver, *large),
+        "a signature of the wrong type": lambda: call(deliver, *unsigned[:4], None, ()),
+        "too few arguments": lambda: call(deliver),
+        "a client that there is not": lambda: call(deliver, 99, *unsigned[1:]),
+        "a client of the wrong type": lambda: call(deliver, [], *unsigned[1:]),
         "the RRefs": steal_rrefs,
         "a method of an RRef": lambda: rref(0, 0).rpc_sync(2).inbox(),
     }
 
 
 def clients_attacks(port: int, token: bytes) -> dict:
-    def enter(client: int, number: int) -> tuple[str, frontdesk.Entry]:
+    def sign_in(client: int, number: int) -> tuple[str, Entry]:
         session = secrets.token_hex(8)
-        return session, frontdesk.enter("127.0.0.1", port, client, number, session, token, 5)
+        return session, enter("127.0.0.1", port, client, number, session, token, 5)
 
     def signed(key: bytes, *what) -> tuple:
-        return *what, guard.sign(key, *what), ({"config": {}, "num_classes": 10, "num_train": 1, "num_test": 1},)
+        return *what, sign(key, *what), ({"config": {}, "num_classes": 10, "num_train": 1, "num_test": 1},)
 
-    session, entry = enter(1, 0)
+    session, entry = sign_in(1, 0)
     recorded = signed(entry.key, 1, session, 1, "hello")
-    yield_first = call(transport._deliver, *recorded)
+    yield_first = call(deliver, *recorded)
     entry.connection.close()
-    session, entry = enter(1, entry.id)
+    session, entry = sign_in(1, entry.id)
     return {
         "a call while it is new": lambda: yield_first,
-        "a call of an earlier sign-in": lambda: call(transport._deliver, *recorded),
-        "a call signed with the token": lambda: call(transport._deliver, *signed(token, 1, session, 1, "hello")),
-        "a call as another client": lambda: call(transport._deliver, *signed(entry.key, 0, session, 1, "failed")),
-        "a process of another client that comes back": lambda: enter(0, entry.id),
+        "a call of an earlier sign-in": lambda: call(deliver, *recorded),
+        "a call signed with the token": lambda: call(deliver, *signed(token, 1, session, 1, "hello")),
+        "a call as another client": lambda: call(deliver, *signed(entry.key, 0, session, 1, "failed")),
+        "a process of another client that comes back": lambda: sign_in(0, entry.id),
     }
 
 
 def main() -> None:
     address, folder, *desk = sys.argv[1:]
-    transport._start_agent("mallory", 999, transport.Patience(5, 5, 5), address)
+    start_agent("mallory", 999, Patience(5, 5, 5), address)
     attacks = strangers_attacks(folder)
     if desk:
-        attacks |= clients_attacks(int(desk[0]), os.environ[guard.TOKEN_VARIABLE].encode())
+        attacks |= clients_attacks(int(desk[0]), os.environ[TOKEN_VARIABLE].encode())
     for name, attack in attacks.items():
         try:
             outcome = f"answered {attack()!r}"

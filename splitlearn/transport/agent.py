@@ -1,0 +1,55 @@
+"""This process's RPC agent: all that is used of torch's private parts to start one by itself.
+
+How it works: init_rpc connects all ranks with all at once and for good: after a rank was killed it fails, also when
+torchrun starts all anew. `start_agent` does what it does inside, for one. It needs no rendezvous, as an agent finds
+others' addresses in a store, so that one of its own is enough. Checked with torch 2.11 to 2.15.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.distributed.rpc as rpc
+
+from splitlearn.errors import UserError
+from splitlearn.transport.place import SERVER, Patience
+
+
+def start_agent(name: str, number: int, patience: Patience, server_address: str | None = None) -> str:
+    """Starts this process's RPC agent, which knows itself and, on a client, the server; returns its address.
+
+    Raises:
+        UserError: this version of torch keeps its parts elsewhere.
+    """
+    from torch.distributed import autograd
+
+    try:
+        from torch._C._distributed_rpc import TensorPipeAgent
+
+        store = dist.HashStore()
+        if server_address is not None:
+            for key, value in (
+                ("names/0", SERVER),
+                ("names/_ALL_WORKER_INFOS", f"{SERVER}-0,"),
+                (f"addrs/{SERVER}", server_address),
+            ):
+                store.set(key, value)
+        autograd._init(number)
+        agent = TensorPipeAgent(store, name, number, None, _options(patience), {}, [])
+        rpc.api._init_rpc_states(agent)
+        return store.get(f"addrs/{name}").decode()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"torch {torch.__version__} cannot start RPC role by role ({error}): use torch 2.11 to 2.15"
+        ) from None
+
+
+def _options(patience: Patience) -> rpc.TensorPipeRpcBackendOptions:
+    return rpc.TensorPipeRpcBackendOptions(_transports=["uv"], _channels=["basic"], rpc_timeout=patience.call_s)
+
+
+def stop_agent() -> None:
+    """Ends this process's RPC agent, without waiting for others."""
+    rpc.shutdown(graceful=False)
+
+
+def has_agent() -> bool:
+    return rpc.api._is_current_rpc_agent_set()

@@ -1,0 +1,42 @@
+"""How a call arrives: the only function that a message may name, and what the server's RRef is to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed.rpc as rpc
+from torch.futures import Future
+
+from splitlearn.transport.frontdesk import FrontDesk
+from splitlearn.transport.guard import refuse
+from splitlearn.transport.inbox import Inbox
+from splitlearn.transport.token import is_signed
+
+
+class Served:
+    """What the server's RRef is to. It cannot be had from outside: who fetches the RRef gets nothing."""
+
+    def __init__(self, inbox: Inbox, desk: FrontDesk):
+        self.inbox, self.desk = inbox, desk
+
+    def __reduce__(self):
+        refuse("message", "it fetches the server's RRef")
+        raise TypeError("the server is not sent to anyone")
+
+
+served: rpc.RRef | None = None  # to a Served, while this process is the server
+
+
+@rpc.functions.async_execution
+def deliver(*call: Any) -> Future:
+    """Takes a call of (client, session, number, kind, signature, body), from anyone who reaches this process's port."""
+    server = served and served.local_value()
+    if server and len(call) == 6:
+        *what, signature, body = call
+        key = server.desk.key_of(*what[:2])
+        if key and is_signed(signature, key, *what):
+            return server.inbox.deliver(*what, body)
+    refuse("call", f"it is not signed: {call[:1] + call[2:4]!r:.100}")
+    refusal = Future()
+    refusal.set_result(("unsigned", "the call is not signed by a client that is signed in"))
+    return refusal

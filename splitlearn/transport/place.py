@@ -1,0 +1,48 @@
+"""Where a process stands in the run, and how long it waits."""
+
+from dataclasses import dataclass
+
+SERVER = "server"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands in the run.
+
+    Attributes:
+        rank: 0 for the server, 1 + index for a client.
+        num_clients: clients in the run.
+        host, port: where the ranks meet.
+        is_fleet: all ranks were started together, and meet at a TCP store; else at the server's front desk.
+        one_machine: all ranks are on this machine, on one console.
+    """
+
+    rank: int
+    num_clients: int
+    host: str
+    port: int
+    is_fleet: bool = True
+    one_machine: bool = False
+
+    @property
+    def name(self) -> str:
+        return rank_name(self.rank)
+
+
+def rank_name(rank: int) -> str:
+    return SERVER if rank == 0 else f"client{rank - 1}"
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long what may take, in seconds.
+
+    Attributes:
+        call_s: a call until its answer, waiting for others included.
+        retry_s: until a call without an answer is sent again; doubles each time.
+        connect_s: until all ranks, or the server, are there.
+    """
+
+    call_s: float
+    retry_s: float
+    connect_s: float

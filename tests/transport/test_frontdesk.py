@@ -1,0 +1,113 @@
+import socket
+import threading
+import time
+
+import pytest
+
+from splitlearn.errors import PeerError, UserError
+from splitlearn.transport import entry, frontdesk, handshake
+from splitlearn.transport.guard import refusals
+
+TOKEN = b"secret"  # as in conftest.py
+
+
+def enter(desk, client=0, number=0, session="one", token=TOKEN):
+    return entry.enter("127.0.0.1", desk.port, client, number, session, token, 1)
+
+
+def eventually(condition) -> bool:
+    return any(condition() or threading.Event().wait(0.02) for _ in range(100))
+
+
+def test_the_front_desk_knows_who_is_there_and_gives_each_process_an_id(desk):
+    first, second, again = enter(desk), enter(desk, 1), enter(desk, 1)
+    assert first.address == desk.address
+    assert len({first.id, second.id, again.id}) == 3
+    second.connection.close()
+    again.connection.close()
+    assert eventually(lambda: not desk.is_present(1)) and desk.is_present(0)
+    back = enter(desk, 1, second.id)
+    assert back.id == second.id
+
+
+def test_a_sign_in_gives_both_sides_a_key_of_its_own_for_as_long_as_it_lasts(desk):
+    first = enter(desk, session="a")
+    assert desk.key_of(0, "a") == first.key != TOKEN
+    again = enter(desk, number=first.id, session="a")  # before the server has seen the old connection break
+    first.connection.close()
+    assert eventually(lambda: desk._present[0] == 1)
+    assert desk.key_of(0, "a") == again.key != first.key
+    assert desk.key_of(0, "b") is desk.key_of(1, "a") is desk.key_of([], "a") is desk.key_of(0, []) is None
+    again.connection.close()
+    assert eventually(lambda: desk.key_of(0, "a") is None)
+
+
+def test_another_process_of_a_client_that_is_connected_is_refused(desk):
+    first = enter(desk, session="a")
+    with pytest.raises(PeerError, match="another process is connected as client 0: give each its own"):
+        enter(desk, session="b")
+    assert desk.key_of(0, "a") == first.key
+    first.connection.close()
+    assert eventually(lambda: not desk.is_present(0))
+    assert desk.key_of(0, "b") is None and enter(desk, session="b").key == desk.key_of(0, "b")
+
+
+def test_in_an_open_run_it_takes_the_place_and_the_first_does_not_come_back(desk):
+    desk.replaces = True
+    first, second = enter(desk, session="a"), enter(desk, session="b")
+    assert desk.key_of(0, "b") == second.key and desk.key_of(0, "a") is None
+    with pytest.raises(PeerError, match="another process is connected as client 0"):
+        enter(desk, number=first.id, session="a")
+
+
+def test_who_signs_in_slowly_does_not_stay(desk, monkeypatch):
+    monkeypatch.setattr(handshake, "HANDSHAKE_S", 0.3)
+    before = refusals["connection"]
+    connection = entry.reach("127.0.0.1", desk.port, 1)
+    started = time.monotonic()
+    while refusals["connection"] == before and time.monotonic() < started + 3:
+        connection.sendall(b" ")
+        time.sleep(0.05)
+    assert time.monotonic() < started + 2
+
+
+def test_a_machine_that_vanishes_is_noticed(desk):
+    connection = socket.create_connection(("127.0.0.1", desk.port))
+    frontdesk._keep_alive(connection, silence_s=600)
+    options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+    idle_s, every_s, count = (connection.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle_s + count * every_s == 600
+    frontdesk._keep_alive(connection, silence_s=1e9)  # more than the system takes
+
+
+@pytest.mark.parametrize("options", [{"token": b"wrong"}, {"client": 2}, {"client": -1}])
+def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
+    before = refusals["connection"]
+    with pytest.raises(UserError, match=r"does not let client .* in"):
+        enter(desk, **options)
+    assert eventually(lambda: "refused connection" in caplog.text) and refusals["connection"] > before
+    assert TOKEN.decode() not in caplog.text
+    assert not desk.is_present(0)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"",
+        b"\n",
+        b"{}\n",
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"x" * 5000,
+        b"[" * 1020 + b"\n",
+        b'{"nonce": {}, "client": []}\n',
+        b'{"nonce": "", "client": 1e999, "id": 0, "session": ""}\n',
+    ],
+    ids=range(8),
+)
+def test_noise_at_the_front_desk_is_refused(desk, noise):
+    before = refusals["connection"]
+    connection = entry.reach("127.0.0.1", desk.port, 1)
+    connection.sendall(noise)
+    connection.close()
+    assert eventually(lambda: refusals["connection"] > before)
+    assert enter(desk).id

@@ -1,0 +1,61 @@
+"""What messages may say: the sealed unpickler, and operators."""
+
+import os
+import pickle
+import threading
+
+import pytest
+import torch
+from torch.distributed.rpc import internal
+from torchvision.io import decode_png, encode_png
+
+from splitlearn.transport import operators
+from splitlearn.transport.delivery import deliver
+from splitlearn.transport.unpickler import closed
+
+
+def test_no_operator_is_left_to_messages_and_torch_goes_on():
+    with closed([]):
+        left = {schema.name for schema in torch._C._jit_get_all_schemas()}
+        assert left <= {"aten::matrix_H", "aten::numpy_T", "aten::mT", "aten::mH"}  # which only look at a tensor
+        image = torch.randint(256, (3, 8, 8), dtype=torch.uint8)
+        assert torch.equal(decode_png(encode_png(image)), image)  # by torch.ops.image
+        layer = torch.nn.Linear(2, 2)
+        layer(torch.ones(1, 2)).sum().backward()
+        torch.optim.Adam(layer.parameters()).step()
+        compiled = torch.compile(torch.relu, backend="eager")
+        assert torch.equal(compiled(torch.tensor([-1.0, 1.0])), torch.tensor([0.0, 1.0]))
+
+
+def test_a_torch_that_keeps_them_elsewhere_is_told_of_and_those_for_files_refuse(monkeypatch, caplog, tmp_path):
+    def missing(*_):
+        raise OSError
+
+    monkeypatch.setattr(operators.ctypes, "CDLL", missing)
+    monkeypatch.setattr(torch._C, "_jit_get_schemas_for_operator", lambda name: [name])
+    monkeypatch.setattr(operators, "_replaced", [])  # what it replaces comes back with its end
+    (tmp_path / "secret").write_bytes(b"secret!!")
+    with closed([]):
+        assert "let only your machines reach it, or use torch 2.11 to 2.15" in caplog.text
+        with pytest.raises(RuntimeError, match="aten::from_file is not allowed here"):
+            torch.from_file(str(tmp_path / "secret"), False, 2)
+
+
+@pytest.mark.parametrize(
+    "message, told",
+    [
+        (pickle.dumps(os.system), "posix.system is not allowed"),
+        (pickle.dumps(threading.Thread), "threading.Thread is not allowed"),
+        (
+            b"\x80\x02csplitlearn.transport.delivery\ndeliver\n(N}X\x01\x00\x00\x00xNs\x74b.",
+            "setting an attribute is not",
+        ),
+        (b"noise", "opcode b'n' unknown"),
+        (b"", "exhausted"),
+    ],
+    ids=["function", "class", "attribute", "noise", "nothing"],
+)
+def test_a_message_that_asks_for_more_is_refused_and_told_of_once(message, told, caplog):
+    with closed([deliver]), pytest.raises((pickle.UnpicklingError, ValueError), match=told):
+        internal.deserialize(message, [])
+    assert caplog.text.count("refused message") == 1 and told in caplog.text
