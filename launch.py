@@ -23,8 +23,9 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import config, local, models, worker
+from splitlearn import config, local, worker
 from splitlearn.errors import Stopped, UserError
+from splitlearn.exchange.network import print_cuts
 
 broken: dict[Path, str] = {}  # jobs of a sweep in this process, and why
 TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
@@ -32,13 +33,13 @@ TELLING_S = 5  # how long another rank leaves the server to tell the user what h
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
-    """One run; returns its last top-1 test accuracy, 0 to 1, for sweepers to maximise."""
+    """One run; returns its result, the first of the task's metrics, for sweepers to maximise."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     all_ranks_see_it, place = True, None
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
-            return models.print_cuts(cfg) if place is None or place.rank == 0 else None
+            return print_cuts(cfg) if place is None or place.rank == 0 else None
         config.check(cfg)
         all_ranks_see_it = False
         return local.run(cfg, folder) if place is None else worker.run_rank(cfg, place, folder)

@@ -1,20 +1,21 @@
-"""Evaluates a run's network on its test set: through its compressor, as in the run, and without compression.
+"""Evaluates a run's network on its test set: through its compressors, as in the run, and without compression.
 
     python scripts/evaluate.py outputs/2026-01-31/12-00-00
     python scripts/evaluate.py outputs/2026-01-31/12-00-00 data.root=/data/cifar10 compressor=ms_best
 
 Overrides, as for launch.py, come after what the run was started with. A run that has not finished gives its last
-checkpoint.
+checkpoint. The batches are the run's own, each client's after the other's: what a compressor makes of a sample may
+depend on which others share its batch.
 """
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from common import compose, markdown
 from omegaconf import OmegaConf
+from tables import markdown
 
 
 @torch.no_grad()
@@ -25,41 +26,50 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
 
-    from splitlearn import config, data, saved
-    from splitlearn.compressors import Identity
+    from splitlearn import saved
+    from splitlearn.compose import compose
     from splitlearn.errors import UserError
-    from splitlearn.server import num_correct
-    from splitlearn.training import autocast, smash
+    from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
+    from splitlearn.exchange.passage import Passage
+    from splitlearn.tasks import task_from
 
     try:
         run = saved.load(arguments.run, arguments.client)
         cfg = run.cfg
         if arguments.overrides:
             before = OmegaConf.load(arguments.run / ".hydra" / "overrides.yaml")
-            cfg = compose(*before, *arguments.overrides)
-        _, test, _ = data.build(cfg.data, cfg.seed)
-        compressors = [config.compressor_from(cfg, "compressor").for_evaluation(), Identity()]
+            cfg = OmegaConf.merge(compose(*before, *arguments.overrides), {"num_clients": cfg.num_clients})
+        task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
+        loaders = [task.load(cfg, client, cfg.num_clients).test for client in range(cfg.num_clients)]
+        plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
+        ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
     except UserError as error:
         sys.exit(str(error))
-    client, server = run.segments()
-    totals = [torch.zeros(3) for _ in compressors]  # loss, top-1, top-5
-    num_bytes = [0] * len(compressors)
-    _, loader = data.loaders(test, test, 0, 1, cfg)
-    for images, labels in loader:
-        smashed = smash(client, images, cfg)
-        for i, compressor in enumerate(compressors):
-            payload = compressor.encode(smashed)
-            with autocast(cfg, images.device):
-                logits = server(compressor.decode(payload))
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum").item()
-            totals[i] += torch.tensor([loss, num_correct(logits, labels, 1), num_correct(logits, labels, 5)])
-            num_bytes[i] += payload.nbytes
-    rows = []
-    for compressor, total, nbytes in zip(compressors, totals, num_bytes, strict=True):
-        loss, top1, top5 = (total / len(test)).tolist()
-        rows.append([compressor.label, f"{top1:.2%}", f"{top5:.2%}", f"{loss:.4f}", f"{nbytes / len(test):,.0f}"])
-    print(f"{cfg.arch.name} cut={cfg.cut} after step {run.step}, {len(test):,} test samples of {cfg.data.name}\n")
-    print(markdown(["smashed data", "top-1", "top-5", "loss", "bytes a sample"], rows))
+    rows, first = [], exchange.channels[0].name
+    for way, channels in ways.items():
+        know(channels, network, cfg)
+        totals, num_samples, num_bytes = Counter(), 0, 0
+        for loader in loaders:
+            for batch in loader:
+                inputs, targets = task.to_device(batch, torch.device("cpu"))
+                ends = [
+                    Passage(channels, (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
+                    for _ in range(2)
+                ]
+                outcome = converse(
+                    exchange.client_evaluation(network.client, ends[0], task, inputs, targets),
+                    exchange.server_evaluation(network.server, ends[1], task),
+                )
+                totals.update(outcome.sums)
+                num_samples += outcome.num_samples
+                num_bytes += sum(transfer.num_bytes for transfer in ends[1].transfers)
+        figures = [metric.form(totals[metric.name] / num_samples) for metric in task.metrics]
+        codec = channels[first].evaluation_codec.label
+        rows.append([way, codec, *figures, f"{totals['loss'] / num_samples:.4f}", f"{num_bytes / num_samples:,.0f}"])
+    name, data = task.headline(cfg)
+    print(f"{name} cut={cfg.cut} after step {run.step}, {num_samples:,} test samples of {data}\n")
+    titles = [metric.title for metric in task.metrics]
+    print(markdown(["", exchange.channels[0].title, *titles, "loss", "bytes a sample"], rows))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python scripts/export.py outputs/2026-01-31/12-00-00 model.safetensors
 
 The result is a plain state_dict, {name: tensor}, that loads into the network as torchvision builds it (for vgg16 and
-vgg19, and resnet18 and resnet34 on small images, as splitlearn.models builds it). A run that has not finished gives its
+vgg19, and resnet18 and resnet34 on small images, as splitlearn.tasks builds it). A run that has not finished gives its
 last checkpoint.
 """
 
@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import common  # noqa: F401  finds splitlearn
+import tables  # noqa: F401  finds splitlearn
 import torch
 
 

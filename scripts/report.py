@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
-from common import markdown
 from report_runs import Cell, Cells, gaps, group, load, varying
+from tables import markdown, saving_both_ways
 
-from splitlearn.display import size
+from splitlearn.measure.display import size
 
 try:
     from report_page import page, pictures
@@ -210,11 +210,6 @@ def bits_per_element(cell: Cell) -> float:
     cfg = cell.runs[0].cfg
     bits = VALUE_BITS[cfg.get("cut_precision") or cfg.precision]
     return fmean(bits / run.summary["uplink"]["saving"] for run in cell.runs)
-
-
-def saving_both_ways(summary: dict) -> float:
-    links = summary["uplink"], summary["downlink"]
-    return sum(link["uncompressed_bytes"] for link in links) / sum(link["bytes"] for link in links)
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from math import nan
 from pathlib import Path
 from statistics import fmean
 
-from common import ROOT  # noqa: F401  makes splitlearn importable
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
+from tables import ROOT  # noqa: F401  makes splitlearn importable
 
-from splitlearn import config, models  # noqa: F401  they register the compressors and the networks
+import splitlearn.tasks  # noqa: F401  registers the networks
+from splitlearn import config
+from splitlearn.saved import metrics
 
 ORDER = ["shallow", "medium", "deep", "none", "qu", "sp", "rt", "ms", "ms_best"]  # all others come after, by name
 CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed"}  # other options that vary name the setting
@@ -53,7 +55,7 @@ class Run:
         self.is_finished = (folder / "summary.json").exists()
         if self.is_finished:
             self.summary = json.loads((folder / "summary.json").read_text())
-            self.points = points(folder / "metrics.jsonl", self.cfg.num_clients)
+            self.points = points(folder, self.cfg.num_clients)
 
     def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
         """Setting (network, data, and the options that are not the same in all runs), cut, and compressor."""
@@ -71,11 +73,11 @@ class Run:
         return f"not finished: {num_epochs} of {self.cfg.epochs} epochs"
 
 
-def points(path: Path, num_clients: int) -> list[Point]:
+def points(folder: Path, num_clients: int) -> list[Point]:
     """The evaluations of a run, from its metrics.jsonl."""
     found, accuracies = [], {}
     up = down = seconds = link_up = link_down = 0
-    for line in map(json.loads, path.read_text().splitlines()):
+    for line in metrics(folder):
         if line["kind"] == "step":
             if line["clients"]:  # none where a step was skipped
                 up, down = up + line["uplink_bytes"], down + line["downlink_bytes"]

@@ -1,7 +1,13 @@
 """splitlearn: split learning over torch.distributed.rpc with a compressed uplink."""
 
 from splitlearn import compressors
-from splitlearn.functions import compress, cut, mask_sparsify
+from splitlearn.exchange.layer import compress, mask_sparsify
 from splitlearn.segments import split
 
-__all__ = ["compress", "compressors", "cut", "mask_sparsify", "split"]
+__all__ = ["compress", "compressors", "mask_sparsify", "split"]
+
+
+def __getattr__(name: str):
+    if name == "cut":
+        raise AttributeError("splitlearn.cut is gone since version 0.2: splitlearn.exchange has both halves of a step")
+    raise AttributeError(f"module 'splitlearn' has no attribute {name!r}")

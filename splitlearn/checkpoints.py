@@ -24,7 +24,7 @@ import torch
 
 from splitlearn.errors import UserError
 
-MAGIC = b"splitlearn checkpoint 1\n"
+MAGIC = b"splitlearn checkpoint 2\n"
 PATTERN = "step-*.pt"
 
 

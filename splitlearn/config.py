@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
-from splitlearn.functions import check_backward
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
 DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory")
@@ -22,8 +21,8 @@ MAX_CLIENTS = 32
 CHOICES = {
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
+    "backward": ("straight_through", "gated"),
     "role": (None, "server", "client"),
-    "topology.name": ("parallel", "sequential"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
     "partition.name": ("iid", "dirichlet"),
@@ -32,6 +31,7 @@ CHOICES = {
     "membership.open": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
+ABSENT = object()  # what another task or topology does not have is not checked
 AT_LEAST_ONE = (
     "batch_size",
     "epochs",
@@ -70,8 +70,8 @@ offer_compressors()
 def check(cfg: DictConfig) -> None:
     """Raises UserError, naming the key, for what can be seen to be wrong before anything is started."""
     for key, choices in CHOICES.items():
-        value = OmegaConf.select(cfg, key)
-        if value not in choices and not (value is None and key.startswith("topology.")):
+        value = OmegaConf.select(cfg, key, default=ABSENT)
+        if value not in choices and value is not ABSENT:
             raise UserError(f"{key}={value} is unknown: choose one of {', '.join(map(str, choices))}")
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
@@ -80,9 +80,9 @@ def check(cfg: DictConfig) -> None:
         (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
     ):
         for key in keys:
-            value = OmegaConf.select(cfg, key)
+            value = OmegaConf.select(cfg, key, default=ABSENT)
             number = int if low == 1 else (int, float)
-            if value is None and what.endswith("null"):
+            if value is ABSENT or (value is None and what.endswith("null")):
                 continue
             if isinstance(value, bool) or not isinstance(value, number) or value < low:
                 raise UserError(f"{key}={value} must be {what}")
@@ -97,18 +97,21 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"num_clients={number} is out of range: choose 1 to {MAX_CLIENTS}")
     if number is not None and cfg.membership.quorum > number:
         raise UserError(f"membership.quorum={cfg.membership.quorum} is more than num_clients={number}")
-    if cfg.membership.open and cfg.topology.get("average") != "epoch":
+    if cfg.membership.open and cfg.topology.name == "sequential":
         raise UserError(
-            "membership.open=true lets clients miss steps: use topology=parallel with topology.average=epoch"
+            "membership.open=true does not go with topology=sequential: the newest weights would be lost with the"
+            " client whose turn it is; use topology=parallel"
+        )
+    if cfg.membership.open and cfg.topology.get("average") == "step":
+        raise UserError(
+            "membership.open=true does not go with topology.average=step: a client that misses a step would not have"
+            " the others' weights any more; use topology.average=epoch or never"
         )
     if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
-    try:
-        check_backward(cfg.backward)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    for key in ("compressor", "downlink"):
-        compressor_from(cfg, key)
+    for key, node in cfg.items():
+        if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
+            compressor_from(cfg, key)
 
 
 def evaluates(cfg: DictConfig, epoch: int) -> bool:

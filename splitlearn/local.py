@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from splitlearn import saved
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.stopping import StopRequest
+from splitlearn.tasks import task_from
 from splitlearn.transport import Place, host_store, rank_name
 from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
 
@@ -25,7 +26,9 @@ GRACE_S = 10.0  # for the other ranks to end by themselves after one has failed
 
 
 def run(cfg: DictConfig, folder: Path) -> float:
-    """Runs a server and cfg.num_clients clients in processes of their own; returns the last top-1 test accuracy.
+    """Runs a server and cfg.num_clients clients in processes of their own.
+
+    Returns the run's result, the first of the task's metrics.
 
     No process outlives the call, however it ends; nor this process, should it be killed.
 
@@ -39,9 +42,10 @@ def run(cfg: DictConfig, folder: Path) -> float:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launch.py
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"num_clients": num_clients})
-    if (top1 := saved.finished_top1(folder, cfg)) is not None:
-        print(f"finished before, with a test accuracy of {top1:.2%}: {folder}")
-        return top1
+    if (result := saved.finished_result(folder, cfg)) is not None:
+        first = task_from(cfg).metrics[0]
+        print(f"finished before, with a test {first.title} of {first.form(result)}: {folder}")
+        return result
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over

@@ -11,10 +11,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from splitlearn import models
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import shared
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
+from splitlearn.exchange.network import Network
+from splitlearn.tasks import task_from
+from splitlearn.topologies import topology_from
 
 
 @dataclass
@@ -23,29 +26,31 @@ class SavedRun:
 
     Attributes:
         cfg: its configuration.
-        num_classes: of its data.
+        about: what the network has to know of the data.
         client, server: weights and buffers of the segments, under the names that they have in the uncut network.
         step: training steps that they have seen.
     """
 
     cfg: DictConfig
-    num_classes: int
+    about: dict[str, int]
     client: dict[str, Tensor]
     server: dict[str, Tensor]
     step: int
 
     def model(self) -> nn.Module:
         """The uncut network with these weights, on the CPU, in evaluation mode."""
-        model = models.build(self.cfg.arch.name, self.num_classes, self.cfg.data.image_size)
+        model = task_from(self.cfg).network(self.cfg, self.about)
         model.load_state_dict(self.client | self.server)
         return model.eval()
 
-    def segments(self) -> tuple[nn.Module, nn.Module]:
-        """Client and server segment with these weights, on the CPU, in evaluation mode."""
-        client, server, _ = models.build_segments(self.cfg, self.num_classes)
-        client.load_state_dict(self.client)
-        server.load_state_dict(self.server)
-        return client.eval(), server.eval()
+    def network(self) -> Network:
+        """The network, cut, with these weights, on the CPU, in evaluation mode."""
+        built = network.build(self.cfg, self.about)
+        built.client.load_state_dict(self.client)
+        built.server.load_state_dict(self.server)
+        built.client.eval()
+        built.server.eval()
+        return built
 
 
 def load(folder: Path, client: int = 0) -> SavedRun:
@@ -62,28 +67,34 @@ def load(folder: Path, client: int = 0) -> SavedRun:
         raise UserError(f"{folder} holds no run: there is no config.yaml")
     cfg = OmegaConf.load(folder / "config.yaml")
     if summary := _summary(folder):
-        paths = sorted(folder.glob("client_segment*.pt"), key=lambda path: (len(path.name), path.name))
+        paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob("client_segment_*.pt")}
+        paths = dict(sorted(paths.items())) or {0: folder / "client_segment.pt"}
         path = _of_client(paths, client, folder)
-        return SavedRun(cfg, summary["num_classes"], _read(path), _read(folder / "server_segment.pt"), summary["steps"])
+        about = {name: summary[name] for name in task_from(cfg).default_about(cfg)}
+        return SavedRun(cfg, about, _read(path), _read(folder / "server_segment.pt"), summary["steps"])
     state = Checkpoints(folder / "checkpoints", keep=1).latest()
     if state is None:
         raise UserError(f"{folder} holds a run without weights: it has neither finished nor a checkpoint")
-    clients = state["clients"]
-    if isinstance(clients, dict):  # of a run whose clients come and go
-        clients = [clients["average"]]
-    segment = _of_client(clients, client, folder)
-    return SavedRun(
-        cfg, state["num_classes"], segment.get("segment", segment), state["server"]["segment"], state["step"]
-    )
+    states, members, progress = state["clients"]["states"], state["clients"]["members"], state["progress"]
+    own = {client: member["state"] for client, member in sorted(members.items()) if member["state"]}
+    differ = own and (topology_from(cfg).keeps_own or progress["epoch_step"])  # else all have the average
+    segment = _of_client(own if differ else {0: states[0]}, client, folder)
+    return SavedRun(cfg, state["about"], segment.get("segment", segment), state["server"]["segment"], progress["step"])
 
 
-def finished_top1(folder: Path, cfg: DictConfig) -> float | None:
-    """The last top-1 test accuracy of the run of this configuration in `folder`, None if it has not finished there."""
+def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """The lines of a kind (step, evaluation, epoch; None for all) of the metrics.jsonl of the run in `folder`."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if kind in (None, line["kind"])]
+
+
+def finished_result(folder: Path, cfg: DictConfig) -> float | None:
+    """The result of the run of this configuration in `folder`, None if it has not finished there."""
     if cfg.resume == "never" or not (summary := _summary(folder)):
         return None
     if shared(OmegaConf.load(folder / "config.yaml")) != shared(cfg):
         return None
-    return summary["test_top1"]
+    return summary[f"test_{task_from(cfg).metrics[0].name}"]
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
@@ -94,11 +105,11 @@ def _summary(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _of_client(segments: list[Any], client: int, folder: Path) -> Any:
+def _of_client(segments: dict[int, Any], client: int, folder: Path) -> Any:
     if len(segments) == 1:
-        return segments[0]  # all have the same
-    if not 0 <= client < len(segments):
-        raise UserError(f"there is no client {client} in {folder}: choose 0 to {len(segments) - 1}")
+        return next(iter(segments.values()))  # all have the same
+    if client not in segments:
+        raise UserError(f"there is no client {client} in {folder}: choose one of {', '.join(map(str, segments))}")
     return segments[client]
 
 

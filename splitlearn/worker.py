@@ -13,15 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import config, transport
 from splitlearn.checkpoints import Checkpoints
-from splitlearn.client import Client
-from splitlearn.display import Display
 from splitlearn.errors import PeerError, Stopped, UserError
-from splitlearn.membership import OpenServer
-from splitlearn.metrics import Recorder
-from splitlearn.pipeline import PipelinedClient
-from splitlearn.server import Server
-from splitlearn.transport import Patience, Place
-from splitlearn.transport import token as guard
+from splitlearn.exchange.messages import Failed
+from splitlearn.measure.display import Display
+from splitlearn.measure.recorder import Recorder
+from splitlearn.roles.client import Client
+from splitlearn.roles.server import Server
+from splitlearn.transport import Patience, Place, read_token
 
 DEFAULT_NUM_CLIENTS = 2
 
@@ -60,13 +58,13 @@ def place_from(cfg: DictConfig) -> Place | None:
 
 
 def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = None) -> float:
-    """Plays one rank's role; returns the run's last top-1 test accuracy, 0 to 1, on every rank.
+    """Plays one rank's role; returns the run's result, the first of the task's metrics, on every rank.
 
     Args:
         cfg: the checked configuration.
         place: this rank's.
         folder: where the server writes.
-        token: of this run; None takes the user's (see guard.py).
+        token: of this run; None takes the user's (see transport/token.py).
 
     Raises:
         UserError: something that the user can mend went wrong, here or on another rank.
@@ -77,7 +75,7 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
         torch.set_num_threads(cfg[role].num_threads)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_launcher()  # as local.run's ranks do
-    token = token or guard.read_token(cfg.rpc.token_file)
+    token = token or read_token(cfg.rpc.token_file)
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
         return _run_server(cfg, place, folder, patience, token)
@@ -108,8 +106,7 @@ def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience,
             " docs/reliability.md)"
         )
     recorder = Recorder(cfg, folder, display)
-    kind = OpenServer if cfg.membership.open else Server
-    server = kind(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
+    server = Server(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
     try:
         with transport.connect(place, patience, token, server):
             try:
@@ -125,13 +122,12 @@ def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes)
     with transport.connect(place, patience, token) as server:
         try:
             device = config.device_from(cfg.client.device, "client.device")
-            kind = PipelinedClient if cfg.pipeline_depth == 2 else Client
-            return kind(cfg, place.rank - 1, device, server).run()
+            return Client(cfg, place.rank - 1, device, server).run()
         except (PeerError, Stopped):
             raise
         except BaseException as error:
             try:
-                server.call("failed", _in_words(error))
+                server.call(Failed.kind, *Failed(_in_words(error)).body())
             except PeerError as answer:
                 if isinstance(error, UserError):
                     error.is_told = answer.is_told

@@ -7,8 +7,7 @@ import pytest
 import torch
 from simulation import compose
 
-import splitlearn.config
-import splitlearn.models  # noqa: F401  they register the config groups
+import splitlearn.tasks  # noqa: F401  registers the config groups
 
 
 @pytest.fixture

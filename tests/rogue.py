@@ -13,8 +13,8 @@ os.environ["TORCH_CPP_LOG_LEVEL"] = "FATAL"
 import torch
 from simulation import compose
 
-from splitlearn.client import Client
 from splitlearn.errors import Rejoin, UserError
+from splitlearn.roles.client import Client
 from splitlearn.transport import Patience, Place, connect, read_token
 
 
@@ -37,16 +37,18 @@ def main() -> None:
         client = Client(cfg, cfg.client.index, torch.device("cpu"), server)
         client.load_data()
         client.join()
-        map_shape = client.trainable.segment(next(iter(client.train_loader))[0]).shape
-        wire = client.uplink.encode(torch.randn(map_shape)).tensor
-        labels = torch.zeros(len(torch.empty(map_shape)), dtype=torch.uint8)
-        wide = client.uplink.encode(torch.randn(map_shape).double()).tensor
+        inputs, _ = client.task.to_device(next(iter(client.data.train)), client.device)
+        map_shape, codec = client.trainable.segment(inputs).shape, client.channels["smashed"].codec
+        wire = codec.encode(torch.randn(map_shape)).tensor
+        labels = torch.zeros(len(inputs), dtype=torch.uint8)
+        wide = codec.encode(torch.randn(map_shape).double()).tensor
+        about = client.data.about
         misdeeds = {
-            "hello": lambda: server.call("hello", {"config": 5}),
+            "hello": lambda: server.call("hello", 5, about, client.data.num_train, client.data.num_test),
             "a hello without a body": lambda: server.call("hello"),
             "a step of one part": lambda: server.call("step", 1),
-            "a step without labels": lambda: server.call("step", wire, None, None, False),
-            "float64": lambda: server.call("step", wide, labels, None, False),
+            "a step without labels": lambda: server.call("step", (wire, None), {}, False),
+            "float64": lambda: server.call("step", (wide, labels), {}, False),
             "weights": lambda: (client.train_batches(), server.call("weights", {"a": torch.zeros(3)}, {})),
             "a state": lambda: server.call("state", torch.zeros(3), False),
         }

@@ -9,6 +9,8 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+from splitlearn.saved import metrics  # noqa: F401  for tests, beside `summary`
+
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -90,11 +92,6 @@ def wait_for(path: Path, *texts: str, timeout_s: float = 90, times: int = 1) -> 
 def job_folders(cwd: Path) -> list[Path]:
     """The folders of all jobs that were run below `cwd`, in order."""
     return sorted(path.parent for path in cwd.rglob("metrics.jsonl"))
-
-
-def metrics(folder: Path, kind: str) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["kind"] == kind]
 
 
 def summary(folder: Path) -> dict:

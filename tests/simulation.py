@@ -4,25 +4,25 @@ import copy
 import warnings
 from collections.abc import Iterator
 
-import hydra
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
-from runs import ROOT
 from torch import nn
 
 import splitlearn
-from splitlearn import data, models
+from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
+from splitlearn.exchange import network
 from splitlearn.seeds import derive
+from splitlearn.tasks.image_classification import networks, sources
+from splitlearn.tasks.image_classification.loading import loaders
 
 State = dict[str, torch.Tensor]
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration that launch.py would get."""
-    with hydra.initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return hydra.compose("config", [*overrides, "log.tensorboard=false"])
+    """The configuration that launch.py would get, without TensorBoard's files."""
+    return composed(*overrides, "log.tensorboard=false")
 
 
 def optimizer_of(module: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
@@ -33,9 +33,9 @@ def optimizer_of(module: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
 def train_uncut(cfg: DictConfig) -> tuple[list[float], State]:
     """Losses of all steps, and the weights, of the whole network trained on the first client's samples."""
     torch.manual_seed(cfg.seed)
-    model = models.build(cfg.arch.name, 10, cfg.data.image_size)
-    train, test, _ = data.build(cfg.data, cfg.seed)
-    loader, _ = data.loaders(train, test, 0, 1, cfg)
+    model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
+    train, test, _ = sources.build(cfg.data, cfg.seed)
+    loader, _ = loaders(train, test, 0, 1, cfg)
     optimizer, losses = optimizer_of(model, cfg), []
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
     for epoch in range(1, cfg.epochs + 1):
@@ -53,10 +53,11 @@ def train_uncut(cfg: DictConfig) -> tuple[list[float], State]:
 
 def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     """Mean losses of all steps, and the weights of the client segments and the server segment."""
-    train, test, num_classes = data.build(cfg.data, cfg.seed)
+    train, test, num_classes = sources.build(cfg.data, cfg.seed)
     numbers = range(cfg.num_clients)
-    loaders = [data.loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
-    first, server, _ = models.build_segments(cfg, num_classes)
+    of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
+    built = network.build(cfg, {"num_classes": num_classes})
+    first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
     optimizers = [optimizer_of(client, cfg) for client in clients]
     server_optimizer = optimizer_of(server, cfg)
@@ -66,21 +67,33 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     ]
     uplinks = [compressor_from(cfg, "compressor") for number in numbers]
     downlinks = [compressor_from(cfg, "downlink") for number in numbers]
+    is_u_shaped = len(built.cuts) == 2
+    if is_u_shaped:  # the labels stay on the client, which has the last part too
+        features, feature_gradients = (
+            [compressor_from(cfg, key) for number in numbers] for key in ("features", "feature_gradient")
+        )
     losses = []
     for epoch in range(1, cfg.epochs + 1):
         batches_done = [0] * cfg.num_clients
-        for loader in loaders:
+        for loader in of_clients:
             loader.batch_sampler.start_at(epoch)
-        for batches in rounds(cfg, loaders):
+        for batches in rounds(cfg, of_clients):
             server_optimizer.zero_grad()
             step_losses = []
             for number, (images, labels) in batches.items():
                 batches_done[number] += 1
                 uplinks[number].seed(derive(cfg.seed, "uplink", number, epoch, batches_done[number]))
                 downlinks[number].seed(derive(cfg.seed, "downlink", number, len(losses) + 1))
-                smashed = clients[number](images)
+                smashed = clients[number][0](images)
                 decoded = splitlearn.compress(smashed, uplinks[number], downlinks[number], cfg.backward)
-                loss = F.cross_entropy(server(decoded), labels)
+                outputs = server(decoded)
+                if is_u_shaped:
+                    features[number].seed(derive(cfg.seed, "features", number, len(losses) + 1))
+                    stream = "feature_gradient", number, epoch, batches_done[number]
+                    feature_gradients[number].seed(derive(cfg.seed, *stream))
+                    outputs = splitlearn.compress(outputs, features[number], feature_gradients[number], cfg.backward)
+                    outputs = clients[number][1](outputs)
+                loss = F.cross_entropy(outputs, labels)
                 optimizers[number].zero_grad()
                 loss.backward()
                 step_losses.append(loss.item())

@@ -10,7 +10,7 @@ from torch import nn
 from splitlearn import config
 from splitlearn.compressors import REGISTRY
 from splitlearn.errors import UserError
-from splitlearn.training import Trainable
+from splitlearn.segments.trainable import Trainable
 
 CONF = ROOT / "conf"
 CHOICES = sorted(
@@ -97,6 +97,15 @@ def test_compressor_passes_check(name, group, key):
     assert compressor == REGISTRY[name]()
 
 
+@pytest.mark.parametrize("key", ["features", "feature_gradient"])
+@pytest.mark.parametrize("name", REGISTRY)
+def test_compressor_of_an_exchanges_own_channels_passes_check(name, key):
+    cfg = compose("exchange=u_shaped", f"compressor@{key}={name}")
+    config.check(cfg)
+    assert config.compressor_from(cfg, key) == REGISTRY[name]()
+    assert key not in compose()
+
+
 def test_compressor_takes_its_options_from_its_own_group():
     cfg = compose("compressor.bits=5", "compressor@downlink=ms", "downlink.ratio=0.5")
     uplink, downlink = config.compressor_from(cfg, "compressor"), config.compressor_from(cfg, "downlink")
@@ -164,7 +173,7 @@ def test_held_out_part_must_be_a_part():
     "overrides, match",
     [
         (["num_clients=2", "membership.quorum=3"], r"^membership\.quorum=3 is more than num_clients=2"),
-        (["membership.open=true", "topology=sequential"], r"^membership\.open=true .* topology\.average=epoch"),
+        (["membership.open=true", "topology=sequential"], r"^membership\.open=true .* use topology=parallel"),
         (["membership.open=true", "topology.average=step"], r"^membership\.open=true .* topology\.average=epoch"),
     ],
 )
@@ -176,6 +185,12 @@ def test_membership_that_cannot_work_is_named(overrides, match):
 def test_mistake_in_downlink_is_named():
     with pytest.raises(UserError, match=r"^downlink\.ratio=1\.0 is out of range"):
         config.check(compose("compressor@downlink=sp", "downlink.ratio=1"))
+
+
+@pytest.mark.parametrize("key", ["features", "feature_gradient"])
+def test_mistake_in_an_exchanges_own_channels_is_named(key):
+    with pytest.raises(UserError, match=rf"^{key}\.ratio=1\.0 is out of range"):
+        config.check(compose("exchange=u_shaped", f"compressor@{key}=sp", f"{key}.ratio=1"))
 
 
 @pytest.mark.parametrize(
@@ -238,6 +253,7 @@ def test_shared_leaves_out_each_ranks_own_keys():
         "compressor@downlink=qu",
         "optimizer.lr=0.3",
         "topology=sequential",
+        "exchange=u_shaped",
         "evaluate.every=2",
         "num_clients=3",
     ],

@@ -36,10 +36,26 @@ def assert_equal(found, expected):
     ],
 )
 def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_path):
+    assert_trains_the_uncut_model(tmp_path, f"arch={arch}", f"cut={cut}")
+
+
+@pytest.mark.parametrize(
+    ("arch", "cut"),
+    [
+        ("convnet", "[block1,pool]"),
+        pytest.param("resnet18", "shallow", marks=pytest.mark.slow),
+        pytest.param("convnet", "medium", marks=pytest.mark.slow),
+        pytest.param("resnet18", "[layer1.0,layer4]", marks=pytest.mark.slow),
+        *(pytest.param("vgg19", cut, marks=pytest.mark.slow) for cut in ("shallow", "deep", "[features.25,avgpool]")),
+    ],
+)
+def test_so_does_one_that_keeps_its_labels(arch, cut, tmp_path):
+    assert_trains_the_uncut_model(tmp_path, "exchange=u_shaped", f"arch={arch}", f"cut={cut}")
+
+
+def assert_trains_the_uncut_model(tmp_path, *overrides):
     samples = "data.max_train_samples=21"  # 3 steps an epoch, the last of 5 samples
-    cfg = compose(
-        f"arch={arch}", f"cut={cut}", "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL
-    )
+    cfg = compose(*overrides, "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL)
     losses, (client,), server = run(cfg, tmp_path)
     expected_losses, expected_state = train_uncut(cfg)
     assert len(losses) == 6 and losses == expected_losses
@@ -58,6 +74,10 @@ def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_pa
         ["compressor=qu", "topology=sequential", "compressor@downlink=rt"],
         ["compressor=ms", "topology=sequential", "partition=dirichlet"],
         ["compressor=ms", "topology.average=step", "partition=dirichlet"],
+        ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
+        ["exchange=u_shaped", "cut=[block1,pool]", "backward=gated", "topology=sequential", "compressor@features=rt"],
+        ["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"],
+        ["exchange=u_shaped", "topology.average=never", "partition=dirichlet"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )

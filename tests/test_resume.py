@@ -12,10 +12,11 @@ from runs import LAUNCH, TINY, children, job_folders, left_over, metrics, run, s
 from simulation import compose
 
 from splitlearn import checkpoints, local
-from splitlearn.display import Display
 from splitlearn.errors import UserError
-from splitlearn.metrics import Recorder
-from splitlearn.server import Server
+from splitlearn.measure.display import Display
+from splitlearn.measure.recorder import Recorder
+from splitlearn.roles.progress import Progress
+from splitlearn.roles.server import Server
 
 SMALL = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "data.max_test_samples=9", "seed=3"]
 OFTEN = ["checkpoint.every_steps=1", "checkpoint.keep=1000"]
@@ -174,10 +175,11 @@ def test_where_none_is_whole_nothing_is_deleted_and_the_run_does_not_start_over(
     recorder = Recorder(cfg, kept.folder.parent, Display())
     server = Server(cfg, torch.device("cpu"), recorder, kept)
     with pytest.raises(UserError, match=r"no checkpoint of the run is whole .*3.pt: torn .*2.pt: .*resume=never$"):
-        server.find_checkpoint()
+        server.runstate.find()
     assert len(list(kept.folder.iterdir())) == 2
     cfg.resume = "never"
-    assert server.find_checkpoint() is None and not list(kept.folder.iterdir())
+    server.runstate.find()
+    assert server.progress == Progress() and not list(kept.folder.iterdir())
     recorder.close()
 
 

@@ -27,9 +27,9 @@ def trained(tmp_path_factory):
 def test_the_uncut_network_predicts_what_the_segments_do(trained):
     run = saved.load(trained)
     images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    client, server = run.segments()
+    built = run.network()
     with torch.no_grad():
-        assert torch.equal(run.model()(images), server(client(images)))
+        assert torch.equal(run.model()(images), built.server(built.client(images)))
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -48,10 +48,11 @@ def test_an_export_loads_into_the_uncut_network(trained, suffix, run_here, tmp_p
 def test_evaluation_repeats_the_runs_own(trained, run_here):
     status, out = run_here(EVALUATE, str(trained))
     assert status == 0
-    ms, none = (cells(line) for line in out.splitlines() if line.startswith(("| ms", "| none")))
-    assert ms[1] == f"{summary(trained)['test_top1']:.2%}"
-    assert float(ms[3]) == pytest.approx(summary(trained)["test_loss"], abs=2e-2)  # other batches
-    assert float(none[4].replace(",", "")) > 10 * float(ms[4].replace(",", ""))
+    ms, none = (cells(line) for line in out.splitlines() if line.startswith(("| as conf", "| no comp")))
+    found = summary(trained)
+    assert ms[1] == found["uplink"]["compressor"] and none[1] == "none"
+    assert ms[2:5] == [f"{found['test_top1']:.2%}", f"{found['test_top5']:.2%}", f"{found['test_loss']:.4f}"]
+    assert float(none[5].replace(",", "")) > 10 * float(ms[5].replace(",", ""))
 
 
 def test_a_run_that_has_not_finished_gives_its_last_checkpoint(trained, tmp_path):
@@ -71,8 +72,8 @@ def test_a_run_whose_clients_come_and_go_gives_their_average(trained, tmp_path):
     (tmp_path / "config.yaml").write_text((trained / "config.yaml").read_text())
     kept = Checkpoints(trained / "checkpoints", keep=1).latest()
     (tmp_path / "checkpoints").mkdir()
-    average = kept["clients"][0].get("segment", kept["clients"][0])
-    write(tmp_path / "checkpoints" / "step-000000003.pt", {**kept, "clients": {"average": average, "members": {}}})
+    (average,) = kept["clients"]["states"]
+    write(tmp_path / "checkpoints" / "step-000000003.pt", {**kept, "clients": {"states": [average], "members": {}}})
     assert saved.load(tmp_path).client.keys() == saved.load(trained).client.keys()
 
 
@@ -80,9 +81,9 @@ def test_a_run_whose_clients_come_and_go_gives_their_average(trained, tmp_path):
 def test_a_torn_summary_is_that_of_a_run_that_has_not_finished(content, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     cfg = OmegaConf.load(trained / "config.yaml")
-    assert saved.finished_top1(tmp_path / "run", cfg) == summary(trained)["test_top1"]
+    assert saved.finished_result(tmp_path / "run", cfg) == summary(trained)["test_top1"]
     (tmp_path / "run" / "summary.json").write_text(content)
-    assert saved.finished_top1(tmp_path / "run", cfg) is None
+    assert saved.finished_result(tmp_path / "run", cfg) is None
     assert saved.load(tmp_path / "run").step == 3
 
 
@@ -94,8 +95,8 @@ def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):
         OmegaConf.save(cfg, tmp_path / "run" / "config.yaml")
         status, out = run_here(EVALUATE, str(tmp_path / "run"))
         assert status == 0
-        (none,) = (cells(line) for line in out.splitlines() if line.startswith("| none"))
-        sizes.append(int(none[4].replace(",", "")))
+        (none,) = (cells(line) for line in out.splitlines() if line.startswith("| no comp"))
+        sizes.append(int(none[5].replace(",", "")))
     assert sizes[0] == sizes[2] == pytest.approx(2 * sizes[1], rel=0.01)
 
 

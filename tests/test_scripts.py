@@ -1,4 +1,4 @@
-"""The scripts, made small."""
+"""The measurements, made small."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import sys
 import pytest
 from runs import ROOT, TINY, run
 
-SCRIPTS = ROOT / "scripts"
+BENCHMARKS = ROOT / "scripts" / "benchmarks"
 
 
 def cells(line: str) -> list[str]:
@@ -17,7 +17,7 @@ def cells(line: str) -> list[str]:
 
 def test_compare_compressors(run_here):
     status, out = run_here(
-        SCRIPTS / "compare_compressors.py", "--compressors", "none", "ms+ms", "--seeds", "0", "--", *TINY
+        BENCHMARKS / "compare_compressors.py", "--compressors", "none", "ms+ms", "--seeds", "0", "--", *TINY
     )
     assert status == 0, out
     none, ms = (cells(line) for line in out.splitlines() if line.startswith(("| none", "| ms")))
@@ -27,7 +27,7 @@ def test_compare_compressors(run_here):
 
 
 def test_bench_step(run_here):
-    status, out = run_here(SCRIPTS / "bench_step.py", "--rounds", "1", "--", *TINY, "epochs=2")
+    status, out = run_here(BENCHMARKS / "bench_step.py", "--rounds", "1", "--", *TINY, "epochs=2")
     assert status == 0, out
     rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
     assert rows["uncut, one process"][1] == "1.00"
@@ -37,7 +37,7 @@ def test_bench_step(run_here):
 
 
 def test_bench_client(run_here):
-    status, out = run_here(SCRIPTS / "bench_client.py", "--rounds", "1", "--", "batch_size=4")
+    status, out = run_here(BENCHMARKS / "bench_client.py", "--rounds", "1", "--", "batch_size=4")
     assert status == 0, out
     rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
     compute, encode, decode, share = (float(cell.removesuffix(" %")) for cell in rows["ms_best + ms_best"])
@@ -46,7 +46,7 @@ def test_bench_client(run_here):
 
 @pytest.mark.slow
 def test_chaos(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "chaos.py"), "--moments", "3", "--epochs", "8"]
+    command = [sys.executable, str(BENCHMARKS / "chaos.py"), "--moments", "3", "--epochs", "8"]
     status, out = run(command, tmp_path, timeout_s=300)
     assert status == 0, out
     moments = [cells(line) for line in out.splitlines() if line.startswith(("| kill", "| stop"))]
@@ -54,7 +54,7 @@ def test_chaos(tmp_path):
 
 
 def test_bench_reliability(run_here):
-    status, out = run_here(SCRIPTS / "bench_reliability.py", "--rounds", "1", "--every", "1", *TINY, "epochs=2")
+    status, out = run_here(BENCHMARKS / "bench_reliability.py", "--rounds", "1", "--every", "1", *TINY, "epochs=2")
     assert status == 0, out
     rows = [cells(line) for line in out.splitlines() if line.startswith(("| without", "| one", "| checks"))]
     assert len(rows) == 3 and all(float(row[1]) > 0 for row in rows)
@@ -63,7 +63,7 @@ def test_bench_reliability(run_here):
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root and iproute2")
 def test_measure_wire(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "measure_wire.py"), "--compressors", "none", "ms"]
+    command = [sys.executable, str(BENCHMARKS / "measure_wire.py"), "--compressors", "none", "ms"]
     status, out = run(command, tmp_path, timeout_s=300)
     assert status == 0, out
     (ms,) = (cells(line) for line in out.splitlines() if line.startswith("| ms"))
@@ -73,7 +73,7 @@ def test_measure_wire(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("tc"), reason="needs root and iproute2")
 def test_emulate_link(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "emulate_link.py"), "--rate", "20", "--clients", "1", "--", *TINY]
+    command = [sys.executable, str(BENCHMARKS / "emulate_link.py"), "--rate", "20", "--clients", "1", "--", *TINY]
     status, out = run([*command, "epochs=1", "hydra.run.dir=run"], tmp_path)
     if "does not let root make them" in out:
         pytest.skip(out)
@@ -86,7 +86,7 @@ def test_emulate_link(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("tc"), reason="needs root and iproute2")
 def test_bench_overlap(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "bench_overlap.py"), "--rate", "5"]
+    command = [sys.executable, str(BENCHMARKS / "bench_overlap.py"), "--rate", "5"]
     status, out = run([*command, "--", "data.max_train_samples=128", "compressor=none"], tmp_path, timeout_s=290)
     if "does not let root make them" in out:
         pytest.skip(out)
@@ -99,7 +99,7 @@ def test_bench_overlap(tmp_path):
 
 @pytest.mark.slow
 def test_compression_error(tmp_path, run_here):
-    status, out = run_here(SCRIPTS / "compression_error.py", "--epochs", "1", "--samples", "128", "--out", "error")
+    status, out = run_here(BENCHMARKS / "compression_error.py", "--epochs", "1", "--samples", "128", "--out", "error")
     assert status == 0, out
     lines = (tmp_path / "error.md").read_text().split("###")[1].splitlines()
     rows = {row[0]: row[1:] for line in lines if line.startswith("| ") for row in [cells(line)]}
@@ -112,7 +112,7 @@ def test_compression_error(tmp_path, run_here):
 
 @pytest.mark.slow
 def test_bench_codec(run_here):
-    status, out = run_here(SCRIPTS / "bench_codec.py", "--quick", "--threads", "1", "--seconds", "0.01")
+    status, out = run_here(BENCHMARKS / "bench_codec.py", "--quick", "--threads", "1", "--seconds", "0.01")
     assert status == 0, out
     savings = [float(line.split()[-1]) for line in out.splitlines() if line.startswith(" ms ratio=0.99 bits=2  ")]
     assert savings == [13.79, 13.79]  # of noise, and of a trained network's map
@@ -120,7 +120,7 @@ def test_bench_codec(run_here):
 
 @pytest.mark.slow
 def test_error_feedback(run_here):
-    status, out = run_here(SCRIPTS / "error_feedback.py", "--epochs", "1", "--seeds", "0")
+    status, out = run_here(BENCHMARKS / "error_feedback.py", "--epochs", "1", "--seeds", "0")
     assert status == 0, out
     rows = [cells(line) for line in out.splitlines() if line.startswith(("| none", "| ms", "| sp"))]
     assert len(rows) == 10 and rows[0][2:4] == ["0.000", "1.000"]
@@ -129,13 +129,13 @@ def test_error_feedback(run_here):
 
 @pytest.mark.slow
 def test_soak(tmp_path):
-    command = [sys.executable, str(SCRIPTS / "soak.py"), "--steps", "300", "--clients", "2", "--crash-every", "15"]
+    command = [sys.executable, str(BENCHMARKS / "soak.py"), "--steps", "300", "--clients", "2", "--crash-every", "15"]
     status, out = run(command, tmp_path, timeout_s=290)
     assert status == 0 and "the server gains" in out, out
 
 
 def test_scaling(run_here):
-    status, out = run_here(SCRIPTS / "scaling.py", "--clients", "1", "2", "--rounds", "1")
+    status, out = run_here(BENCHMARKS / "scaling.py", "--clients", "1", "2", "--rounds", "1")
     assert status == 0, out
     rows = [cells(line) for line in out.splitlines() if line.startswith(("| 1 ", "| 2 "))]
     assert len(rows) == 2

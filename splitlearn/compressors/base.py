@@ -29,6 +29,9 @@ def register(name: str):
     """Class decorator: makes a dataclass of `cls` and offers it as `compressor=name`."""
 
     def add(cls: type[Compressor]) -> type[Compressor]:
+        for old, new in {"sections": "to_sections", "restore": "from_sections"}.items():
+            if old in vars(cls):
+                raise TypeError(f"{cls.__name__}.{old} is called {new} since version 0.2: rename it")
         cls = dataclasses.dataclass(cls)
         taken = {other.codec: other for other in REGISTRY.values()}
         if cls.codec in taken:
@@ -48,7 +51,7 @@ def offer(name: str, cls: type[Compressor], **options) -> None:
 
 @dataclasses.dataclass
 class Compressor:
-    """Base of the compressors. A subclass has a `codec` number and implements `sections`, `restore` and `formula_bits`.
+    """Base of the compressors. A subclass has a `codec` number, `to_sections`, `from_sections` and `formula_bits`.
 
     Decoding gives back the shape and dtype that were encoded. Encoding works on any device and the bytes do not
     depend on it; only the payload crosses to the CPU.
@@ -60,17 +63,17 @@ class Compressor:
 
     codec: ClassVar[int]
     name: ClassVar[str]
-    checks_itself: ClassVar[bool] = False  # `sections` calls check_finite, on numbers that it needs anyway
+    checks_itself: ClassVar[bool] = False  # `to_sections` calls check_finite, on numbers that it needs anyway
     lossless: str = dataclasses.field(default="none", kw_only=True)
 
     def __post_init__(self):
         check_choice("lossless", self.lossless, ("none", "zstd"))
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         """Sections (contiguous tensors, wide items first) and up to six parameter bytes for `x`, contiguous."""
         raise NotImplementedError
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         """The decoded tensor, of payload.numel elements. `sections` are the payload's, on the device to decode on.
 
         They may be any bytes, and the shape any shape: `check_lengths` comes before anything is allocated.
@@ -117,7 +120,7 @@ class Compressor:
         x = x.detach().contiguous()
         if not self.checks_itself:
             check_finite(x)
-        sections, params = self.sections(x)
+        sections, params = self.to_sections(x)
         zstd_mask = 0
         if self.lossless == "zstd":
             for i, section in enumerate(sections):
@@ -162,7 +165,7 @@ class Compressor:
             (zstd.decompress(section, limit) if payload.zstd_mask >> i & 1 else section).to(device)
             for i, section in enumerate(payload.sections)
         ]
-        return self.restore(sections, payload).view(payload.shape)
+        return self.from_sections(sections, payload).view(payload.shape)
 
 
 def check_finite(x: Tensor, witness: float | None = None) -> None:

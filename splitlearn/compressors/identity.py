@@ -9,6 +9,8 @@ from splitlearn.compressors.base import Compressor, check_lengths, register
 from splitlearn.compressors.payload import Payload
 from splitlearn.kernels.sections import view_as
 
+ALIGNMENT = 64  # bytes, as torch allocates
+
 
 @register("none")
 class Identity(Compressor):
@@ -16,12 +18,14 @@ class Identity(Compressor):
 
     codec: ClassVar[int] = 0
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         return [x], ()
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         check_lengths(sections, payload.numel * payload.dtype.itemsize)
-        return view_as(sections[0], payload.dtype)
+        values = view_as(sections[0], payload.dtype)
+        # Where memory is not aligned, kernels sum in another order: numbers would depend on where the payload lies.
+        return values if values.data_ptr() % ALIGNMENT == 0 else values.clone()
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return value_bits * prod(shape)

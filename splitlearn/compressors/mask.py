@@ -87,7 +87,7 @@ class MaskSparsifier(Compressor):
 
     # Encoding
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         rows = self._rows(x)
         lowest = rows.amin().item()
         check_finite(x, lowest)  # NaN and -Inf
@@ -135,7 +135,7 @@ class MaskSparsifier(Compressor):
 
     # Decoding
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits, signed, *_ = payload.params
         num_rows, _ = layout(payload.shape, self.scope)
         num_values = 2 if self.values == "uint8" else 1

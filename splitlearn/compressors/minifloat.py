@@ -70,7 +70,7 @@ class Minifloat(Compressor):
         fractions = torch.arange(2**self.mantissa_bits, dtype=torch.float64) / 2**self.mantissa_bits
         return (((exponents > 0) + fractions) * 2.0 ** (exponents.clamp(min=1) - self._bias)).view(-1)
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         scale = self._scale(x)
         codes = pack_spans(self._codes(x.view(-1), scale), x.numel(), self._bits, x.device)
         return [scale, codes], (self.exponent_bits, self.mantissa_bits)
@@ -101,7 +101,7 @@ class Minifloat(Compressor):
             codes = power.sub_(lowest).bitwise_right_shift_(shift).add_(here.to(whole)).clamp_(max=top_code)
             yield codes.add_(negative, alpha=top_code + 1).to(torch.uint8)
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         exponent_bits, mantissa_bits, *_ = payload.params
         if (exponent_bits, mantissa_bits) != (self.exponent_bits, self.mantissa_bits):
             raise PayloadError(

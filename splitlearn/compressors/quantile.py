@@ -44,7 +44,7 @@ class NormalQuantizer(Compressor):
         check_range("bits", self.bits, 1, 8)
         check_choice("scope", self.scope, ("batch", "sample"))
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         scales = largest_magnitudes(x, self.scope).to(torch.promote_types(x.dtype, torch.float32))
         codes = pack_spans(self._codes(x, scales), x.numel(), self.bits, x.device)
         return [scales, codes], (self.bits, SCOPES.index(self.scope))
@@ -62,7 +62,7 @@ class NormalQuantizer(Compressor):
             here = shares[:size].copy_(x[span]).div_(per_value(scales, row_length, span))
             yield torch.bucketize(here, middles, out_int32=True, out=codes[:size]).to(torch.uint8)
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         check_bits_and_scope(payload.params, self.bits, self.scope, "scales")
         dtype = torch.promote_types(payload.dtype, torch.float32)
         num_groups, row_length = layout(payload.shape, self.scope)

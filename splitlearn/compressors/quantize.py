@@ -51,7 +51,7 @@ class UniformQuantizer(Compressor):
     def for_evaluation(self) -> Compressor:
         return self if self.rounding == "nearest" else dataclasses.replace(self, rounding="nearest")
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         low_high = ends(x, self.scope).to(torch.promote_types(x.dtype, torch.float32))
         if x.dtype == torch.float64:  # whose range must be a number too
             limit = torch.finfo(x.dtype).max / 4
@@ -82,7 +82,7 @@ class UniformQuantizer(Compressor):
         down = steps.floor()
         return down.add_(draws < steps.sub_(down))
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         check_bits_and_scope(payload.params, self.bits, self.scope, "ranges")
         dtype = torch.promote_types(payload.dtype, torch.float32)
         num_groups, row_length = layout(payload.shape, self.scope)

@@ -49,7 +49,7 @@ class TopKSparsifier(Compressor):
         """Ascending positions of the values that are kept of `x` (d,)."""
         return largest(x.unsqueeze(0), num_kept(self.ratio, x.numel()), by_magnitude=True)[0]
 
-    def sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
+    def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         x = x.view(-1)
         positions = self.positions(x)
         if _bitmap_is_smaller(positions.numel(), x.numel()):
@@ -57,7 +57,7 @@ class TopKSparsifier(Compressor):
             return [x.index_select(0, positions), bitmap], (BITMAP,)
         return [x.index_select(0, positions), positions.to(torch.int32)], (INDICES,)
 
-    def restore(self, sections: list[Tensor], payload: Payload) -> Tensor:
+    def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         numel = payload.numel
         k = num_kept(self.ratio, numel)
         kind = BITMAP if _bitmap_is_smaller(k, numel) else INDICES

@@ -8,7 +8,7 @@ from splitlearn.kernels.sections import view_as
 
 VALUES = ("full", "bf16", "fp16", "uint8")
 SHORT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-LEVELS = 255
+STEPS = 255
 
 
 def bits_of(values: str, full_bits: int) -> int:
@@ -26,7 +26,7 @@ def pack_values(tops: Tensor, values: str) -> list[Tensor]:
         limit = torch.finfo(torch.float32).max
         ends = torch.stack(magnitudes.aminmax()).clamp_(max=limit).float()
         low, step = _grid(ends)
-        steps = (magnitudes - low).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, LEVELS)
+        steps = (magnitudes - low).div_(torch.where(step > 0, step, 1)).round_().clamp_(0, STEPS)
         return [ends, steps.to(torch.uint8)]
     return [_clamped(tops, SHORT_DTYPES[values])]
 
@@ -57,4 +57,4 @@ def _clamped(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _grid(ends: Tensor) -> tuple[Tensor, Tensor]:
-    return ends[0], (ends[1] - ends[0]) / LEVELS
+    return ends[0], (ends[1] - ends[0]) / STEPS

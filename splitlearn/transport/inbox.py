@@ -90,7 +90,9 @@ class Inbox:
                 latest.fail(why)  # or it would wait for ever; nothing where it is answered
             self._latest[client] = request
             if kind == "failed" and not self.is_open:
-                self._failure = self._failure or f"client {client} stopped: {body[0]}"
+                self._failure = (
+                    self._failure or f"client {client} stopped: {body[0] if body else 'it does not say why'}"
+                )
             if self._closed:
                 request.fail(self._failure)
             self.changed.notify_all()

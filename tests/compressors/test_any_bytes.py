@@ -139,7 +139,7 @@ def test_a_huge_shape_is_refused_without_memory_for_it(name, dims):
 
 
 def test_the_fuzz_script():
-    command = [sys.executable, str(ROOT / "scripts" / "fuzz_payloads.py"), "--count", "2000"]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmarks" / "fuzz_payloads.py"), "--count", "2000"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "anything else: 0" in result.stdout

@@ -1,0 +1,10 @@
+"""What the measurements share with the scripts above them."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from tables import ROOT, markdown, saving_both_ways
+
+__all__ = ["ROOT", "markdown", "saving_both_ways"]

@@ -1,0 +1,28 @@
+"""What the scripts share: where the project is, and Markdown tables."""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # so that they run from a clone that is not installed
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table whose columns are aligned in plain text too: the first to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        first, *others = (
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "| " + " | ".join([first, *others]) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
+    return "\n".join([line(header), rule, *map(line, rows)])
+
+
+def saving_both_ways(summary: dict) -> float:
+    """Of a run's summary.json: bytes of the tensors of all channels, both ways, over those that were sent."""
+    channels = [one for one in summary.values() if isinstance(one, dict) and "uncompressed_bytes" in one]
+    return sum(one["uncompressed_bytes"] for one in channels) / sum(one["bytes"] for one in channels)

@@ -1,0 +1,106 @@
+"""What the ranks of a run have agreed on, as far as it can be seen in a message: tensors' names, shapes and dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from splitlearn.tasks import Task
+
+PLAIN = (str, int, float, bool, type(None))
+
+
+class Unfit(Exception):
+    """What is wrong with a message."""
+
+
+class Agreement:
+    """Checks what arrives against the run's configuration and, once they are known, the segments.
+
+    Args:
+        cfg: of the run.
+        task: what is learned.
+        channels: of the exchange, by name.
+    """
+
+    def __init__(self, cfg: DictConfig, task: Task, channels: dict[str, Any]):
+        self.cfg, self.task, self.channels = cfg, task, channels
+        self.max_samples = cfg.batch_size
+        self.may_skip = cfg.nonfinite == "skip"
+        self.about: dict[str, int] | None = None
+
+    def know(self, client_segment: nn.Module, about: dict[str, int]) -> None:
+        """The network is built."""
+        self.about = about
+        self.segment = {name: like(tensor) for name, tensor in client_segment.state_dict().items()}
+        self.gradients = [like(parameter) for parameter in client_segment.parameters()]
+        self.optimizer = optimizer_state(client_segment, self.cfg)
+
+    def check_about(self, about: Any) -> None:
+        try:
+            self.task.check_about(about)
+        except ValueError as error:
+            raise Unfit(str(error)) from None
+
+    def check_gradients(self, gradients: Any) -> None:
+        if not isinstance(gradients, list) or len(gradients) != len(self.gradients):
+            raise Unfit(f"it has no list of {len(self.gradients)} gradients")
+        if not all(map(is_like, gradients, self.gradients)):
+            raise Unfit("its gradients do not have the shapes and dtypes of the client segment's parameters")
+
+    def check_segment(self, state: Any) -> None:
+        if not isinstance(state, dict) or state.keys() != self.segment.keys():
+            raise Unfit("its weights do not have the names of the client segment's")
+        for name, expected in self.segment.items():
+            if not is_like(state[name], expected):
+                raise Unfit(f"{name} is no {expected[1]} tensor of shape {tuple(expected[0])}")
+
+    def check_trainable(self, state: Any) -> None:
+        if not isinstance(state, dict) or state.keys() != {"segment", "optimizer"}:
+            raise Unfit("it does not hold a segment and an optimizer's state")
+        self.check_segment(state["segment"])
+        kept = state["optimizer"]
+        if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet
+            raise Unfit("its optimizer's state is not one of the client segment's parameters")
+        for index, values in kept.items():
+            expected = self.optimizer[index]
+            if not isinstance(values, dict) or values.keys() != expected.keys():
+                raise Unfit(f"its optimizer does not keep {', '.join(expected)} for parameter {index}")
+            if not all(is_like(values[name], expected[name]) for name in expected):
+                raise Unfit(f"what its optimizer keeps for parameter {index} has other shapes or dtypes")
+
+
+def like(value: Any) -> Any:
+    """What `is_like` compares with: a tensor's shape and dtype, or another value's type."""
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else type(value)
+
+
+def is_like(value: Any, expected: Any) -> bool:
+    """Whether it is a plain tensor on the CPU of this shape and dtype, or a value of this type."""
+    if not isinstance(value, Tensor):
+        return type(value) is expected
+    is_as_sent = value.device.type == "cpu" and value.layout == torch.strided and not value.requires_grad
+    return is_as_sent and (value.shape, value.dtype) == expected
+
+
+def is_plain(value: Any, depth: int = 8) -> bool:
+    """Whether it is a word, a number, or lists and dicts of these."""
+    if isinstance(value, (list, dict)) and depth:
+        items = value if isinstance(value, list) else [*value.keys(), *value.values()]
+        return all(is_plain(item, depth - 1) for item in items)
+    return type(value) in PLAIN
+
+
+def optimizer_state(segment: nn.Module, cfg: DictConfig) -> dict[int, dict[str, Any]]:
+    """What the optimizer keeps of each parameter (see `like`), found by a step of its own on as many zeros."""
+    parameters = [nn.Parameter(torch.zeros_like(parameter)) for parameter in segment.parameters()]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer = instantiate(cfg.optimizer, parameters, _convert_="all")
+    optimizer.step()
+    state = optimizer.state_dict()["state"]
+    return {index: {name: like(value) for name, value in kept.items()} for index, kept in state.items()}

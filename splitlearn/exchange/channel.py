@@ -1,0 +1,104 @@
+"""A channel: one kind of tensor that goes one way over a cut, with its codec, its random stream, and what it costs.
+
+An exchange says which channels it has (`ChannelSpec`), and the configuration which codec each one has. What goes over
+them for one batch is its `Passage` (see passage.py), which keeps one `Transfer` for every payload.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splitlearn.compressors import Compressor, Payload
+from splitlearn.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class ChannelSpec:
+    """What an exchange says of one of its channels.
+
+    Attributes:
+        name: as the exchange calls it; bytes of an epoch are reported as <name>_<way>_bytes.
+        way: "up", from client to server, or "down".
+        title: for people.
+        config: the config key of its codec.
+        key: what it is called in the steps and the summary of a run's metrics; names its random stream.
+        cut: which cut it crosses, from 0.
+        back: name of the channel that the gradient of what it carries comes back on; None for a gradient.
+    """
+
+    name: str
+    way: str
+    title: str
+    config: str
+    key: str
+    cut: int = 0
+    back: str | None = None
+
+    @property
+    def traffic(self) -> str:
+        return f"{self.name}_{self.way}"
+
+
+@dataclass
+class Transfer:
+    """One payload on a channel.
+
+    Attributes:
+        channel: its name.
+        num_bytes: that were sent.
+        raw_bytes: of the tensor in memory.
+        formula_bits: by the codec's formula, without header.
+        error: ‖decoded - original‖₂ / ‖original‖₂, where it was measured.
+    """
+
+    channel: str
+    num_bytes: int
+    raw_bytes: int
+    formula_bits: float
+    error: float | None = None
+
+
+class Channel:
+    """A channel of a run.
+
+    Args:
+        spec: what the exchange says of it.
+        codec: in training.
+        evaluation_codec: in evaluation.
+        gated: see layer.py.
+        seed: of the run.
+
+    Attributes:
+        shape: of one sample's tensor, as the cut gives it; set once the network is known.
+        dtypes: that a tensor may be of.
+    """
+
+    def __init__(self, spec: ChannelSpec, codec: Compressor, evaluation_codec: Compressor, gated: bool, seed: int):
+        self.spec, self.codec, self.evaluation_codec, self.gated, self.seed = spec, codec, evaluation_codec, gated, seed
+        self.shape: tuple[int, ...] = ()
+        self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+
+    def expected(self, payload: Payload, num_samples: int) -> tuple[torch.Size, torch.dtype]:
+        """What a tensor of `num_samples` samples has to be like."""
+        return torch.Size((num_samples, *self.shape)), payload.dtype if payload.dtype in self.dtypes else self.dtypes[0]
+
+
+def relative_error(decoded: Tensor, original: Tensor) -> float:
+    """‖decoded - original‖₂ / ‖original‖₂; 0 for a zero original that was decoded exactly."""
+    decoded, original = decoded.detach().double(), original.detach().double()
+    norm = original.norm()
+    error = (decoded - original).norm()
+    return (error / norm).item() if norm > 0 else float(error > 0)
+
+
+def require_finite(loss: Tensor) -> Tensor:
+    """
+    Raises:
+        NonFiniteError: the loss is NaN or Inf.
+    """
+    if not loss.isfinite():
+        raise NonFiniteError(f"its loss is {loss.item()}")
+    return loss

@@ -1,0 +1,137 @@
+"""What an exchange is: both halves of a step, as generators that do no I/O.
+
+A half yields what it sends and is given what comes back; the client's begins, the server's is begun with `yield`:
+
+    client:   message ──yield──►  ... answer = yield message ...          return
+    server:   step = yield        ... yield answer                        return Outcome
+
+Who drives them is not their business: over RPC one does on each side (roles/), in one process `converse` does both, and
+a client that computes ahead starts one half before it has finished the one before. A half draws its random numbers,
+codes its tensors and books its bytes through the `Passage` that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from splitlearn.compressors import Identity
+from splitlearn.config import compressor_from
+from splitlearn.exchange.channel import Channel, ChannelSpec
+from splitlearn.exchange.parts import Part
+from splitlearn.exchange.passage import Passage
+from splitlearn.segments.parts import Parts
+from splitlearn.tasks import Task
+
+if TYPE_CHECKING:
+    from splitlearn.exchange.network import Network
+
+
+@dataclass
+class Outcome:
+    """What one batch came to.
+
+    Attributes:
+        num_samples: in it.
+        sums: over its samples: {"loss": …, and metrics by name}.
+        loss: the mean, as it was computed; None in evaluation.
+    """
+
+    num_samples: int
+    sums: dict[str, float] = field(default_factory=dict)
+    loss: float | None = None
+
+
+ClientHalf = Generator[Part, Part, None]
+ServerHalf = Generator[Part | None, Part, Outcome]
+
+
+class Exchange:
+    """Base of the exchanges.
+
+    Attributes:
+        name: for people.
+        channels: what crosses.
+        rounds: of a training step: what the client sends, and what it is answered, one pair a round trip.
+        evaluation_rounds: the same of a batch of test samples.
+    """
+
+    name: ClassVar[str]
+    channels: ClassVar[tuple[ChannelSpec, ...]]
+    rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
+    evaluation_rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
+
+    def cuts(self, cfg: DictConfig) -> list[str]:
+        """Where the network is cut, as `cut` names it; the client holds the first part, the server the next."""
+        return [cfg.cut]
+
+    def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:
+        """The client's half of a training step: leaves gradients in its parts' parameters."""
+        raise NotImplementedError
+
+    def server(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
+        """The server's half of a training step: adds to the gradients of its parts' parameters."""
+        raise NotImplementedError
+
+    def client_evaluation(
+        self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor
+    ) -> ClientHalf:
+        """The client's half of a batch of test samples."""
+        raise NotImplementedError
+
+    def server_evaluation(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
+        """The server's half of a batch of test samples."""
+        raise NotImplementedError
+
+
+def exchange_from(cfg: DictConfig) -> Exchange:
+    """The exchange that the config group `exchange` describes; labels_up in configurations that are older than it."""
+    return instantiate(cfg.exchange if "exchange" in cfg else {"_target_": "splitlearn.exchange.labels_up.LabelsUp"})
+
+
+def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
+    """An exchange's channels, by name, with codecs of their own, as the configuration says."""
+    channels = {}
+    for spec in exchange.channels:
+        codec = compressor_from(cfg, spec.config)
+        evaluation_codec = codec.for_evaluation() if cfg.evaluate.compressed else Identity()
+        gated = cfg.backward == "gated" and spec.back is not None
+        channels[spec.name] = Channel(spec, codec, evaluation_codec, gated, cfg.seed)
+    return channels
+
+
+def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> None:
+    """Tells channels what crosses the cuts of a network."""
+    # Whether a layer gives bfloat16 under autocast depends on the layer and the sender's device.
+    mixed = cfg.precision == "bf16" and cfg.cut_precision is None
+    for channel in channels.values():
+        cut = network.cuts[channel.spec.cut]
+        channel.shape = cut.shape
+        channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)
+
+
+def converse(client: ClientHalf, server: ServerHalf) -> Outcome:
+    """Drives both halves of a batch in one process."""
+    next(server)
+    message = next(client)
+    while True:
+        answer = server.send(message)
+        try:
+            message = client.send(answer)
+        except StopIteration:
+            return conclude(server)
+
+
+def conclude(half: ServerHalf) -> Outcome:
+    """What a server's half returns, once its last answer was sent."""
+    try:
+        next(half)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("the server's half of the exchange waits for a message that the client's does not send")

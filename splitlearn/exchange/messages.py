@@ -1,0 +1,249 @@
+"""The conversation of a client and the server, and what each message holds: nobody is trusted to send what was agreed.
+
+    client                                  server
+      │  Hello ───────────────────────────►    configuration, and what the data are
+      │  ◄─────────────────────────── Welcome    where the run is, and the state to go on from
+      │
+      │  Step ────────────────────────────►    once a round of the exchange, such as payload and targets;
+      │  ◄────────────────────────── StepReply    cut gradient, and whether to hand in a State or to end
+      │  Gradients ◄──► GradientsReply         each step, with topology.average=step
+      │  Weights ◄────► WeightsReply           at the end of an epoch, or of a client's turn
+      │  Evaluate ◄───► StepReply              once a round, for each batch of test samples
+      │
+      │  State ───────────────────────────►    where a reply asks to "save", "stop" or "leave"; or on leaving
+      │  Failed ──────────────────────────►    what ends this client
+      │  Goodbye ◄────► GoodbyeReply           the run's result
+
+On the wire are tuples of plain fields, so that unpickling names no classes. A client that has the token may still be
+broken, or not be ours. So each end looks at each message before anything uses it: how many parts there are, of what
+type, and each tensor's shape and dtype, as `Agreement` knows them from the network. It takes microseconds a step. What
+a payload holds, says `Compressor.decode`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+from splitlearn.errors import PeerError
+from splitlearn.exchange.agreement import Agreement, Unfit, is_plain
+from splitlearn.exchange.parts import Part
+
+DIRECTIVES = (None, "save", "stop", "leave")
+CLIENT_PHASES = {"client compute", "codec", "waiting", "network"}  # that a client measures
+MAX_SECONDS = 1e12
+
+
+@dataclass
+class Message:
+    """Base of the messages: a dataclass whose fields cross as a tuple."""
+
+    kind: ClassVar[str]  # the word for it, on the wire and to users
+
+    def body(self) -> tuple:
+        """What crosses."""
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    @classmethod
+    def parse(cls, body: Any, sender: str, agreement: Agreement, *context: Any) -> Any:
+        """
+        Args:
+            body: as it came.
+            sender: who sent it, in words.
+            agreement: what was agreed.
+            context: what `check` of this kind of message has to know beside.
+
+        Raises:
+            PeerError: it is not what was agreed; says what is wrong.
+        """
+        try:
+            if not isinstance(body, tuple) or len(body) != len(fields(cls)):
+                raise Unfit(f"it does not have {len(fields(cls))} parts")
+            message = cls(*body)
+            message.check(agreement, *context)
+            return message
+        except Unfit as unfit:
+            raise PeerError(f"{sender} sent a malformed {cls.kind}: {unfit}") from None
+
+    def check(self, agreement: Agreement) -> None:
+        """Raises Unfit, with what is wrong."""
+
+
+@dataclass
+class Hello(Message):
+    kind = "hello"
+    config: dict[str, Any]  # what all ranks must share
+    about: dict[str, int]  # what the network has to know of the data
+    num_train: int
+    num_test: int
+
+    def check(self, agreement: Agreement) -> None:
+        if not isinstance(self.config, dict):
+            raise Unfit("its configuration is no dict")
+        if not all(isinstance(key, str) and is_plain(value) for key, value in self.config.items()):
+            raise Unfit("its configuration is not one of keys and plain values")
+        agreement.check_about(self.about)
+        for name in ("num_train", "num_test"):
+            number = getattr(self, name)
+            if type(number) is not int or not 0 <= number <= 1 << 53:
+                raise Unfit(f"{name} is not a number from 0 to {1 << 53}")
+
+
+@dataclass
+class Welcome(Message):
+    kind = "welcome"
+    about: dict[str, int]
+    num_steps: int  # of all clients, in an epoch
+    epoch: int  # the current one, from 1
+    step: int  # steps of it that are done
+    batch: int  # this client's batches of it that are done
+    state: dict[str, Any]  # to go on from: weights, with or without the optimizer's state
+
+    def check(self, agreement: Agreement) -> None:
+        agreement.check_about(self.about)
+        for name in ("num_steps", "epoch", "step", "batch"):
+            if type(getattr(self, name)) is not int or getattr(self, name) < 0:
+                raise Unfit(f"{name} is no number from 0")
+        if not isinstance(self.state, dict):
+            raise Unfit("its state is no dict")  # what is in it, loading it into the segment tells
+
+
+@dataclass
+class Step(Message):
+    kind = "step"
+    part: tuple | None  # the exchange's, of this round; None: the batch is not finite, and left out
+    errors: dict[str, float]  # compression errors of what was sent, by channel
+    wants_to_stop: bool
+
+    def check(self, agreement: Agreement, part: type[Part]) -> None:
+        if type(self.wants_to_stop) is not bool:
+            raise Unfit("whether it wants to stop is no bool")
+        if not isinstance(self.errors, dict) or not self.errors.keys() <= agreement.channels.keys():
+            raise Unfit("its errors are not those of channels")
+        if not all(isinstance(error, float) and error >= 0 for error in self.errors.values()):  # which NaN is not
+            raise Unfit("a compression error is no number from 0")
+        if self.part is None and agreement.may_skip:
+            return
+        self.part = part.parse(self.part, agreement)
+
+
+@dataclass
+class StepReply(Message):
+    kind = "answer to its step"
+    part: tuple | None  # the exchange's, of this round; None: the batch is left out
+    directive: str | None
+    waiting_s: float  # that the request waited at the server
+    computing_s: float  # that it took there
+
+    def check(self, agreement: Agreement, part: type[Part]) -> None:
+        _check_directive(self.directive)
+        if not all(isinstance(value, float) for value in (self.waiting_s, self.computing_s)):
+            raise Unfit("its times are no numbers of seconds")
+        if self.part is not None:
+            self.part = part.parse(self.part, agreement)
+
+
+@dataclass
+class Evaluate(Message):
+    kind = "evaluate"
+    part: tuple
+
+    def check(self, agreement: Agreement, part: type[Part]) -> None:
+        self.part = part.parse(self.part, agreement)
+
+
+@dataclass
+class Gradients(Message):
+    kind = "gradients"
+    gradients: list | None  # None: its batch was left out, or it has no more
+
+    def check(self, agreement: Agreement) -> None:
+        if self.gradients is not None:
+            agreement.check_gradients(self.gradients)
+
+
+@dataclass
+class GradientsReply(Message):
+    kind = "mean of the gradients"
+    mean: list | None
+    directive: str | None
+
+    def check(self, agreement: Agreement) -> None:
+        Gradients(self.mean).check(agreement)
+        _check_directive(self.directive)
+
+
+@dataclass
+class Weights(Message):
+    kind = "weights"
+    state: Any
+    seconds: dict[str, float]  # where time went since the last one, by phase
+
+    def check(self, agreement: Agreement, holds: str | None = None) -> None:
+        """`holds` says what the state has to be: "segment", "trainable", or None for nothing."""
+        if not isinstance(self.seconds, dict) or not self.seconds.keys() <= CLIENT_PHASES:
+            raise Unfit(f"its times are not those of {', '.join(sorted(CLIENT_PHASES))}")
+        if not all(type(value) in (int, float) and abs(value) < MAX_SECONDS for value in self.seconds.values()):
+            raise Unfit("its times are no numbers of seconds")
+        if holds == "trainable":
+            agreement.check_trainable(self.state)
+        elif holds == "segment":
+            agreement.check_segment(self.state)
+        elif self.state is not None:
+            raise Unfit("it has weights that nobody asked for")
+
+
+@dataclass
+class WeightsReply(Message):
+    kind = "weights"
+    state: Any
+    directive: str | None
+    is_answer: bool  # else others are not as far, and this client's state is wanted meanwhile
+
+    def check(self, agreement: Agreement) -> None:
+        _check_directive(self.directive)
+        if type(self.is_answer) is not bool:
+            raise Unfit("whether it is the answer is no bool")
+
+
+@dataclass
+class State(Message):
+    kind = "state"
+    state: dict[str, Any]  # of segment and optimizer
+    leaves: bool
+
+    def check(self, agreement: Agreement) -> None:
+        if type(self.leaves) is not bool:
+            raise Unfit("whether it leaves is no bool")
+        agreement.check_trainable(self.state)
+
+
+@dataclass
+class Failed(Message):
+    kind = "failed"
+    why: str
+
+    def check(self, agreement: Agreement) -> None:
+        if not isinstance(self.why, str):
+            raise Unfit("the reason is no text")
+
+
+@dataclass
+class Goodbye(Message):
+    kind = "goodbye"
+
+
+@dataclass
+class GoodbyeReply(Message):
+    kind = "goodbye"
+    result: float  # see Task.metrics
+
+    def check(self, agreement: Agreement) -> None:
+        if not isinstance(self.result, float) or math.isnan(self.result):
+            raise Unfit("the run's result is no number")
+
+
+def _check_directive(directive: Any) -> None:
+    if directive not in DIRECTIVES:
+        raise Unfit(f"it asks for {directive!r:.40}")

@@ -1,0 +1,88 @@
+"""A run's network, cut into what the client and what the server holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from omegaconf import DictConfig
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from splitlearn.exchange.exchange import exchange_from
+from splitlearn.segments.cutting import CutPoint, split, valid_cuts
+from splitlearn.segments.parts import Parts
+from splitlearn.tasks import task_from
+
+NAMES = ("shallow", "medium", "deep")
+LAST = "last"  # the last valid cut
+
+
+@dataclass
+class Network:
+    """A network that is cut.
+
+    Attributes:
+        client: the first part, the third, and so on.
+        server: the others.
+        cuts: where, in the order of computation.
+    """
+
+    client: Parts
+    server: Parts
+    cuts: list[CutPoint]
+
+
+def build(cfg: DictConfig, about: dict[str, int]) -> Network:
+    """The network of a run's config, cut as its exchange needs it. The run's seed gives the weights.
+
+    Args:
+        cfg: of the run.
+        about: what the network has to know of the data (see Task.load).
+
+    Raises:
+        UserError: a cut is not possible.
+    """
+    task = task_from(cfg)
+    rest, example = task.network(cfg, about), task.example(cfg)
+    model, parts, points = rest, [], []
+    for cut in exchange_from(cfg).cuts(cfg):
+        path = valid_cuts(rest, example)[-1].path if cut == LAST else task.cut_path(cfg, cut, model)
+        part, rest = split(rest, path, example)
+        example = run_once(part, example)
+        parts.append(part)
+        points.append(CutPoint(path, tuple(example.shape[1:]), example.dtype))
+    parts.append(rest)
+    client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
+    return Network(client, server, points)
+
+
+@torch.no_grad()
+def run_once(part: nn.Module, example: Tensor) -> Tensor:
+    """What a part gives in evaluation mode, for its shape and dtype."""
+    part.eval()
+    output = part(example)
+    part.train()
+    return output
+
+
+def print_cuts(cfg: DictConfig) -> None:
+    """Prints where the config's network can be cut."""
+    task = task_from(cfg)
+    model = task.network(cfg, task.default_about(cfg))
+    example = task.example(cfg)
+    names = {task.cut_path(cfg, name, model): name for name in NAMES}
+    table = Table(
+        title=f"cuts of {task.headline(cfg)[0]} for inputs of {'×'.join(map(str, example.shape[1:]))}",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    table.add_column("cut=")
+    table.add_column("also")
+    table.add_column("map a sample", justify="right")
+    table.add_column("bytes a sample", justify="right")
+    for point in valid_cuts(model, example):
+        table.add_row(point.path, names.get(point.path, ""), "×".join(map(str, point.shape)), f"{point.nbytes:,}")
+    Console().print(table)

@@ -1,0 +1,97 @@
+"""What the messages of an exchange are made of: a Part is a dataclass whose fields say what they hold.
+
+A new exchange declares one class for each message of its conversation. The annotation of a field is its check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, NewType, get_type_hints
+
+import torch
+from torch import Tensor
+
+from splitlearn.exchange.agreement import Agreement, Unfit, is_like
+
+Wire = NewType("Wire", Tensor)  # a payload: 1-D uint8, on the CPU
+Targets = NewType("Targets", Tensor)  # as Task.pack gives them
+Loss = NewType("Loss", float)  # finite
+Sums = NewType("Sums", dict)  # over a batch's samples, of Task.train_metrics
+TestSums = NewType("TestSums", dict)  # over test samples, of Task.evaluated
+
+MAX_SUM = 1e30  # so that a run's totals stay finite
+
+
+@dataclass
+class Part:
+    """Base of an exchange's messages; the fields cross as a tuple."""
+
+    def body(self) -> tuple:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def targets_bytes(self) -> int:
+        """Bytes of targets in it."""
+        return sum(getattr(self, name).nbytes for name, hint in _hints(type(self)).items() if hint is Targets)
+
+    @classmethod
+    def parse(cls, body: Any, agreement: Agreement) -> Part:
+        """
+        Raises:
+            Unfit: it does not hold what the fields' annotations say.
+        """
+        hints = _hints(cls)
+        if not isinstance(body, tuple) or len(body) != len(hints):
+            raise Unfit(f"it does not have {len(hints)} parts of {cls.__name__}")
+        for value, (name, hint) in zip(body, hints.items(), strict=True):
+            _CHECKS[hint](name, value, agreement)
+        return cls(*body)
+
+
+@cache
+def _hints(cls: type[Part]) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def _wire(name: str, value: Any, agreement: Agreement) -> None:
+    if not isinstance(value, Tensor) or not is_like(value, (torch.Size([value.numel()]), torch.uint8)):
+        raise Unfit("the payload is no 1-D uint8 tensor on the CPU")
+
+
+def _targets(name: str, value: Any, agreement: Agreement) -> None:
+    try:
+        agreement.task.check_targets(value, agreement.about, agreement.max_samples)
+    except ValueError as error:
+        raise Unfit(str(error)) from None
+
+
+def _loss(name: str, value: Any, agreement: Agreement) -> None:
+    if not isinstance(value, float) or not math.isfinite(value):
+        raise Unfit(f"{name} is no finite number")
+
+
+def _sums(name: str, value: Any, agreement: Agreement) -> None:
+    _require_sums(name, value, agreement.task.train_metrics)
+
+
+def _test_sums(name: str, value: Any, agreement: Agreement) -> None:
+    _require_sums(name, value, agreement.task.evaluated)
+
+
+def _require_sums(name: str, value: Any, names: tuple[str, ...]) -> None:
+    if not isinstance(value, dict) or value.keys() != set(names):
+        raise Unfit(f"{name} are not those of {', '.join(sorted(names))}")
+    if not all(type(one) in (int, float) and abs(one) <= MAX_SUM for one in value.values()):  # which NaN is not
+        raise Unfit(f"{name} are no finite numbers")
+
+
+_CHECKS: dict[Any, Callable[[str, Any, Agreement], None]] = {
+    Wire: _wire,
+    Targets: _targets,
+    Loss: _loss,
+    Sums: _sums,
+    TestSums: _test_sums,
+}

@@ -1,0 +1,182 @@
+"""What the user sees of a run: a headline, one live line, a line an epoch, and a table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from splitlearn.exchange.channel import ChannelSpec
+    from splitlearn.tasks import Task
+
+
+class Display:
+    """Draws on the server's console. Where that is no terminal, the live line is left out."""
+
+    def __init__(self):
+        self.console = Console(highlight=False)
+        self._progress: Progress | None = None
+
+    def headline(self, text: str, folder: str) -> None:
+        self.console.print(f"[bold]splitlearn[/] {text}")
+        self.console.print(f"[dim]writing to[/] {folder}", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        self.console.print(f"[yellow]{text}[/]", soft_wrap=True)
+
+    def start(self, num_epochs: int, num_steps: int, done: int) -> None:
+        """Shows progress, after `done` steps, through epochs of `num_steps` steps."""
+        self.num_epochs, self.num_steps = num_epochs, num_steps
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("epoch {task.fields[epoch]}"),
+                BarColumn(bar_width=20),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} steps · {task.fields[figures]}"),
+                TimeRemainingColumn(compact=True),
+            )
+            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._task = self._progress.add_task(
+                "", total=num_epochs * num_steps, completed=done, epoch=done // num_steps + 1, figures=""
+            )
+            self._progress.start()
+
+    def step(self, loss: float, up_bytes: int, down_bytes: int) -> None:
+        if self._progress:
+            figures = f"loss {loss:.3f} · up {size(up_bytes)} · down {size(down_bytes)}"
+            done = self._progress.tasks[0].completed
+            self._progress.update(self._task, advance=1, epoch=int(done // self.num_steps) + 1, figures=figures)
+
+    def epoch(
+        self,
+        epoch: int,
+        line: dict[str, Any],
+        evaluation: dict[str, float] | None,
+        task: Task,
+        up_bytes: int,
+        down_bytes: int,
+    ) -> None:
+        if self._progress:  # where clients come and go, an epoch had more steps or fewer
+            self._progress.update(self._task, completed=epoch * self.num_steps)
+        width = len(str(self.num_epochs))
+        train, test = "no batch was finite", ""
+        first = task.metrics[0]
+        if "loss" in line:
+            shown = f" train {first.form(line[first.name]):>6}" if first.name in line else ""
+            train = f"loss {line['loss']:.4f}{shown}"
+        if evaluation:
+            test = f" test {first.form(evaluation[first.name]):>6}"
+        self.console.print(
+            f"epoch {epoch:{width}}/{self.num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
+            f" {line['seconds']:.1f} s",
+            soft_wrap=True,
+        )
+
+    def stop(self) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def summary(self, summary: dict[str, Any], task: Task, channels: Sequence[ChannelSpec]) -> None:
+        """A table of the channels, and what the run came to."""
+        self.console.print((_columns if len(channels) <= 2 else _rows)(summary, channels))
+        first, *others = task.metrics
+        beside = [f"best {first.form(summary[f'best_test_{first.name}'])}"]
+        beside += [f"{metric.title} {metric.form(summary[f'test_{metric.name}'])}" for metric in others]
+        self.console.print(
+            f"[bold]test {first.title} {first.form(summary[f'test_{first.name}'])}[/] ({', '.join(beside)},"
+            f" loss {summary['test_loss']:.4f}) after {summary['epochs']} epoch{'s' * (summary['epochs'] > 1)},"
+            f" {summary['steps']:,} steps, {summary['seconds']:.1f} s"
+        )
+        if "seconds_over_link" in summary:
+            self.console.print(
+                f"over each client's link: about {summary['seconds_over_link']:.1f} s (estimated from the bytes)",
+                soft_wrap=True,
+            )
+        if summary["skipped"]:
+            self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
+        if summary["refused"]:
+            kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(summary["refused"].items()))
+            self.note(f"refused from outside, as the log says in detail: {kinds}")
+        phases = summary["seconds_per_batch"]
+        self.console.print(
+            f"a client's batch takes {1e3 * sum(phases.values()):.1f} ms"
+            + (", partly while another is on the wire: " if summary["pipeline_depth"] > 1 else ": ")
+            + " · ".join(f"{phase} {1e3 * seconds:.1f}" for phase, seconds in phases.items()),
+            soft_wrap=True,
+        )
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f} ×"
+
+
+def _error(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+OTHERS = {"labels": "labels", "client weights": "weights", "evaluation": "evaluation"}  # what crosses beside channels
+
+
+def _columns(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
+    """A column for each of one or two channels."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for spec in channels:
+        table.add_column(f"{spec.way}: {spec.title}", justify="right")
+    rows = {
+        "compressor": ("compressor", str),
+        "payload a batch": ("bytes_per_batch", size),
+        "payload in all": ("bytes", size),
+        "without compression": ("uncompressed_bytes", size),
+        "saving, measured": ("saving", _times),
+        "saving, by formula": ("saving_by_formula", _times),
+        "relative error": ("relative_error", _error),
+    }
+    for name, (key, form) in rows.items():
+        table.add_row(name, *(form(summary[spec.key][key]) for spec in channels))
+    for name, what in OTHERS.items():
+        table.add_row(name, *(_other(summary, what, spec.way) for spec in channels))
+    return table
+
+
+def _rows(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
+    """A row for each channel, and for what crosses beside them."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("compressor")
+    for name in ("a batch", "in all", "saving", "error"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for spec in channels:
+        one = summary[spec.key]
+        table.add_row(
+            f"{spec.way}: {spec.title}",
+            one["compressor"],
+            size(one["bytes_per_batch"]),
+            size(one["bytes"]),
+            _times(one["saving"]),
+            _error(one["relative_error"]),
+        )
+    for name, what in OTHERS.items():
+        for way in ("up", "down"):
+            if (figure := _other(summary, what, way)) != "–":
+                table.add_row(f"{way}: {name}", "", "", figure)
+    return table
+
+
+def _other(summary: dict[str, Any], what: str, way: str) -> str:
+    num_bytes = summary["other_bytes"].get(f"{what}_{way}", 0)
+    return size(num_bytes) if num_bytes else "–"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes with a decimal unit, as networks count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000 or unit == "GB":
+            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError

@@ -1,0 +1,244 @@
+"""What a run measures, and the one folder it goes to: metrics.jsonl, weights, summary.json, and boards."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn.checkpoints import serialized, write_whole
+from splitlearn.errors import UserError, writing_to
+from splitlearn.exchange.channel import Transfer
+from splitlearn.exchange.exchange import Outcome, exchange_from
+from splitlearn.measure.boards import Board, boards
+from splitlearn.measure.display import Display
+from splitlearn.measure.ledger import Ledger, Measured
+from splitlearn.measure.summary import headline_of, summary_of
+from splitlearn.segments import CutPoint
+from splitlearn.tasks import task_from
+from splitlearn.transport import guard
+
+PHASES = ("client compute", "codec", "network", "waiting", "server compute")
+
+
+class Recorder:
+    """Takes the server's measurements, and writes and shows them.
+
+    Bytes are those of the tensors that were sent, each booked once. A channel's saving is its tensors' bytes in memory
+    over its payloads', headers included. Every line of metrics.jsonl has a "kind": step, evaluation or epoch. Whatever
+    writes raises UserError if the disk is full.
+
+    Args:
+        cfg: the run's configuration.
+        folder: where the files go; made if it is missing.
+        display: shows progress to the user.
+
+    Attributes:
+        ledger: the bytes.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: Path, display: Display):
+        self.cfg, self.folder, self.display = cfg, folder, display
+        self.task, self.specs = task_from(cfg), exchange_from(cfg).channels
+        self.ledger = Ledger(self.specs)
+        self.seconds: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()  # before this process
+        self.last_evaluation: dict[str, float] = {}
+        self.best: float | None = None  # result so far
+        self.step_number = 0
+        self._in_epoch: Counter[str] = Counter()
+        self._lines = None
+        self._boards: list[Board] = []
+
+    def open(self, state: dict[str, Any] | None) -> None:
+        """Opens the files, to go on after `state`, of an interrupted run, or from the start.
+
+        Raises:
+            UserError: they cannot be written, or metrics.jsonl has not got all that was measured before.
+        """
+        with writing_to(self.folder):
+            self._open(state)
+
+    def _open(self, state: dict[str, Any] | None) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / "metrics.jsonl"
+        self._seconds_before = 0.0, 0.0  # of the run and of the epoch
+        if state is None:
+            (self.folder / "summary.json").unlink(missing_ok=True)
+            path.write_bytes(b"")
+        else:
+            found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"]
+            if found < expected:
+                raise UserError(
+                    f"{path} has {found:,} of the {expected:,} bytes that it had at the checkpoint: put it back from a"
+                    " copy, or start over with resume=never"
+                )
+            os.truncate(path, expected)  # what came later is measured again
+            self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
+            self.step_number, self.best = state["step_number"], state["best"]
+            self.last_evaluation = state["last_evaluation"]
+            self.ledger.load(state["ledger"])
+            for name in ("seconds", "refused", "_in_epoch"):
+                getattr(self, name).update(state[name.lstrip("_")])
+        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
+        self._lines = open(path, "a", buffering=1)  # noqa: SIM115
+        self._boards = boards(self.cfg, self.folder, self.step_number)
+
+    def state(self) -> dict[str, Any]:
+        """What `open` goes on from. The lines until here are on the disk then, even if the power fails."""
+        now = time.perf_counter()
+        with writing_to(self.folder):
+            os.fsync(self._lines.fileno())
+        return {
+            "metrics_nbytes": os.fstat(self._lines.fileno()).st_size,
+            "seconds_of_run": now - self.started_at,
+            "seconds_of_epoch": now - self.epoch_started_at,
+            "step_number": self.step_number,
+            "best": self.best,
+            "last_evaluation": self.last_evaluation,
+            "ledger": self.ledger.state(),
+            "seconds": dict(self.seconds),
+            "in_epoch": dict(self._in_epoch),
+            "refused": dict(self.refused + guard.refusals),
+        }
+
+    @property
+    def result(self) -> float:
+        """The last evaluation's first metric."""
+        return self.last_evaluation[self.task.metrics[0].name]
+
+    def describe(self, cuts: list[CutPoint], about: dict[str, int], num_samples: int | None = None) -> None:
+        """The first lines that the user sees. No number of samples where it depends on which clients will come."""
+        self.cuts, self.about = cuts, about
+        text = headline_of(self.cfg, self.task, self.specs, cuts, num_samples)
+        self.display.headline(text, str(self.folder))
+
+    def start(self, num_steps: int) -> None:
+        """Training starts, or goes on, in epochs of `num_steps` steps."""
+        self.started_at, self.epoch_started_at = (time.perf_counter() - before for before in self._seconds_before)
+        self.display.start(self.cfg.epochs, num_steps, self.step_number)
+
+    def resumed(self, epoch: int) -> None:
+        """The run goes on from a checkpoint in `epoch`."""
+        had_finished = epoch > self.cfg.epochs
+        self.display.note(
+            "finished before" if had_finished else f"going on in epoch {epoch}, step {self.step_number + 1}"
+        )
+
+    # Measurements
+
+    def skipped(self, transfers: list[Transfer], targets_bytes: int) -> None:
+        """A client's part of a step was left out since it is not finite."""
+        self.ledger.totals["skipped"] += 1
+        self.ledger.trained(transfers, targets_bytes)
+
+    def step(self, progress: Any, measured: list[Measured], learning_rate: float) -> None:
+        """One step's measurements, one a client that took part."""
+        self.step_number = progress.step
+        line: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
+        line["clients"] = [one.client for one in measured]
+        if not measured:
+            return self._write("step", line, progress.step, "train")
+        num_samples = sum(one.outcome.num_samples for one in measured)
+        line["loss"] = fmean(one.outcome.loss for one in measured)
+        for name in self.task.train_metrics:
+            line[name] = sum(one.outcome.sums[name] for one in measured) / num_samples
+        line["learning_rate"] = learning_rate
+        for spec in self.specs:
+            found = [t for one in measured for t in one.transfers if t.channel == spec.name]
+            line[f"{spec.key}_bytes"] = sum(t.num_bytes for t in found)
+            if errors := [t.error for t in found if t.error is not None]:
+                line[f"{spec.key}_error"] = fmean(errors)
+        self._write("step", line, progress.step, "train")
+        self.ledger.stepped([one.transfers for one in measured])
+        for one in measured:
+            self.ledger.trained(one.transfers, one.targets_bytes)
+            outcome, number = one.outcome, one.outcome.num_samples
+            self._in_epoch.update(samples=number, loss=outcome.loss * number)
+            self._in_epoch.update({name: outcome.sums[name] for name in self.task.train_metrics})
+            self.ledger.totals.update(batches=1)
+        self.display.step(line["loss"], self.ledger.of_run("up"), self.ledger.of_run("down"))
+
+    def evaluation(self, epoch: int, outcomes: list[Outcome]) -> None:
+        """What all batches of test samples came to."""
+        num_samples = sum(outcome.num_samples for outcome in outcomes)
+        totals: Counter[str] = Counter()
+        for outcome in outcomes:
+            totals.update(outcome.sums)
+        means = {name: totals[name] / num_samples for name in self.task.evaluated}
+        self.last_evaluation = {"epoch": epoch, "step": self.step_number, **means}
+        if self.best is None or self.task.metrics[0].is_better(self.result, self.best):
+            self.best = self.result
+        self._write("evaluation", self.last_evaluation, self.step_number, "test")
+
+    def end_epoch(self, epoch: int, seconds: dict[str, float]) -> None:
+        """Seconds of one epoch by phase."""
+        now = time.perf_counter()
+        samples = self._in_epoch.pop("samples", 0)  # 0, and nothing else in it, where every batch was left out
+        line = {
+            "epoch": epoch,
+            "step": self.step_number,
+            "seconds": now - self.epoch_started_at,
+            **{name: total / samples for name, total in self._in_epoch.items()},
+            **{f"{name}_bytes": total for name, total in self.ledger.traffic.items()},
+            **{f"{phase.replace(' ', '_')}_s": seconds.get(phase, 0.0) for phase in PHASES},
+        }
+        self._write("epoch", line, self.step_number, "epoch")
+        self.seconds.update(seconds)
+        is_evaluated = self.last_evaluation.get("epoch") == epoch
+        crossed = self.ledger.of_epoch("up"), self.ledger.of_epoch("down")
+        self.display.epoch(epoch, line, self.last_evaluation if is_evaluated else None, self.task, *crossed)
+        self._in_epoch = Counter()
+        self.ledger.traffic.clear()
+        self.epoch_started_at = now
+
+    # Files
+
+    def save(self, name: str, state: Any) -> None:
+        """Writes weights into the folder."""
+        with writing_to(self.folder):
+            write_whole(self.folder / name, serialized(state))
+
+    def finish(self) -> None:
+        """Writes summary.json and shows it as a table.
+
+        Raises:
+            UserError: nothing was trained.
+        """
+        if not self.ledger.totals["batches"]:
+            raise UserError(
+                "nonfinite=skip left every batch out, so that nothing was trained: look for NaN in the data, or lower"
+                " optimizer.lr"
+            )
+        summary = summary_of(self, time.perf_counter() - self.started_at, guard.refusals, PHASES)
+        self.display.stop()
+        with writing_to(self.folder):
+            self._close_files()
+            write_whole(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        self.display.summary(summary, self.task, self.specs)
+
+    def close(self) -> None:
+        """Ends the display and the files, also after an error."""
+        self.display.stop()
+        with suppress(OSError, UserError):  # it was raised before, by the first write that found no room
+            self._close_files()
+
+    def _close_files(self) -> None:
+        while self._boards:
+            self._boards.pop().close()
+        if self._lines:
+            self._lines.close()
+
+    def _write(self, kind: str, line: dict[str, Any], step: int, group: str) -> None:
+        values = {f"{group}/{name}": value for name, value in line.items() if name not in ("epoch", "step", "clients")}
+        with writing_to(self.folder):
+            self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
+        for board in self._boards:
+            board.add(values, step)

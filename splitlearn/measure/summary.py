@@ -1,0 +1,82 @@
+"""What is said of a run: its first line, and summary.json at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from splitlearn.config import compressor_from
+from splitlearn.exchange.channel import ChannelSpec
+from splitlearn.segments import CutPoint
+from splitlearn.tasks import Task
+
+
+def headline_of(
+    cfg: DictConfig, task: Task, specs: Sequence[ChannelSpec], cuts: list[CutPoint], num_samples: int | None
+) -> str:
+    """Network, cuts, data, clients and codecs in a line."""
+
+    def word(spec: ChannelSpec) -> str:  # its way, where no other goes that way
+        return spec.way if sum(other.way == spec.way for other in specs) == 1 else spec.title
+
+    network, data = task.headline(cfg)
+    where = " and ".join(f"{cut.path} ({'×'.join(map(str, cut.shape))})" for cut in cuts)
+    samples = "" if num_samples is None else f", {num_samples:,} samples"
+    up_to = "up to " if cfg.membership.open else ""
+    codecs = " · ".join(f"{word(spec)} {compressor_from(cfg, spec.config).label}" for spec in specs)
+    return (
+        f"{network} cut after {where} · {data}{samples} · {cfg.topology.name},"
+        f" {up_to}{cfg.num_clients} client{'s' * (cfg.num_clients > 1)} · {codecs}"
+    )
+
+
+def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tuple[str, ...]) -> dict[str, Any]:
+    """The summary of a recorder's run, which took so long."""
+    cfg, task, totals = recorder.cfg, recorder.task, recorder.ledger.totals
+    summary = {
+        **{f"test_{name}": recorder.last_evaluation[name] for name in task.evaluated},
+        f"best_test_{task.metrics[0].name}": recorder.best,
+        "epochs": cfg.epochs,
+        "steps": recorder.step_number,
+        "skipped": totals["skipped"],
+        "refused": dict(recorder.refused + refusals),
+        "seconds": seconds,
+        "cut": recorder.cuts[0].path,
+        "map_shape": list(recorder.cuts[0].shape),
+        "cuts": {cut.path: list(cut.shape) for cut in recorder.cuts},
+        "pipeline_depth": cfg.pipeline_depth,
+        **recorder.about,
+    }
+    for spec in recorder.specs:
+        total = recorder.ledger.channels[spec.name]
+        summary[spec.key] = {
+            "compressor": compressor_from(cfg, spec.config).label,
+            "bytes_per_batch": total["bytes"] / total["payloads"],
+            "bytes": total["bytes"],
+            "uncompressed_bytes": total["raw_bytes"],
+            "saving": total["raw_bytes"] / total["bytes"],
+            "saving_by_formula": total["raw_bytes"] / total["formula_bytes"],
+            "relative_error": total["error"] / total["errors"] if total["errors"] else None,
+        }
+    names = ["labels_up", "weights_up", "weights_down", "evaluation_up", "evaluation_down"]
+    summary["other_bytes"] = {name: totals[f"{name}_bytes"] for name in names}
+    if cfg.link.up_mbits or cfg.link.down_mbits:
+        summary["seconds_over_link"] = seconds + seconds_on_link(cfg, totals)
+    summary["seconds_per_batch"] = {phase: recorder.seconds[phase] / totals["batches"] for phase in phases}
+    return summary
+
+
+def seconds_on_link(cfg: DictConfig, totals: Counter[str]) -> float:
+    """How long a run's bytes take on each client's link, if nothing else happens meanwhile."""
+    shared_bytes = {
+        "up": totals["labels_up_bytes"] + totals["weights_up_bytes"] + totals["evaluation_up_bytes"],
+        "down": totals["weights_down_bytes"] + totals["evaluation_down_bytes"],
+    }
+    return sum(
+        8e-6 * (totals[f"link_{way}_bytes"] + num_bytes / cfg.num_clients) / rate
+        for way, num_bytes in shared_bytes.items()
+        if (rate := cfg.link[f"{way}_mbits"])
+    )

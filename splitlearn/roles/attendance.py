@@ -1,0 +1,142 @@
+"""Who is there, and what they have sent: the part of the roster that says so, and lets a client go.
+
+See roster.py for when clients come, and what the run waits for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from omegaconf import DictConfig
+
+from splitlearn.errors import PeerError
+from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.messages import Message
+from splitlearn.roles.member import Member
+from splitlearn.roles.progress import Progress
+from splitlearn.transport.inbox import LOOK_EVERY_S, Inbox, Request
+
+
+class Attendance:
+    """Who of a run's clients is there.
+
+    Args:
+        cfg: of the run.
+        agreement: checks what they send.
+        progress: where the run is.
+        tell: shows the user a line.
+        lose: called where a client of a fixed fleet was asked to end.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        agreement: Agreement,
+        progress: Progress,
+        tell: Callable[[str], None],
+        lose: Callable[[], None],
+    ):
+        self.cfg, self.agreement, self.progress, self._tell, self._lose = cfg, agreement, progress, tell, lose
+        self.is_open: bool = cfg.membership.open
+        self.quorum = cfg.membership.quorum if self.is_open else cfg.num_clients
+        self.deadline_s = cfg.membership.step_deadline_s
+        self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open)
+        self.members: dict[int, Member] = {}
+        self.about: dict[str, int] | None = None  # of the data that the network was built for
+        self.num_samples: int | None = None  # of all clients, where they are known
+        self._seen: dict[int, Request] = {}  # see `look`
+
+    # Who is there
+
+    def here(self) -> list[int]:
+        """Clients that have joined."""
+        return sorted(client for client, member in self.members.items() if member.is_in)
+
+    def on_time(self) -> list[int]:
+        """Clients that steps wait for."""
+        return [client for client in self.here() if not self.members[client].is_late]
+
+    def unfinished(self) -> list[int]:
+        """Clients that are there and have batches of the epoch left."""
+        return [client for client in self.here() if self.members[client].batch < self.members[client].num_batches]
+
+    def start_epoch(self) -> None:
+        for member in self.members.values():
+            member.start(self.progress.epoch)
+
+    def tell(self, client: int, what: str) -> None:
+        self._tell(f"client {client} {what} ({len(self.on_time())} of {self.cfg.num_clients} are there)")
+
+    # Going
+
+    def see_off(self, client: int, why: str) -> None:
+        """The run goes on without a client until it joins again."""
+        if client in self.here():
+            self.members[client].is_in = False
+            self.tell(client, why)
+
+    @contextmanager
+    def excusing(self, client: int) -> Iterator[None]:
+        """In an open run, a client that does within what was not agreed is sent away; in a fixed fleet that ends it."""
+        try:
+            yield
+        except PeerError as error:
+            if not self.is_open:
+                raise
+            self._seen[client].fail(str(error))
+            if client not in self.inbox.new_requests():  # else a new process of this client came this very moment
+                if client in self.members:
+                    self.members[client].is_in = False
+                self.tell(client, f"is sent away: {error}")
+
+    def let_go(self, client: int) -> None:
+        """A client was asked to end: it leaves an open run after this step, and ends that of a fixed fleet."""
+        if self.is_open:
+            self.members[client].is_leaving = True
+        else:
+            self._lose()
+
+    def is_leaving(self, client: int) -> bool:
+        """Whether it is there, and was asked to end."""
+        return client in self.here() and self.members[client].is_leaving
+
+    # What they send
+
+    def take(self, client: int, kind: type[Message], *context: Any) -> tuple[Request, Any]:
+        """The client's next request and the message in it, which must be of this kind.
+
+        Raises:
+            PeerError: it is another, or not what was agreed; of a fixed fleet also that it does not come.
+        """
+        if self.is_open:  # what was seen, whatever a process that came since has sent
+            request = self._seen[client]
+            request.is_taken = True
+            if request.kind != kind.kind:
+                raise PeerError(f"client {client} sent {request.kind} where {kind.kind} was due")
+        else:
+            request = self.inbox.take(client, kind.kind)
+        return request, kind.parse(request.body, f"client {client}", self.agreement, *context)
+
+    def look(self) -> dict[int, Request]:
+        """What was not taken yet, by client; `take` takes one of these."""
+        self._seen = self.inbox.new_requests()
+        return self._seen
+
+    def wait_for(self, clients: Iterable[int]) -> None:
+        """Until all of these have sent something or are gone, at most until the deadline. The others are late then."""
+        clients = list(clients)
+        deadline = time.monotonic() + self.deadline_s
+        with self.inbox.changed:
+            while True:
+                missing = [client for client in clients if client not in self.inbox.new_requests()]
+                silent = [client for client in missing if self.inbox.is_alive(client)]
+                remaining_s = deadline - time.monotonic()
+                if not silent or remaining_s <= 0:
+                    break
+                self.inbox.changed.wait(min(remaining_s, LOOK_EVERY_S))
+        for client in missing:
+            self.members[client].is_late = True
+            self.tell(client, f"sent nothing for {self.deadline_s:g} s" if client in silent else "is gone")

@@ -1,0 +1,142 @@
+"""One batch of a client: its half of the exchange, from the forward pass to the end of the backward pass.
+
+`begin` computes until there is something to send, `send` sends it, `receive` takes the answer, and `finish` takes the
+batch through the rounds that are left. When each of them happens is the schedule's business (schedule.py).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splitlearn.config import measures_error
+from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.exchange.exchange import ClientHalf
+from splitlearn.exchange.messages import Step, StepReply
+from splitlearn.exchange.parts import Part
+from splitlearn.exchange.passage import Passage
+from splitlearn.roles.waiting import Overdue, in_background
+from splitlearn.seeds import derive
+from splitlearn.segments.parts import Older, Parts
+from splitlearn.segments.trainable import buffers_of, load_buffers
+
+
+@dataclass
+class Batch:
+    """A batch between its forward and its backward pass.
+
+    Attributes:
+        half: the client's, of the exchange.
+        passage: its way over the channels.
+        parts: that it is computed with.
+        buffers: before the forward pass, where it may be undone; None else.
+        message: to send; None where the batch is left out, because it is not finite.
+        answer: to it.
+        number: of the message and its answer in the rounds of the exchange, from 0.
+    """
+
+    half: ClientHalf
+    passage: Passage
+    parts: Parts | Older
+    buffers: list[Tensor] | None
+    message: Part | None = None
+    answer: Future | None = None
+    number: int = 0
+
+
+def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
+    """The forward pass, until there is something to send."""
+    cfg, progress = client.cfg, client.progress
+    with client.stopwatch("client compute"):
+        inputs, targets = client.task.to_device(loaded, client.device)
+        progress.batch += 1
+        place = client.index, progress.epoch, progress.batch
+        torch.manual_seed(derive(cfg.seed, "client", *place))  # dropout
+        may_be_undone = cfg.nonfinite == "skip" or cfg.membership.open or isinstance(parts, Older)
+        step = (progress.epoch - 1) * client.num_batches + progress.batch
+        passage = Passage(
+            client.channels,
+            place,
+            client.device,
+            "the server",
+            cfg.batch_size,
+            measures_error=measures_error(cfg, step),
+            stopwatch=client.stopwatch,
+        )
+        half = client.exchange.client(parts, passage, client.task, inputs, targets)
+        batch = Batch(half, passage, parts, buffers_of(client.trainable.segment) if may_be_undone else None)
+        _advance(client, batch, None)
+    return batch
+
+
+def send(client: Any, batch: Batch) -> None:
+    """Sends the batch's next message; `receive` takes the answer."""
+    part = batch.message and batch.message.body()
+    step = Step(part, batch.passage.take_errors(), client.wants_to_stop())
+    _, answered = client.exchange.rounds[batch.number]
+    if client.may_leave() or isinstance(batch.parts, Older):
+        batch.answer = in_background(client.ask_timed, step, StepReply, answered)
+    else:
+        batch.answer = Future()
+        batch.answer.set_result(client.ask_timed(step, StepReply, answered))
+
+
+def receive(client: Any, batch: Batch) -> StepReply:
+    """
+    Raises:
+        Overdue: this client was asked to end, and the answer does not come; the batch is undone.
+    """
+    try:
+        reply, taken_s = client.result(batch.answer)
+    except Overdue:
+        load_buffers(client.trainable.segment, batch.buffers)
+        raise
+    client.stopwatch.seconds.update(
+        {"waiting": reply.waiting_s, "network": taken_s - reply.waiting_s - reply.computing_s}
+    )
+    return reply
+
+
+def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[bool, str | None]:
+    """Takes a batch that was sent through its rounds, to the end of its backward pass.
+
+    Args:
+        client: whose it is.
+        batch: to finish.
+        reply: to what was sent, if it is here already.
+
+    Returns:
+        Whether it takes part in the step, and what the server wants next (see Client.obey).
+    """
+    while True:
+        reply = reply or receive(client, batch)
+        if reply.part is None or batch.message is None:
+            load_buffers(client.trainable.segment, batch.buffers)
+            batch.half.close()
+            return False, reply.directive
+        with client.stopwatch("client compute"):
+            is_over = _advance(client, batch, reply.part)
+        if is_over:
+            return True, reply.directive
+        batch.number, reply = batch.number + 1, None
+        send(client, batch)
+
+
+def _advance(client: Any, batch: Batch, answer: Part | None) -> bool:
+    """Goes on with the client's half until it has a message, or is over; returns whether it is."""
+    try:
+        batch.message = batch.half.send(answer)
+    except StopIteration:
+        return True
+    except NonFiniteError as error:
+        if client.cfg.nonfinite != "skip":
+            raise UserError(
+                f"epoch {client.progress.epoch}, batch {client.progress.batch}: smashed data or loss are not finite"
+                f" ({error}): training diverged; lower optimizer.lr, or leave such batches out with nonfinite=skip"
+            ) from None
+        batch.message = None
+    return False

@@ -1,0 +1,184 @@
+"""A client: holds data and its parts of the network, and trains them with the server.
+
+What a step computes is the exchange's, when it is sent and answered the schedule's (schedule.py), and what comes after
+a step and an epoch the topology's.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from concurrent.futures import Future, wait
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from splitlearn.config import evaluates, shared
+from splitlearn.errors import PeerError, Rejoin, Stopped
+from splitlearn.exchange import network
+from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.messages import (
+    Goodbye,
+    GoodbyeReply,
+    Hello,
+    Message,
+    State,
+    Weights,
+    WeightsReply,
+    Welcome,
+)
+from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.roles.evaluation import evaluate
+from splitlearn.roles.progress import ClientProgress
+from splitlearn.roles.schedule import schedule_from
+from splitlearn.roles.waiting import Overdue, in_background
+from splitlearn.segments.trainable import Trainable
+from splitlearn.stopping import StopRequest
+from splitlearn.tasks import task_from
+from splitlearn.topologies import topology_from
+from splitlearn.transport import ServerProxy
+
+LEFT = "left the run: the same command comes back to it"
+LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
+LEAVE_AFTER_S = 4.0  # how long it waits on then, and after that until its state is handed in
+
+
+class Client:
+    """One of a run's clients.
+
+    Args:
+        cfg: the run's configuration, with num_clients set.
+        index: which client this is, 0 to num_clients-1.
+        device: of its parts of the network.
+        server: takes this client's calls.
+    """
+
+    def __init__(self, cfg: DictConfig, index: int, device: torch.device, server: ServerProxy):
+        self.cfg, self.index, self.device, self.server = cfg, index, device, server
+        self.task, self.exchange, self.topology = task_from(cfg), exchange_from(cfg), topology_from(cfg)
+        self.channels = channels_of(cfg, self.exchange)
+        self.agreement = Agreement(cfg, self.task, self.channels)
+        self.schedule = schedule_from(cfg)
+        self.stopwatch = Stopwatch()
+        self.is_in = False  # has joined
+        self.stop = StopRequest()
+
+    def run(self) -> float:
+        """Trains and evaluates with the others; returns the run's result, the first of the task's metrics."""
+        self.load_data()
+        with self.stop:
+            while True:
+                try:
+                    self.join()
+                    self.train()
+                    return self.ask(Goodbye(), GoodbyeReply).result
+                except Rejoin:
+                    if self.wants_to_stop():
+                        raise Stopped(LEFT, self.stop.asked_by) from None
+                except Overdue as overdue:
+                    raise Stopped(self.leave(*overdue.args), self.stop.asked_by) from None
+                except PeerError as error:
+                    if not self.wants_to_stop():
+                        raise
+                    raise Stopped(str(error), self.stop.asked_by) from None  # the others ended meanwhile
+
+    def load_data(self) -> None:
+        self.data = self.task.load(self.cfg, self.index, self.cfg.num_clients)
+        self.num_batches = len(self.data.train)
+
+    def join(self) -> None:
+        """Tells the server about this client, and gets the first weights, or the state to go on from."""
+        self.is_in = False
+        about, data = shared(self.cfg), self.data
+        welcome = self.ask_patiently(Hello(about, data.about, data.num_train, data.num_test), Welcome)
+        built = network.build(self.cfg, welcome.about)
+        know(self.channels, built, self.cfg)
+        self.agreement.know(built.client, welcome.about)
+        self.trainable = Trainable(built.client.to(self.device), self.cfg)
+        self.trainable.load(welcome.state)
+        self.num_steps = welcome.num_steps  # of all clients, in an epoch
+        self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
+        self.trainable.skip_epochs(self.progress.epoch - 1)
+        self.is_in = True
+
+    def train(self) -> None:
+        """What is left of the run."""
+        while self.progress.epoch <= self.cfg.epochs:
+            self.topology.train_client(self)
+            if evaluates(self.cfg, self.progress.epoch):
+                evaluate(self)
+            self.trainable.schedule.step()
+            self.progress.end_epoch()
+
+    def train_batches(self) -> None:
+        """What is left of the epoch."""
+        self.trainable.segment.train()
+        self.data.train.batch_sampler.start_at(self.progress.epoch, self.progress.batch)
+        self.schedule(self)
+
+    # The conversation
+
+    def ask(self, message: Message, reply: type[Message], *context: Any) -> Any:
+        """Sends a message and waits for its answer."""
+        return reply.parse(self.server.call(message.kind, *message.body()), "the server", self.agreement, *context)
+
+    def ask_patiently(self, message: Message, reply: type[Message]) -> Any:
+        """The same, of what may have to wait for other clients (see `result`)."""
+        if not self.may_leave():
+            return self.ask(message, reply)
+        return self.result(in_background(self.ask, message, reply))
+
+    def ask_timed(self, message: Message, reply: type[Message], *context: Any) -> Any:
+        """An answer that says how long its request waited at and took the server, and how long the call took."""
+        started = time.perf_counter()
+        answer = self.ask(message, reply, *context)
+        return answer, time.perf_counter() - started
+
+    def result(self, answer: Future) -> Any:
+        """
+        Raises:
+            Overdue: this client was asked to end, and the run can go on without it.
+        """
+        waited_s = 0.0
+        while waited_s < LEAVE_AFTER_S or not self.may_leave():
+            if answer in wait([answer], LISTEN_EVERY_S).done:
+                return answer.result()
+            waited_s += LISTEN_EVERY_S if self.wants_to_stop() else 0
+        raise Overdue(answer)
+
+    def exchange_weights(self, state: Any) -> WeightsReply:
+        """Weights up, and what all go on with down."""
+        message = Weights(state, self.stopwatch.take())
+        while True:
+            reply = self.ask_patiently(message, WeightsReply)
+            if reply.is_answer:
+                return reply
+            self.obey(reply.directive)  # others are not as far, and this client's state is wanted meanwhile
+
+    def obey(self, directive: str | None) -> None:
+        """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""
+        if directive is not None:
+            self.server.call(State.kind, *State(self.trainable.state(), False).body())
+        if directive in ("stop", "leave"):
+            raise Stopped("stopped with the run" if directive == "stop" else LEFT, self.stop.asked_by or signal.SIGTERM)
+
+    # Leaving
+
+    def wants_to_stop(self) -> bool:
+        return self.stop.asked_by is not None
+
+    def may_leave(self) -> bool:
+        return self.cfg.membership.open or not self.is_in
+
+    def leave(self, answer: Future) -> str:
+        """Takes back the call whose answer is overdue, by handing in the state, if the server is there to take it.
+
+        Returns what to tell the user.
+        """
+        if self.is_in:
+            state = State(self.trainable.state(), True)
+            wait([answer, in_background(self.server.call, State.kind, *state.body())], LEAVE_AFTER_S)
+        self.server.give_up()
+        return LEFT if self.is_in else "stopped before it joined the run"

@@ -1,0 +1,181 @@
+"""The server's side of an exchange over RPC: takes each client's requests as they are due, and drives their halves.
+
+All clients go through one round of the exchange before any goes on to the next, so that an exchange of several round
+trips does not wait for one client after the other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from splitlearn.errors import NonFiniteError, PeerError
+from splitlearn.exchange.exchange import Outcome, ServerHalf, conclude
+from splitlearn.exchange.messages import Evaluate, Step, StepReply
+from splitlearn.exchange.parts import Part
+from splitlearn.exchange.passage import Passage
+from splitlearn.measure.ledger import Measured
+from splitlearn.seeds import derive
+from splitlearn.segments.trainable import Trial
+
+
+@dataclass
+class Talk:
+    """One client's batch, on the server.
+
+    Attributes:
+        half: the server's, of the exchange.
+        passage: the batch's way over the channels.
+        targets_bytes: of targets that crossed.
+        outcome: after the last round.
+    """
+
+    half: ServerHalf
+    passage: Passage
+    targets_bytes: int = 0
+    outcome: Outcome | None = field(default=None)
+
+
+class Conversation:
+    """
+    Args:
+        server: whose it is.
+    """
+
+    def __init__(self, server: Any):
+        self.server, self.cfg, self.exchange = server, server.cfg, server.exchange
+        self.undoes = self.cfg.nonfinite == "skip" or server.roster.is_open  # one client's part is not the run's end
+
+    def train(self, participants: list[int], directive: str | None) -> list[Measured]:
+        """Adds the gradients of the participants' losses to those of the server's part; answers each with its own.
+
+        Returns what was measured, without clients that are left out, because their part is not finite, or that are
+        gone.
+        """
+        talks = {client: self._begin(client, self.exchange.server) for client in participants}
+        rounds = self.exchange.rounds
+        for number, (sent, _) in enumerate(rounds, start=1):
+            is_last = number == len(rounds)
+            waiting = [client for client, talk in talks.items() if talk is not None]
+            due = self.server.roster.due(waiting, Step, "is too late for its step") if number > 1 else waiting
+            for client in participants:
+                if talks[client] is None:
+                    continue
+                talk, talks[client] = talks[client], None
+                if client in due:
+                    with self.server.roster.excusing(client):
+                        if self._answer(client, talk, sent, number, directive if is_last else None, directive):
+                            talks[client] = talk
+        return [
+            Measured(client, talk.outcome, talk.passage.transfers, talk.targets_bytes)
+            for client, talk in talks.items()
+            if talk is not None
+        ]
+
+    def _begin(self, client: int, half: Any) -> Talk:
+        server = self.server
+        passage = Passage(
+            server.channels,
+            (client, server.progress.step),
+            server.device,
+            f"client {client}",
+            self.cfg.batch_size,
+            in_evaluation=half == self.exchange.server_evaluation,
+            stopwatch=server.stopwatch,
+        )
+        begun = half(server.trainable.segment, passage, server.task)
+        next(begun)
+        return Talk(begun, passage)
+
+    def _answer(
+        self, client: int, talk: Talk, sent: type[Part], number: int, directive: str | None, at_end: str | None
+    ) -> bool:
+        """One round of a training step; returns whether the client's part is in it."""
+        server, member = self.server, self.server.roster.members[client]
+        request, message = server.roster.take(client, Step, sent)
+        started = time.perf_counter()
+        if message.wants_to_stop:
+            server.roster.let_go(client)
+        with server.stopwatch("server compute"):
+            talk.passage.reported = message.errors
+            talk.passage.measures_error = talk.passage.measures_error or bool(message.errors)
+            part = message.part and self._advance(client, talk, message.part, is_first=number == 1)
+        is_last = number == len(self.exchange.rounds)
+        if part is None:
+            directive = at_end
+        if (part is None or is_last) and member.is_leaving and directive != "stop":
+            directive = "leave"
+        now = time.perf_counter()
+        waiting_s = started - request.arrived_at
+        request.reply(StepReply(part and part.body(), directive, waiting_s, now - started).body())
+        if part is None:
+            member.batch += 1
+            talk.half.close()
+            server.recorder.skipped(talk.passage.transfers, talk.targets_bytes)
+            return False
+        if is_last:
+            with server.stopwatch("server compute"):
+                talk.outcome = conclude(talk.half)
+            member.batch += 1
+            member.num_samples += talk.outcome.num_samples
+        return True
+
+    def _advance(self, client: int, talk: Talk, part: Part, is_first: bool) -> Part | None:
+        """The half's answer; None where the client's part is to be left out, because it is not finite."""
+        server = self.server
+        talk.targets_bytes += part.targets_bytes()
+        trial = Trial(server.trainable.segment) if self.undoes else None
+        if is_first:
+            torch.manual_seed(derive(self.cfg.seed, "server", server.progress.step, client))  # dropout
+        try:
+            answer = talk.half.send(part)
+            if trial:
+                trial.keep()
+            return answer
+        except NonFiniteError as error:
+            if trial:
+                trial.undo()
+            if self.cfg.nonfinite == "skip":
+                return None
+            raise server.diverged(client, error) from None
+        except PeerError:
+            if trial:
+                trial.undo()
+            raise
+
+    def evaluate(self) -> list[Outcome]:
+        """What comes out for every test batch of the clients that are there."""
+        roster, rounds = self.server.roster, self.exchange.evaluation_rounds
+        too_late = f"is too late for the evaluation after epoch {self.server.progress.epoch}"
+        remaining = {client: roster.members[client].num_test_batches for client in roster.here()}
+        outcomes = []
+        while remaining := {client: number for client, number in remaining.items() if number}:
+            talks = {client: self._begin(client, self.exchange.server_evaluation) for client in remaining}
+            for number, (sent, _) in enumerate(rounds, start=1):
+                for client in roster.due(list(talks), Evaluate, too_late):
+                    talk = talks[client]
+                    with roster.excusing(client):
+                        self._score(client, talk, sent, is_last=number == len(rounds))
+                talks = {client: talk for client, talk in talks.items() if client in roster.here()}
+            for talk in talks.values():
+                if not roster.is_open or math.isfinite(talk.outcome.sums["loss"]):  # else one client's would be all's
+                    outcomes.append(talk.outcome)
+            remaining = {client: remaining[client] - 1 for client in talks}
+        return outcomes
+
+    def _score(self, client: int, talk: Talk, sent: type[Part], is_last: bool) -> None:
+        server = self.server
+        request, message = server.roster.take(client, Evaluate, sent)
+        started = time.perf_counter()
+        with server.stopwatch("server compute"):
+            talk.targets_bytes += message.part.targets_bytes()
+            answer = talk.half.send(message.part)
+            if is_last:
+                talk.outcome = conclude(talk.half)
+                server.recorder.ledger.evaluated(talk.passage.transfers, talk.targets_bytes)
+        now = time.perf_counter()
+        request.reply(StepReply(answer.body(), None, started - request.arrived_at, now - started).body())

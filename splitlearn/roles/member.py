@@ -1,0 +1,43 @@
+"""What the server knows of a client."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Member:
+    """
+    Attributes:
+        num_train: samples of its own.
+        num_batches, num_test_batches: of its data.
+        epoch: that the next two are of.
+        batch: batches done.
+        num_samples: in these.
+        state: as handed in last; None before.
+        state_epoch: when that was.
+        is_in: it has joined, and was not sent away since.
+        is_late: no step waits for it.
+        is_leaving: it was asked to end.
+    """
+
+    num_train: int = 0
+    num_batches: int = 0
+    num_test_batches: int = 0
+    epoch: int = 0
+    batch: int = 0
+    num_samples: int = 0
+    state: dict[str, Any] | None = None
+    state_epoch: int = 0
+    is_in: bool = False
+    is_late: bool = False
+    is_leaving: bool = False
+
+    def start(self, epoch: int) -> None:
+        if self.epoch != epoch:
+            self.epoch, self.batch, self.num_samples = epoch, 0, 0
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps: nobody is there when a run goes on."""
+        return {**vars(self), "is_in": False, "is_late": False, "is_leaving": False}

@@ -1,0 +1,199 @@
+"""Who is there. One class for both kinds of fleet:
+
+A *fixed* fleet is complete or the run ends: all of num_clients must come, and what one of them does wrong, or that it
+is gone, ends the run with one sentence.
+
+In an *open* run (membership.open) clients come and go, and it goes on with those that are there. A client joins with
+its hello, between two steps, and trains on what is left of its epoch; an epoch is one pass of every client that is
+there over its data. Each step waits for the next batch of those that are there, and goes on without one that is gone or
+has sent nothing for membership.step_deadline_s, as long as there is a quorum; a batch that comes later is part of a
+later step, and no step waits for that client until then. Others are sent to join again, and so are those that this
+server, started anew, does not know.
+
+Of each client it keeps how many batches of the epoch it has done, and the state that it handed in last: with each
+checkpoint, and when it left on request. One that crashed goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from splitlearn.config import differences, shared
+from splitlearn.errors import UserError
+from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
+from splitlearn.roles.attendance import Attendance
+from splitlearn.roles.member import Member
+from splitlearn.transport.inbox import LOOK_EVERY_S
+
+
+class Host(Protocol):
+    """Whose roster it is."""
+
+    def build(self, about: dict[str, int]) -> None:
+        """Builds the network for the data of the first client."""
+
+    def welcome(self, client: int) -> Welcome:
+        """What a client that joins goes on from."""
+
+
+class Roster(Attendance):
+    """When clients come, and what the run waits for. Arguments as Attendance's."""
+
+    # Coming
+
+    def meet(self, host: Host) -> None:
+        """Waits for a quorum.
+
+        Raises:
+            UserError: clients of a fixed fleet did not come, or do not fit.
+        """
+        self.host = host
+        if self.is_open:
+            while len(self.here()) < self.quorum:
+                with self.inbox.changed:
+                    self.inbox.changed.wait_for(self.inbox.new_requests, LOOK_EVERY_S)
+                self.sort_out()
+            return
+        requests = self.inbox.meet(self.cfg.rpc.connect_timeout_s)
+        hellos = [
+            Hello.parse(request.body, f"client {client}", self.agreement) for client, request in enumerate(requests)
+        ]
+        self.num_samples = sum(hello.num_train for hello in hellos)
+        for client, hello in enumerate(hellos):
+            self._compare(client, hello)
+        host.build(self.about)
+        for client, hello in enumerate(hellos):
+            self._enrol(client, hello)
+        for client, request in enumerate(requests):
+            request.reply(host.welcome(client).body())
+
+    def _compare(self, client: int, hello: Hello) -> None:
+        """
+        Raises:
+            UserError: configuration or data do not fit those of the others.
+        """
+        if difference := differences(shared(self.cfg), hello.config, "server", "client"):
+            raise UserError(f"the server and client {client} are configured differently: {difference}")
+        self.about = self.about or hello.about
+        if reason := self.agreement.task.disagreement(self.about, hello.about):
+            raise UserError(f"client {client} does not fit: {reason}")
+
+    def _enrol(self, client: int, hello: Hello) -> None:
+        member = self.members.setdefault(client, Member())
+        member.is_in, member.is_late, member.is_leaving = True, False, False
+        member.num_train = hello.num_train
+        member.num_batches, member.num_test_batches = (
+            -(-number // self.cfg.batch_size) for number in (hello.num_train, hello.num_test)
+        )
+        member.start(self.progress.epoch)
+
+    def _admit(self, client: int) -> None:
+        request, hello = self.take(client, Hello)
+        is_first = self.about is None
+        try:
+            self._compare(client, hello)
+        except UserError as error:
+            return request.fail(str(error))
+        if is_first:
+            self.host.build(self.about)
+        self._enrol(client, hello)
+        request.reply(self.host.welcome(client).body())
+        self.tell(client, "joined")
+
+    # What the run waits for
+
+    def sort_out(self) -> None:
+        """Answers what does not wait for others: who comes, who ends, and who is where the run is not any more."""
+        for client, request in self.look().items():
+            with self.excusing(client):
+                if request.kind == Hello.kind:
+                    self._admit(client)
+                elif request.kind == Failed.kind:
+                    request, failed = self.take(client, Failed)
+                    request.reply()
+                    self.see_off(client, f"stopped: {failed.why}")
+                elif client not in self.here():
+                    request.is_taken = True
+                    request.send_back()
+                elif request.kind == State.kind:
+                    self.keep(client)
+
+    def gather(self, is_ending: Callable[[], bool]) -> list[int] | None:
+        """The clients whose next batch is due; none if the epoch is over; None where the run is to end meanwhile."""
+        if not self.is_open:
+            return self.unfinished()
+        while True:
+            self.sort_out()
+            self.wait_for(self.on_time())
+            kinds = {client: request.kind for client, request in self.look().items()}
+            if others := [client for client, kind in kinds.items() if kind not in (Step.kind, Weights.kind)]:
+                for client in others:
+                    if kinds[client] not in (Hello.kind, Failed.kind, State.kind):
+                        self.see_off(client, f"sent {kinds[client]} where its step was due")
+                continue
+            ready = [client for client in self.here() if client in kinds]
+            for client in ready:
+                if self.members[client].is_late:
+                    self.members[client].is_late = False
+                    self.tell(client, "is back")
+            if len(ready) >= self.quorum:
+                return [client for client in ready if kinds[client] == Step.kind]
+            if is_ending():
+                return None
+            with self.inbox.changed:
+                self.inbox.changed.wait(LOOK_EVERY_S)
+
+    def due(self, clients: Iterable[int], kind: type[Message], what: str, waits: bool = True) -> list[int]:
+        """Those of `clients` that have sent this kind of message; of an open run, the others are seen off."""
+        clients = [client for client in clients if client in self.here()]
+        if not self.is_open:
+            return clients
+        if waits:
+            self.wait_for(clients)
+        found = []
+        for client, request in self.look().items():
+            if client in clients and request.kind == State.kind:
+                with self.excusing(client):
+                    self.keep(client)
+        for client in clients:
+            if client in self._seen and self._seen[client].kind == kind.kind:
+                found.append(client)
+            else:
+                self.see_off(client, what)
+        return found
+
+    # What they keep for the run
+
+    def keep(self, client: int) -> None:
+        """Takes a client's state."""
+        member = self.members[client]
+        request, message = self.take(client, State)
+        member.state, member.state_epoch = message.state, self.progress.epoch
+        request.reply()
+        if self.is_open and (message.leaves or member.is_leaving):
+            self.see_off(client, "left")
+
+    def hear_states(self, told: Iterable[int], directive: str | None = None) -> None:
+        """Takes the states of those that were told to hand them in.
+
+        Args:
+            told: by an answer to something else.
+            directive: what those that wait for the end of the epoch are told now; None leaves them waiting.
+        """
+        told = {client for client in told if client in self.here()}
+        if not self.is_open:
+            for client in self.here() if directive else ():
+                if client not in told:
+                    self.inbox.take(client, Weights.kind).reply(WeightsReply(None, directive, False).body())
+                    told.add(client)
+            for client in sorted(told):
+                self.keep(client)
+            return
+        for client, request in self.look().items() if directive else ():
+            if client in self.here() and request.kind == Weights.kind:
+                request.is_taken = True
+                request.reply(WeightsReply(None, directive, False).body())
+                told.add(client)
+        self.wait_for(told)
+        self.sort_out()

@@ -1,0 +1,5 @@
+"""Cutting any model into parts, and what trains them."""
+
+from splitlearn.segments.cutting import CutPoint, split, valid_cuts
+
+__all__ = ["CutPoint", "split", "valid_cuts"]

@@ -1,0 +1,82 @@
+"""The parts of a network that one end of the cut holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+
+class Parts(nn.Module):
+    """Parts of one network, in the order of computation: `parts[0](x)`; where there is one, `parts(x)` too.
+
+    Parameters and buffers have the names that they have in the uncut network.
+
+    Args:
+        parts: of the network.
+        precision: "fp32", or "bf16" for automatic mixed precision in the forward pass.
+        cut_precision: "fp32" gives each part's output in 32 bits; None as it is.
+    """
+
+    def __init__(self, parts: list[nn.Module], precision: str = "fp32", cut_precision: str | None = None):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.precision, self.cut_precision = precision, cut_precision
+
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+        return partial(self.run, self.parts[index])
+
+    def forward(self, x: Tensor) -> Tensor:
+        (part,) = self.parts
+        return self.run(part, x)
+
+    def run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A part's output, in the precision that is to cross the cut."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = part(x)
+        return output.float() if self.cut_precision == "fp32" else output
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return {name: value for part in self.parts for name, value in part.state_dict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """
+        Raises:
+            RuntimeError: names or shapes differ.
+        """
+        known = [part.state_dict().keys() for part in self.parts]
+        for part, names in zip(self.parts, known, strict=True):
+            part.load_state_dict({name: state[name] for name in names if name in state})
+        if unknown := state.keys() - set().union(*known):
+            raise RuntimeError(f"unexpected keys: {', '.join(sorted(unknown))}")
+
+
+class Older:
+    """Parts with copies of the weights that they have now, whose gradients are their own; used as Parts are.
+
+    Attributes:
+        weights: the copies, in the order of the parts' parameters.
+    """
+
+    def __init__(self, parts: Parts):
+        self.parts = parts
+        self.weights = [weight.detach().clone().requires_grad_() for weight in parts.parameters()]
+
+    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+        before = sum(len(list(part.parameters())) for part in self.parts.parts[:index])
+        part = self.parts.parts[index]
+        names = [name for name, _ in part.named_parameters()]
+        weights = dict(zip(names, self.weights[before : before + len(names)], strict=True))
+        return partial(self.parts.run, lambda x: functional_call(part, weights, (x,)))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self[0](x)
+
+    def hand_gradients_on(self) -> None:
+        """To the parts' parameters."""
+        for weight, older in zip(self.parts.parameters(), self.weights, strict=True):
+            weight.grad = older.grad

@@ -1,0 +1,109 @@
+"""SplitFed: all clients take part in every step, the server in the mean of their losses (Eq. 1 and 2, MS paper).
+
+epoch   step 1: client 0, 1, 2 │ step 2: client 0, 1, 2 │ … │ mean of the clients' weights to all (average=epoch)
+                               └ mean of their gradients to all (average=step)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from splitlearn.errors import PeerError
+from splitlearn.exchange.messages import Gradients, GradientsReply, Weights
+from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of
+from splitlearn.topologies.averaging import average_states
+from splitlearn.topologies.topology import Topology, send_weights, take_weights
+
+
+class Parallel(Topology):
+    """
+    Args:
+        average: of the clients' weights after each "epoch", of their gradients after each "step", or "never".
+        weighting: of the clients in the mean of an epoch: "uniform", or by their "samples".
+    """
+
+    def __init__(self, name: str = "parallel", average: str = "epoch", weighting: str = "uniform"):
+        self.average, self.weighting = average, weighting
+        self.averages_steps, self.keeps_own = average == "step", average == "never"
+
+    # The server's end
+
+    def num_steps(self, roster: Any) -> int:
+        return max(roster.members[client].num_batches for client in roster.here())
+
+    def train(self, server: Any) -> None:
+        while participants := server.gather():
+            server.step(participants)
+
+    def end_step(self, server: Any, directive: str | None) -> None:
+        """The mean of the participants' gradients to every client, so that all segments take the same step (Eq. 2)."""
+        if not self.averages_steps:
+            return
+        taken = [server.roster.take(client, Gradients) for client in server.roster.here()]
+        server.recorder.ledger.book("weights_up", nbytes_of([message.gradients for _, message in taken]))
+        gradients = [message.gradients for _, message in taken if message.gradients is not None]
+        mean = average_states(gradients) if gradients else None
+        for request, _ in taken:
+            server.recorder.ledger.book("weights_down", nbytes_of(mean))
+            request.reply(GradientsReply(mean, directive).body())
+
+    def end_epoch(self, server: Any) -> None:
+        """The mean of the weights of all clients that have done their batches, to each of them."""
+        roster, epoch = server.roster, server.progress.epoch
+        is_last = epoch == server.cfg.epochs
+        sends = not self.keeps_own or is_last
+        done: dict[int, tuple[Any, Any]] = {}
+        for client in roster.due(roster.here(), Weights, f"is too late for epoch {epoch}", waits=False):
+            with roster.excusing(client):
+                request, state = take_weights(server, client, "segment" if sends else None)
+                if roster.is_open and state is not None and not are_finite(state.values()):
+                    raise PeerError(f"client {client} sent weights that are not finite: its training diverged")
+                done[client] = request, state
+        states = [state for _, state in done.values()]
+        if states and self.keeps_own and is_last:
+            server.client_states = [self._own(server, client, done) for client in range(server.cfg.num_clients)]
+        elif states and not self.keeps_own:
+            members = [roster.members[client] for client in done]
+            num_samples = [member.num_samples if roster.is_open else member.num_train for member in members]
+            by_samples = self.weighting == "samples" and any(num_samples)
+            server.client_states = [average_states(states, num_samples if by_samples else None)]
+        directive = "save" if server.runstate.saves_epoch(epoch) else None
+        for request, _ in done.values():
+            send_weights(server, request, None if self.keeps_own else server.client_states[0], directive)
+        if directive:
+            roster.hear_states(done)
+
+    def _own(self, server: Any, client: int, done: dict[int, tuple[Any, Any]]) -> Any:
+        """The last weights that a client has handed in; None where there are none."""
+        if client in done:
+            return done[client][1]
+        member = server.roster.members.get(client)
+        return member.state["segment"] if member and member.state else None
+
+    # A client's end
+
+    def train_client(self, client: Any) -> None:
+        client.train_batches()
+        if self.averages_steps:  # keep in step with clients that have more samples
+            for _ in range(client.progress.epoch_step, client.num_steps):
+                client.obey(self._take_mean_step(client, None))
+        segment = client.trainable.segment
+        sends = not self.keeps_own or client.progress.epoch == client.cfg.epochs
+        reply = client.exchange_weights(state_of(segment) if sends else None)
+        if not self.keeps_own:
+            load_state(segment, reply.state)
+        client.obey(reply.directive)
+
+    def end_batch(self, client: Any, takes_part: bool, directive: str | None) -> str | None:
+        if not self.averages_steps:
+            return super().end_batch(client, takes_part, directive)
+        return self._take_mean_step(client, gradients_of(client.trainable.segment) if takes_part else None)
+
+    def _take_mean_step(self, client: Any, gradients: list | None) -> str | None:
+        """Steps with the mean of the clients' gradients (Eq. 2 of the MS paper); None where this one has none."""
+        reply = client.ask(Gradients(gradients), GradientsReply)
+        if reply.mean is not None:
+            for parameter, gradient in zip(client.trainable.segment.parameters(), reply.mean, strict=True):
+                parameter.grad = gradient.to(client.device)
+            client.trainable.optimizer.step()
+        return reply.directive

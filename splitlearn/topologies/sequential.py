@@ -1,0 +1,64 @@
+"""Vanilla split learning: one client at a time trains on its samples, then hands weights and optimizer state on.
+
+    epoch   client 0: all its batches ─► client 1: all its batches ─► … ─► client 0 of the next epoch
+                                      hands on
+Source: Gupta and Raskar 2018, arXiv:1810.06060.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from splitlearn.topologies.topology import Topology, is_evaluated, send_weights, take_weights
+
+
+class Sequential(Topology):
+    hands_on = True
+
+    def __init__(self, name: str = "sequential"):
+        pass
+
+    # The server's end
+
+    def num_steps(self, roster: Any) -> int:
+        return sum(roster.members[client].num_batches for client in roster.here())
+
+    def train(self, server: Any) -> None:
+        for client in self.order(server):
+            member = server.roster.members[client]
+            if member.batch == 0:
+                self._hand_over(server, client)
+            while member.batch < member.num_batches:
+                server.step([client])
+            request, state = take_weights(server, client, "trainable")
+            server.client_states = [state]
+            send_weights(server, request, None)
+
+    def order(self, server: Any) -> list[int]:
+        """Whose turns are left in the epoch."""
+        return server.roster.unfinished()
+
+    def end_epoch(self, server: Any) -> None:
+        if is_evaluated(server):
+            for client in server.roster.here():
+                self._hand_over(server, client)  # all evaluate with the newest
+
+    def take_states(self, server: Any, participants: list[int]) -> None:
+        server.client_states = [server.roster.members[participants[0]].state]
+        for member in server.roster.members.values():
+            member.state = None  # of those whose turn it is not, it is of no use
+
+    def _hand_over(self, server: Any, client: int) -> None:
+        request, _ = take_weights(server, client, None)
+        send_weights(server, request, server.client_states[0])
+
+    # A client's end
+
+    def train_client(self, client: Any) -> None:
+        if client.progress.batch < client.num_batches:
+            if client.progress.batch == 0:
+                client.trainable.load(client.exchange_weights(None).state)
+            client.train_batches()
+            client.exchange_weights(client.trainable.state())
+        if is_evaluated(client):
+            client.trainable.load(client.exchange_weights(None).state)

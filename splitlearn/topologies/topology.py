@@ -1,0 +1,85 @@
+"""What a topology is: the rounds of an epoch, and what is averaged or handed on after a step and after an epoch.
+
+Both ends of it are methods of one object; the server and each client have one of their own. They talk to each other
+with the messages Gradients and Weights (see exchange/messages.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from splitlearn.config import evaluates
+from splitlearn.exchange.messages import Weights, WeightsReply
+from splitlearn.segments.trainable import nbytes_of
+
+
+class Topology:
+    """Base of the topologies.
+
+    Attributes:
+        averages_steps: clients step with the mean of their gradients, which what is asked of them comes with.
+        keeps_own: each client goes on with weights of its own.
+        hands_on: one client's weights and optimizer state are all there are.
+    """
+
+    averages_steps = False
+    keeps_own = False
+    hands_on = False
+
+    # The server's end
+
+    def num_steps(self, roster: Any) -> int:
+        """Steps of an epoch."""
+        raise NotImplementedError
+
+    def train(self, server: Any) -> None:
+        """What is left of the epoch's steps, each a `server.step(participants)`."""
+        raise NotImplementedError
+
+    def end_step(self, server: Any, directive: str | None) -> None:
+        """After the server's own step."""
+
+    def end_epoch(self, server: Any) -> None:
+        """After the last step, before the evaluation."""
+        raise NotImplementedError
+
+    def take_states(self, server: Any, participants: list[int]) -> None:
+        """After the participants of a step have handed in their states for a checkpoint."""
+
+    # A client's end
+
+    def train_client(self, client: Any) -> None:
+        """What is left of the epoch."""
+        raise NotImplementedError
+
+    def end_batch(self, client: Any, takes_part: bool, directive: str | None) -> str | None:
+        """Steps, after a batch of which it `takes_part` unless it is left out; returns what the server wants next."""
+        if takes_part:
+            client.trainable.optimizer.step()
+        return directive
+
+
+def topology_from(cfg: DictConfig) -> Topology:
+    """The topology that the config group describes."""
+    return instantiate(cfg.topology)
+
+
+def take_weights(server: Any, client: int, holds: str | None) -> tuple[Any, Any]:
+    """A client's request with its weights, and these (see Weights.check)."""
+    request, message = server.roster.take(client, Weights, holds)
+    server.recorder.ledger.book("weights_up", nbytes_of(message.state))
+    server.stopwatch.seconds.update(message.seconds)
+    return request, message.state
+
+
+def send_weights(server: Any, request: Any, state: Any, directive: str | None = None) -> None:
+    server.recorder.ledger.book("weights_down", nbytes_of(state))
+    request.reply(WeightsReply(state, directive, True).body())
+
+
+def is_evaluated(role: Any) -> bool:
+    """Whether the epoch that a server or a client is in ends with an evaluation."""
+    return evaluates(role.cfg, role.progress.epoch)

@@ -1,0 +1,199 @@
+"""Both halves of every exchange, driven in one process: no server, no RPC."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from simulation import compose
+from torch import nn
+
+import splitlearn
+from splitlearn.config import compressor_from
+from splitlearn.exchange import network
+from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
+from splitlearn.exchange.parts import Targets, Wire, _hints
+from splitlearn.exchange.passage import Passage
+from splitlearn.seeds import derive
+from splitlearn.tasks import task_from
+
+EXCHANGES = ["labels_up", "u_shaped"]
+ABOUT = {"num_classes": 10}
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+class Pair:
+    """A client and a server in one process."""
+
+    def __init__(self, *overrides: str):
+        self.cfg = compose(*overrides)
+        self.task, self.exchange = task_from(self.cfg), exchange_from(self.cfg)
+        self.network = network.build(self.cfg, ABOUT)
+        self.optimizers = [
+            torch.optim.SGD(side.parameters(), 0.1, momentum=0.9) for side in (self.network.client, self.network.server)
+        ]
+
+    def passages(self, place: int, **options) -> list[Passage]:
+        found = []
+        for peer in ("the server", "client 0"):
+            channels = channels_of(self.cfg, self.exchange)
+            know(channels, self.network, self.cfg)
+            found.append(Passage(channels, (place,), CPU, peer, 32, **options))
+        return found
+
+    def halves(self, passages: list[Passage], images: torch.Tensor, labels: torch.Tensor) -> tuple:
+        return (
+            self.exchange.client(self.network.client, passages[0], self.task, images, labels),
+            self.exchange.server(self.network.server, passages[1], self.task),
+        )
+
+    def step(self, place: int, images: torch.Tensor, labels: torch.Tensor):
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        passages = self.passages(place)
+        outcome = converse(*self.halves(passages, images, labels))
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return outcome, passages
+
+
+def batches(number: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(8, 3, 32, 32, generator=generator), torch.randint(10, (8,), generator=generator))
+        for _ in range(number)
+    ]
+
+
+def assert_same(state: dict, expected: dict) -> None:
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_without_compression_it_trains_the_uncut_network(name):
+    pair = Pair(f"exchange={name}", "compressor=none")
+    model = pair.task.network(pair.cfg, ABOUT)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    for place, (images, labels) in enumerate(batches()):
+        outcome, _ = pair.step(place, images, labels)
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert outcome.loss == loss.item() and outcome.num_samples == 8
+    assert_same(pair.network.client.state_dict() | pair.network.server.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("backward", ["straight_through", "gated"])
+def test_labels_up_is_compress_in_one_process(backward):
+    pair = Pair("compressor=ms", "compressor@downlink=qu", "downlink.rounding=stochastic", f"backward={backward}")
+    alone = copy.deepcopy(pair.network)
+    optimizers = [torch.optim.SGD(side.parameters(), 0.1, momentum=0.9) for side in (alone.client, alone.server)]
+    up, down = (compressor_from(pair.cfg, key) for key in ("compressor", "downlink"))
+    for place, (images, labels) in enumerate(batches()):
+        outcome, _ = pair.step(place, images, labels)
+        down.seed(derive(pair.cfg.seed, "downlink", place))
+        loss = F.cross_entropy(alone.server(splitlearn.compress(alone.client(images), up, down, backward)), labels)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert outcome.loss == loss.item()
+    assert_same(pair.network.client.state_dict(), alone.client.state_dict())
+    assert_same(pair.network.server.state_dict(), alone.server.state_dict())
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_both_ends_book_the_same_bytes_and_the_wires_are_as_long(name):
+    pair = Pair(f"exchange={name}", *(["compressor@features=ms"] if name == "u_shaped" else []))
+    passages = pair.passages(0, measures_error=True)
+    client, server = pair.halves(passages, *batches(1)[0])
+    next(server)
+    message, crossed = next(client), 0
+    while message is not None:
+        answer = server.send(message)
+        crossed += sum(value.numel() for part in (message, answer) for value in wires(part))
+        try:
+            message = client.send(answer)
+        except StopIteration:
+            message = None
+    one, other = (sorted((t.channel, t.num_bytes, t.raw_bytes) for t in end.transfers) for end in passages)
+    assert one == other and crossed == sum(num_bytes for _, num_bytes, _ in one)
+    assert {channel for channel, *_ in one} == {spec.name for spec in pair.exchange.channels}
+    errors = {t.channel: t.error for end in passages for t in end.transfers if t.error is not None}
+    assert errors.keys() == {spec.name for spec in pair.exchange.channels} and errors["smashed"] > 0.05
+
+
+def wires(part) -> list[torch.Tensor]:
+    return [getattr(part, name) for name, hint in _hints(type(part)).items() if hint is Wire]
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_evaluation_is_the_uncut_networks(name):
+    pair = Pair(f"exchange={name}", "compressor=none")
+    pair.network.client.eval()
+    pair.network.server.eval()
+    ((images, labels),) = batches(1)
+    passages = pair.passages(0, in_evaluation=True)
+    with torch.no_grad():
+        outcome = converse(
+            pair.exchange.client_evaluation(pair.network.client, passages[0], pair.task, images, labels),
+            pair.exchange.server_evaluation(pair.network.server, passages[1], pair.task),
+        )
+        outputs = pair.task.network(pair.cfg, ABOUT).eval()(images)
+    assert outcome.num_samples == 8
+    assert outcome.sums["loss"] == pytest.approx(nn.CrossEntropyLoss(reduction="sum")(outputs, labels).item())
+    assert outcome.sums["top1"] == (outputs.argmax(1) == labels).sum()
+
+
+def test_no_label_crosses_the_wire_of_u_shaped():
+    """Not by its type, and not by its values: what crosses for other labels is the same until their loss is known."""
+    exchange = exchange_from(compose("exchange=u_shaped"))
+    parts = {part for pair in (*exchange.rounds, *exchange.evaluation_rounds) for part in pair}
+    assert not [part for part, hint in itertools.product(parts, (Targets,)) if hint in _hints(part).values()]
+    ((images, labels),) = batches(1)
+    sent = []
+    for changed in (labels, (labels + 1) % 10):
+        pair = Pair("exchange=u_shaped", "compressor@feature_gradient=ms")
+        client, server = pair.halves(pair.passages(0), images, changed)
+        next(server)
+        first = next(client)
+        second = client.send(server.send(first))
+        sent.append((first, second))
+    assert torch.equal(sent[0][0].wire, sent[1][0].wire)
+    for _, second in sent:  # the gradient of the features, the loss and the metrics: no tensor beside the payload
+        assert [type(value) for value in second.body()] == [torch.Tensor, float, dict]
+        assert set(second.sums) == {"top1"}
+
+
+@pytest.mark.parametrize("cut", ["[block2,block1]", "[block2,nowhere]"])
+def test_a_way_back_that_is_not_possible_is_refused_with_the_valid_ones(cut):
+    with pytest.raises(splitlearn.errors.UserError, match=r"^cut=(block1|nowhere) is not possible.*Valid cuts: block3"):
+        Pair("exchange=u_shaped", f"cut={cut}")
+
+
+def test_what_crosses_is_checked_by_its_annotation():
+    pair = Pair("exchange=u_shaped")
+    channels = channels_of(pair.cfg, pair.exchange)
+    agreement = Agreement(pair.cfg, pair.task, channels)
+    agreement.know(pair.network.client, ABOUT)
+    (payload, _), (gradient, _) = pair.exchange.rounds
+    wire = torch.zeros(9, dtype=torch.uint8)
+    assert payload.parse((wire,), agreement).wire is wire
+    assert gradient.parse((wire, 0.5, {"top1": 1.0}), agreement).loss == 0.5
+    for body in [
+        (wire, 0.5),
+        (wire.float(), 0.5, {"top1": 1.0}),
+        (wire, "0.5", {"top1": 1.0}),
+        (wire, float("nan"), {"top1": 1.0}),
+        (wire, 0.5, {"labels": 1.0}),
+        (wire, 0.5, {"top1": float("nan")}),
+        (wire, 0.5, {"top1": wire}),
+    ]:
+        with pytest.raises(splitlearn.exchange.agreement.Unfit):
+            gradient.parse(body, agreement)

@@ -1,0 +1,153 @@
+import pytest
+import torch
+from torch import nn
+
+from splitlearn.compressors import Identity, MaskSparsifier, TopKSparsifier, UniformQuantizer
+from splitlearn.errors import NonFiniteError
+from splitlearn.exchange.layer import compress, gate, mask_sparsify
+
+OPTIONS = [
+    {},
+    {"ratio": 0.0},
+    {"ratio": 0.9, "bits": 1},
+    {"ratio": 0.75, "bits": 3, "rounding": "floor"},
+    {"ratio": 0.9, "bits": 8},
+    {"ratio": 0.9, "bits": 2, "scope": "sample"},
+]
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def through(x: torch.Tensor, incoming: torch.Tensor, function) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output of `function`, and the gradient that reaches `x` when `incoming` reaches the output."""
+    x = x.clone().requires_grad_()
+    out = function(x)
+    (gradient,) = torch.autograd.grad(out, x, incoming)
+    return out.detach(), gradient
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["relu", "signed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_mask_sparsify_is_what_the_server_decodes(options, dtype, signed):
+    x = randn(4, 3, 5, 5, dtype=dtype)
+    x = x if signed else x.relu()
+    compressor = MaskSparsifier(**options)
+    before, expected = x.clone(), compressor.decode(compressor.encode(x))
+    out = mask_sparsify(x, **options)
+    assert out.dtype == dtype and out.shape == x.shape
+    assert torch.equal(out, expected)
+    assert torch.equal(x, before)
+
+
+def test_mask_sparsify_takes_a_strided_map():
+    x = randn(2, 3, 4, 5)
+    strided = x.permute(0, 2, 3, 1)
+    assert not strided.is_contiguous()
+    assert torch.equal(mask_sparsify(strided, 0.9), mask_sparsify(strided.contiguous(), 0.9))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_straight_through_passes_the_gradient_unchanged(options, dtype):
+    x, incoming = randn(4, 60, dtype=dtype).relu(), randn(4, 60, seed=1, dtype=dtype)
+    _, gradient = through(x, incoming, lambda x: mask_sparsify(x, **options))
+    assert gradient.dtype == dtype
+    assert torch.equal(gradient, incoming)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_gated_passes_the_gradient_only_where_decoded_is_not_zero(options, dtype):
+    x, incoming = randn(4, 60, dtype=dtype).relu(), randn(4, 60, seed=1, dtype=dtype)
+    out, gradient = through(x, incoming, lambda x: mask_sparsify(x, **options, backward="gated"))
+    passes = out != 0
+    assert passes.any() and not passes.all()
+    assert torch.equal(gradient[passes], incoming[passes])
+    assert not gradient[~passes].any()
+
+
+@pytest.mark.parametrize("backward", ["straight_through", "gated"])
+@pytest.mark.parametrize("downlink", [UniformQuantizer(4), TopKSparsifier(0.5)], ids=lambda downlink: downlink.name)
+def test_compress_sends_the_gradient_through_the_downlink(downlink, backward):
+    x, incoming = randn(4, 60).relu(), randn(4, 60, seed=1)
+    out, gradient = through(x, incoming, lambda x: compress(x, MaskSparsifier(0.9), downlink, backward))
+    expected = downlink.decode(downlink.encode(incoming))
+    assert not torch.equal(expected, incoming)
+    assert torch.equal(gradient, expected * (out != 0) if backward == "gated" else expected)
+
+
+def test_identity_is_no_compression():
+    x, incoming = randn(4, 6), randn(4, 6, seed=1)
+    out, gradient = through(x, incoming, lambda x: compress(x, Identity()))
+    assert torch.equal(out, x) and torch.equal(gradient, incoming)
+
+
+@pytest.mark.parametrize("backward", ["foo", "", "Gated", None])
+def test_unknown_backward_is_refused(backward):
+    with pytest.raises(ValueError, match=f"^backward={backward} is unknown"):
+        mask_sparsify(randn(8), backward=backward)
+    with pytest.raises(ValueError, match=f"^backward={backward} is unknown"):
+        compress(randn(8), Identity(), backward=backward)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [
+        ("ratio", 1),
+        ("ratio", 1.5),
+        ("ratio", -0.1),
+        ("ratio", float("nan")),
+        ("bits", 0),
+        ("bits", 9),
+        ("rounding", "up"),
+        ("scope", "pixel"),
+    ],
+)
+def test_option_out_of_range_is_named(option, value):
+    with pytest.raises(ValueError, match=f"^{option}={value} is "):
+        mask_sparsify(randn(8), **{option: value})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_values_are_refused(value, dtype):
+    x = randn(4, 6, dtype=dtype)
+    x[2, 3] = value
+    with pytest.raises(NonFiniteError, match="1 NaN" if value != value else "1 Inf"):
+        mask_sparsify(x)
+
+
+def test_non_finite_gradient_is_refused():
+    with pytest.raises(NonFiniteError):
+        through(randn(4), torch.tensor([0, 1, float("inf"), 0]), lambda x: compress(x, Identity(), UniformQuantizer(4)))
+
+
+@pytest.mark.parametrize("backward", ["straight_through", "gated"])
+def test_model_with_mask_sparsify_trains(backward):
+    class Layer(nn.Module):
+        def forward(self, x):
+            return mask_sparsify(x, 0.75, backward=backward)
+
+    inputs = randn(32, 8)
+    targets = (inputs[:, :1] * inputs[:, 1:2] > 0).float()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), Layer(), nn.Linear(32, 1))
+    before = model[0].weight.detach().clone()
+    optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
+    for _ in range(100):
+        loss = nn.functional.binary_cross_entropy_with_logits(model(inputs), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_gate_without_decoded_is_the_identity():
+    gradient = randn(5)
+    assert gate(gradient, None) is gradient

@@ -1,0 +1,273 @@
+"""What a client that is signed in may send, and a server answer: the checks of each message alone."""
+
+import copy
+import functools
+import math
+
+import pytest
+import torch
+from simulation import compose
+
+from splitlearn.compressors import UniformQuantizer
+from splitlearn.config import shared
+from splitlearn.errors import PeerError
+from splitlearn.exchange import network
+from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.messages import (
+    Evaluate,
+    Failed,
+    Goodbye,
+    GoodbyeReply,
+    Gradients,
+    GradientsReply,
+    Hello,
+    State,
+    Step,
+    StepReply,
+    Weights,
+    WeightsReply,
+)
+from splitlearn.segments.trainable import Trainable, gradients_of, state_of
+from splitlearn.tasks import task_from
+
+OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", "batch_size=16"]
+LABELS = torch.zeros(4, dtype=torch.uint8)
+WIRE = torch.zeros(100, dtype=torch.uint8)
+MEASURED = {"top1": 3.0}  # sums of a training batch
+SUMS = {"loss": 9.5, "top1": 3.0, "top5": 4}  # and of test samples
+
+
+def hello(cfg, **changes) -> tuple:
+    fields = {"config": shared(cfg), "about": {"num_classes": 10}, "num_train": 32, "num_test": 16, **changes}
+    return Hello(**fields).body()
+
+
+@functools.cache
+def known(*options: str) -> tuple[Agreement, Trainable]:
+    """An agreement, and what a client has after a step."""
+    cfg, about = compose(*OPTIONS, *options), {"num_classes": 10}
+    built, channels = network.build(cfg, about), channels_of(cfg, exchange_from(cfg))
+    agreement, trainable = Agreement(cfg, task_from(cfg), channels), Trainable(built.client, cfg)
+    know(channels, built, cfg)
+    agreement.know(built.client, about)
+    for parameter in built.client.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    trainable.optimizer.step()
+    return agreement, trainable
+
+
+def parts_of(agreement: Agreement, of: str = "rounds") -> list:
+    """What the client sends in each round of the exchange."""
+    return [sent for sent, _ in getattr(exchange_from(agreement.cfg), of)]
+
+
+@pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "sgd optimizer.momentum=0"])
+def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
+    agreement, trainable = known(*f"optimizer={optimizer}".split(), "nonfinite=skip", f"exchange={exchange}")
+    fresh = Trainable(copy.deepcopy(trainable.segment), agreement.cfg)
+    state, seconds = state_of(trainable.segment), {"client compute": 0.5, "network": -1e-9, "codec": 0}
+    whole = trainable.state()
+    training, evaluation = {
+        "labels_up": ([(WIRE, LABELS)], [(WIRE, LABELS)]),
+        "u_shaped": ([(WIRE,), (WIRE, 2.5, MEASURED)], [(WIRE,), (SUMS,)]),
+    }[exchange]
+    for kind, *body in (
+        (Hello, *hello(agreement.cfg)),
+        (Gradients, gradients_of(trainable.segment)),
+        (Gradients, None),
+        (State, whole, False),
+        (State, fresh.state(), True),
+        (Failed, "no data"),
+        (Goodbye,),
+    ):
+        assert kind.parse(tuple(body), "client 1", agreement).body() == tuple(body)
+    for part, body in zip(parts_of(agreement), training, strict=True):
+        for errors, wants_to_stop in (({}, False), ({"smashed": 0.25}, True)):
+            message = Step.parse((body, errors, wants_to_stop), "client 1", agreement, part)
+            assert type(message.part) is part and message.part.body() == body
+            assert (message.errors, message.wants_to_stop) == (errors, wants_to_stop)
+        assert Step.parse((None, {}, False), "client 1", agreement, part).part is None
+    for part, body in zip(parts_of(agreement, "evaluation_rounds"), evaluation, strict=True):
+        assert Evaluate.parse((body,), "client 1", agreement, part).part.body() == body
+    Weights.parse((state, seconds), "client 1", agreement, "segment")
+    Weights.parse((whole, seconds), "client 1", agreement, "trainable")
+    Weights.parse((None, {}), "client 1", agreement)
+
+
+@pytest.mark.parametrize(
+    "labels", [LABELS, LABELS.int(), LABELS.long() + 9, LABELS.repeat(4)], ids=lambda x: f"{x.dtype}"
+)
+def test_labels_may_be_of_any_integer_dtype(labels):
+    agreement, _ = known()
+    (part,) = parts_of(agreement)
+    assert Step.parse(((WIRE, labels), {}, False), "client 1", agreement, part).part.targets is labels
+
+
+def malformed() -> dict[str, tuple]:
+    """By name: the kind, its body, what `check` has to know beside, and what is wrong."""
+    agreement, trainable = known()
+    cfg, whole, segment = agreement.cfg, trainable.state(), state_of(trainable.segment)
+    name = next(iter(segment))
+    long = segment | {name: torch.zeros(3, 3)}
+    kept = whole["optimizer"] | {0: {"momentum_buffer": torch.zeros(2)}}
+    other = whole["optimizer"] | {0: {"exp_avg": 1}}
+    found = {
+        "hello without a body": (Hello, (), None, "4 parts"),
+        "hello of one part": (Hello, ({"config": 5},), None, "4 parts"),
+        "hello with a number as configuration": (Hello, hello(cfg, config=5), None, "configuration"),
+        "hello with a tensor in it": (Hello, hello(cfg, config={"seed": torch.zeros(2)}), None, "configuration"),
+        "hello with a number as key": (Hello, hello(cfg, config={5: "seed"}), None, "configuration"),
+        "hello of nothing about the data": (Hello, hello(cfg, about=None), None, "classes"),
+        "hello about more than classes": (Hello, hello(cfg, about={"num_classes": 10, "a": 1}), None, "classes"),
+        "hello without classes": (Hello, hello(cfg, about={"num_classes": 0}), None, "num_classes"),
+        "hello with too many classes": (Hello, hello(cfg, about={"num_classes": 1 << 40}), None, "num_classes"),
+        "hello with a tensor of classes": (Hello, hello(cfg, about={"num_classes": LABELS}), None, "num_classes"),
+        "hello with samples in words": (Hello, hello(cfg, num_train="many"), None, "num_train"),
+        "hello with less than no samples": (Hello, hello(cfg, num_test=-1), None, "num_test"),
+        "gradients in a dict": (Gradients, ({},), None, "no list"),
+        "gradients of another shape": (Gradients, ([torch.zeros(1)] * len(agreement.gradients),), None, "shapes"),
+        "weights of another name": (Weights, ({"a": torch.zeros(3)}, {}), "segment", "names"),
+        "weights of another shape": (Weights, (long, {}), "segment", name),
+        "weights of another dtype": (Weights, ({k: v.double() for k, v in segment.items()}, {}), "segment", name),
+        "weights for nobody": (Weights, (segment, {}), None, "nobody asked"),
+        "no weights": (Weights, (None, {}), "segment", "names"),
+        "weights without the optimizer": (Weights, (segment, {}), "trainable", "optimizer"),
+        "times of other names": (Weights, (segment, {"lunch": 1.0}), "segment", "times are not those"),
+        "times of NaN": (Weights, (segment, {"codec": math.nan}), "segment", "seconds"),
+        "times without an end": (Weights, (segment, {"codec": 10**400}), "segment", "seconds"),
+        "times of tensors": (Weights, (segment, {"codec": torch.zeros(2)}), "segment", "seconds"),
+        "a state of one tensor": (State, (torch.zeros(3), False), None, "optimizer"),
+        "a state that leaves twice": (State, (whole, 2), None, "leaves"),
+        "an optimizer of another shape": (State, (whole | {"optimizer": kept}, False), None, "other shapes"),
+        "an optimizer of more parameters": (State, (whole | {"optimizer": {99: {}}}, False), None, "parameters"),
+        "an optimizer of another kind": (State, (whole | {"optimizer": other}, False), None, "does not keep"),
+        "a failure that is none": (Failed, (torch.zeros(3),), None, "reason"),
+        "a goodbye with more": (Goodbye, (1,), None, "0 parts"),
+    }
+    (part,) = parts_of(agreement)
+    for what, (body, wrong) in {
+        "no tuple": (5, "3 parts"),
+        "a step of one part": ((1,), "3 parts"),
+        "a step of another exchange": (((WIRE,), {}, False), "2 parts"),
+        "a step of a list": (([WIRE, LABELS], {}, False), "2 parts"),
+        "a step without labels": (((WIRE, None), {}, False), "1-D integer"),
+        "a step of nothing": ((None, {}, False), "2 parts"),
+        "a payload of floats": (((WIRE.float(), LABELS), {}, False), "1-D uint8"),
+        "a payload of two dimensions": (((WIRE.view(2, 50), LABELS), {}, False), "1-D uint8"),
+        "a payload elsewhere": (((WIRE.to("meta"), LABELS), {}, False), "1-D uint8"),
+        "an error in words": (((WIRE, LABELS), {"smashed": "0.5"}, False), "error"),
+        "an error of NaN": (((WIRE, LABELS), {"smashed": math.nan}, False), "error"),
+        "an error below 0": (((WIRE, LABELS), {"smashed": -0.5}, False), "error"),
+        "an error of no channel": (((WIRE, LABELS), {"lunch": 0.5}, False), "errors"),
+        "an error alone": (((WIRE, LABELS), 0.5, False), "errors"),
+        "an end of 2": (((WIRE, LABELS), {}, 2), "stop"),
+        "labels of floats": (((WIRE, LABELS.float()), {}, False), "1-D integer"),
+        "labels of two dimensions": (((WIRE, LABELS.view(2, 2)), {}, False), "1-D integer"),
+        "labels elsewhere": (((WIRE, LABELS.to("meta")), {}, False), "labels"),
+        "no labels": (((WIRE, LABELS[:0]), {}, False), "0 labels"),
+        "more labels than a batch": (((WIRE, LABELS.repeat(5)), {}, False), "20 labels"),
+    }.items():
+        found[what] = Step, body, part, wrong
+    found["a class that there is not"] = Evaluate, ((WIRE, LABELS + 10),), part, "10 to 10"
+    found["a class below 0"] = Evaluate, ((WIRE, LABELS.int() - 1),), part, "-1 to -1"
+    found["a test batch without labels"] = Evaluate, ((WIRE, None),), part, "1-D integer"
+    return found
+
+
+def malformed_u_shaped() -> dict[str, tuple]:
+    """The same, of the exchange whose clients measure for themselves."""
+    agreement, _ = known("exchange=u_shaped")
+    (first, second), (_, scores) = parts_of(agreement), parts_of(agreement, "evaluation_rounds")
+
+    def step(*body) -> tuple:
+        return Step, (body, {}, False), second, ""
+
+    found = {
+        "labels that nobody asked for": (Step, ((WIRE, LABELS), {}, False), first, "1 parts"),
+        "a second round of nothing": (Step, (None, {}, False), second, "3 parts"),
+        "a loss in words": step(WIRE, "low", MEASURED),
+        "a loss of a tensor": step(WIRE, torch.zeros(()), MEASURED),
+        "no sums": step(WIRE, 2.5, None),
+        "sums of other names": step(WIRE, 2.5, MEASURED | {"lunch": 1.0}),
+        "sums without what is measured": step(WIRE, 2.5, {}),
+        "sums of NaN": step(WIRE, 2.5, MEASURED | {"top1": math.nan}),
+        "sums without an end": step(WIRE, 2.5, MEASURED | {"top1": 10**400}),
+        "sums of tensors": step(WIRE, 2.5, MEASURED | {"top1": torch.zeros(())}),
+    }
+    for what, sums in {
+        "scores of nothing": {},
+        "scores without the loss": {"top1": 3.0, "top5": 4.0},
+        "scores of Inf": SUMS | {"loss": math.inf},
+        "scores without an end": SUMS | {"loss": 10**400},
+    }.items():
+        found[what] = Evaluate, ((sums,),), scores, ""
+    return found
+
+
+MALFORMED = {"labels_up": malformed(), "u_shaped": malformed_u_shaped()}
+
+
+@pytest.mark.parametrize(
+    "exchange, what", [(exchange, what) for exchange, bodies in MALFORMED.items() for what in bodies]
+)
+def test_a_malformed_body_is_one_sentence_that_names_the_client(exchange, what):
+    agreement, _ = known() if exchange == "labels_up" else known("exchange=u_shaped")
+    kind, body, beside, wrong = MALFORMED[exchange][what]
+    context = () if beside is None else (beside,)
+    with pytest.raises(PeerError, match=f"^client 1 sent a malformed {kind.kind}: .*{wrong}") as error:
+        kind.parse(body, "client 1", agreement, *context)
+    assert "\n" not in str(error.value)
+
+
+def answers() -> dict[str, tuple]:
+    agreement, _ = known()
+    ((_, gradient),) = exchange_from(agreement.cfg).rounds
+    found = {
+        "a mean of another shape": (GradientsReply, ([torch.zeros(1)], None), None),
+        "a mean with a directive in tensors": (GradientsReply, (None, torch.zeros(2)), None),
+        "weights with a number as directive": (WeightsReply, (None, 5, True), None),
+        "weights that are 2 times the answer": (WeightsReply, (None, None, 2), None),
+        "a result of NaN": (GoodbyeReply, (math.nan,), None),
+        "a result in words": (GoodbyeReply, ("good",), None),
+    }
+    for what, body in {
+        "one part": (1,),
+        "no gradient": ((0.5, None), None, 0.1, 0.1),
+        "a loss in words": (("low", WIRE), None, 0.1, 0.1),
+        "a gradient of floats": ((0.5, WIRE.float()), None, 0.1, 0.1),
+        "an unknown directive": ((0.5, WIRE), "dance", 0.1, 0.1),
+        "times in words": ((0.5, WIRE), None, "long", 0.1),
+    }.items():
+        found[what] = StepReply, body, gradient
+    return found
+
+
+ANSWERS = answers()
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+def test_a_malformed_answer_is_one_sentence_too(what):
+    agreement, _ = known()
+    kind, body, beside = ANSWERS[what]
+    context = () if beside is None else (beside,)
+    with pytest.raises(PeerError, match=f"^the server sent a malformed {kind.kind}: ") as error:
+        kind.parse(body, "the server", agreement, *context)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "options, allowed",
+    [
+        ([], [torch.float32]),
+        (["precision=bf16"], [torch.bfloat16, torch.float32]),
+        (["precision=bf16", "cut_precision=fp32"], [torch.float32]),
+    ],
+)
+def test_the_precision_says_what_dtype_a_payload_may_be_of(options, allowed):
+    agreement, _ = known(*options)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        payload = UniformQuantizer().encode(torch.ones(2, 2, dtype=dtype))
+        for channel in agreement.channels.values():
+            assert (channel.expected(payload, 2)[1] == dtype) == (dtype in allowed)

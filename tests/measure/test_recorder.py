@@ -1,0 +1,108 @@
+"""What the server writes down, where there is little to measure or no room for it."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from runs import TINY, metrics, summary
+from simulation import compose
+
+from splitlearn import local
+from splitlearn.errors import UserError
+from splitlearn.exchange.channel import Transfer
+from splitlearn.exchange.exchange import Outcome
+from splitlearn.measure.display import Display
+from splitlearn.measure.ledger import Measured
+from splitlearn.measure.recorder import Recorder
+from splitlearn.roles.progress import Progress
+from splitlearn.segments import CutPoint
+from splitlearn.transport import guard
+
+UP, DOWN = Transfer("smashed", 10, 40, 80, error=0.25), Transfer("gradient", 40, 40, 320)
+MEASURED = Measured(0, Outcome(8, {"top1": 4.0}, 2.0), [UP, DOWN], targets_bytes=8)
+TEST = Outcome(10, {"top1": 1.0, "top5": 5.0, "loss": 23.0})
+FIRST = Progress(epoch=1, epoch_step=1, step=1)
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """Of a run of one epoch that starts."""
+    recorder = Recorder(compose(*TINY, "num_clients=1"), tmp_path, Display())
+    recorder.open(None)
+    recorder.describe([CutPoint("layer", (2, 2, 2), torch.float32)], {"num_classes": 10})
+    recorder.start(num_steps=1)
+    yield recorder
+    recorder.close()
+
+
+def test_an_epoch_and_a_run_without_a_finite_batch_are_told_of(recorder, tmp_path, capfd):
+    recorder.skipped([], 0)
+    recorder.step(FIRST, [], 0.1)
+    recorder.end_epoch(1, {})
+    assert "epoch 1/1 no batch was finite up 0 B down 0 B" in capfd.readouterr().out
+    assert "loss" not in metrics(tmp_path, "epoch")[0]
+    recorder.evaluation(1, [TEST])
+    with pytest.raises(UserError, match=r"^nonfinite=skip left every batch out"):
+        recorder.finish()
+
+
+@pytest.mark.parametrize("refused", [{}, {"call": 2, "message": 1}])
+def test_refusals_are_in_the_summary_and_shown_where_there_are_any(refused, recorder, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(guard, "refusals", Counter(refused))
+    recorder.step(FIRST, [MEASURED], 0.1)
+    recorder.evaluation(1, [TEST])
+    recorder.end_epoch(1, {})
+    assert recorder.state()["refused"] == refused
+    recorder.finish()
+    assert summary(tmp_path)["refused"] == refused
+    out = capfd.readouterr().out
+    assert ("refused" in out) == bool(refused) and ("call 2, message 1" in out) == bool(refused)
+
+
+def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
+    recorder.skipped([Transfer("smashed", 10, 40, 80)], 8)  # it crossed, though nothing came of it
+    recorder.step(FIRST, [MEASURED], 0.1)
+    recorder.ledger.evaluated([UP], 5)
+    recorder.ledger.book("weights_up", 100)
+    recorder.evaluation(1, [TEST])
+    recorder.end_epoch(1, {"codec": 0.5})
+    recorder.finish()
+    (step,), (epoch,) = metrics(tmp_path, "step"), metrics(tmp_path, "epoch")
+    assert (step["uplink_bytes"], step["downlink_bytes"]) == (10, 40)
+    assert (step["loss"], step["top1"], step["uplink_error"]) == (2.0, 0.5, 0.25) and "downlink_error" not in step
+    assert (epoch["loss"], epoch["top1"], epoch["codec_s"]) == (2.0, 0.5, 0.5)
+    booked = {name: epoch[f"{name}_bytes"] for name in ("smashed_up", "gradient_down", "labels_up", "weights_up")}
+    assert booked == {"smashed_up": 20, "gradient_down": 40, "labels_up": 21, "weights_up": 100}
+    found = summary(tmp_path)
+    assert found["uplink"]["bytes"] == 20 and found["uplink"]["uncompressed_bytes"] == 80
+    assert found["uplink"]["saving"] == found["uplink"]["saving_by_formula"] == 4.0
+    assert (found["uplink"]["relative_error"], found["downlink"]["relative_error"]) == (0.25, None)
+    assert found["other_bytes"] == {
+        "labels_up": 21,
+        "weights_up": 100,
+        "weights_down": 0,
+        "evaluation_up": 10,
+        "evaluation_down": 0,
+    }
+    assert (found["test_top1"], found["test_top5"], found["test_loss"]) == (0.1, 0.5, 2.3)
+
+
+@pytest.mark.parametrize("left", [None, 10])
+def test_measurements_that_are_missing_are_not_made_up(left, recorder, tmp_path):
+    recorder.step(FIRST, [MEASURED], 0.1)
+    state, path = recorder.state(), tmp_path / "metrics.jsonl"
+    content = path.read_bytes()[:left]
+    path.unlink() if left is None else path.write_bytes(content)
+    again = Recorder(recorder.cfg, tmp_path, Display())
+    with pytest.raises(UserError, match=rf"metrics.jsonl has {left or 0} of the \d+ bytes .*resume=never$"):
+        again.open(state)
+    assert not path.exists() if left is None else path.read_bytes() == content
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_a_run_on_a_full_disk_ends_with_one_sentence(tmp_path, capfd):
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=rf"^{tmp_path} cannot be written to \(No space left on device\): make room"):
+        local.run(compose(*TINY, "num_clients=1"), tmp_path)
+    assert "Traceback" not in capfd.readouterr().err

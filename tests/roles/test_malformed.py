@@ -1,0 +1,277 @@
+"""What a client that is signed in may send: runs in one process, and one real run. test_messages.py has the checks."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from runs import ROOT, TINY, metrics, wait_for
+from simulation import compose
+from test_membership import TOKEN, Machine
+
+from splitlearn.checkpoints import Checkpoints
+from splitlearn.compressors import Payload, UniformQuantizer
+from splitlearn.config import shared
+from splitlearn.errors import PeerError, Rejoin
+from splitlearn.exchange import network
+from splitlearn.exchange.labels_up import Smashed
+from splitlearn.exchange.messages import Hello, Step
+from splitlearn.measure.display import Display
+from splitlearn.measure.recorder import Recorder
+from splitlearn.roles.client import Client
+from splitlearn.roles.server import Server
+from splitlearn.segments.trainable import state_of
+from splitlearn.transport import Inbox
+
+OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", *TINY]
+CPU = torch.device("cpu")
+
+
+# One client at once
+
+
+def test_a_newer_call_takes_back_one_that_was_not_answered():
+    box = Inbox(1, 5)
+    first, second = (box.deliver(0, "session", number, "hello", ()) for number in (1, 2))
+    assert first.wait() == ("failed", "the client has sent its hello since")
+    box.take(0, "hello").reply("welcome")
+    assert second.wait() == ("done", "welcome")
+
+
+def test_a_restarted_client_does_not_change_what_the_server_saw(tmp_path):
+    cfg = compose(*OPTIONS, "membership.open=true")
+    server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
+    hello = Hello(shared(cfg), {"num_classes": 10}, 32, 16)
+    server.inbox.deliver(1, "old", 1, "hello", hello.body())
+    server.roster.look()
+    anew = server.inbox.deliver(1, "new", 1, "hello", hello.body())
+    request, message = server.roster.take(1, Hello)
+    assert request.future is not anew and message == hello and not anew.done()
+    assert server.roster.look()[1].future is anew
+
+    server.inbox.deliver(1, "newest", 1, "hello", ())
+    is_taken = False
+    with server.roster.excusing(1):
+        server.roster.take(1, Step, Smashed)  # what was seen is no step
+        is_taken = True
+    assert not is_taken
+    assert server.inbox.new_requests()[1].body == ()  # and the newest process is not to blame
+
+
+# Whole runs in this process: the server in a thread, clients that deliver to its inbox
+
+
+class Proxy:
+    """Calls as of ServerProxy, without the wire. `change(kind, body)` gives what is sent instead."""
+
+    def __init__(self, server: Server, client: int, change=lambda kind, body: body):
+        self.server, self.client, self.change, self.session, self.number = server, client, change, "0", 0
+
+    def call(self, kind: str, *body):
+        self.number += 1
+        body = self.change(kind, body)
+        status, value = self.server.inbox.deliver(self.client, self.session, self.number, kind, body).wait()
+        if status == "rejoin":
+            raise Rejoin
+        if status == "failed":
+            raise PeerError(value)
+        return value
+
+
+class Thread(threading.Thread):
+    def __init__(self, function):
+        super().__init__(daemon=True)
+        self.function, self.error = function, None
+
+    def run(self) -> None:
+        try:
+            self.function()
+        except Exception as error:
+            self.error = error
+
+
+@pytest.fixture
+def built_before(monkeypatch):
+    """The networks, as torch.fx cannot trace in several threads."""
+    overrides = {name: compose(*OPTIONS, f"exchange={name}") for name in ("labels_up", "u_shaped")}
+    built = {cfg.exchange._target_: network.build(cfg, {"num_classes": 10}) for cfg in overrides.values()}
+    lock = threading.Lock()
+
+    def build(cfg, *_):
+        with lock:
+            return copy.deepcopy(built[cfg.exchange._target_])
+
+    monkeypatch.setattr(network, "build", build)
+
+
+def play(folder, cfg, change) -> tuple[Server, Exception | None, Exception | None]:
+    """A run with a client 1 that sends what `change` says; gives the server, and its and client 1's errors."""
+    server = Server(cfg, CPU, Recorder(cfg, folder, Display()), Checkpoints(folder / "checkpoints", 1))
+    serving = Thread(server.run)
+    proxies = Proxy(server, 0), Proxy(server, 1, change)
+    clients = [Thread(Client(cfg, index, CPU, proxy).run) for index, proxy in enumerate(proxies)]
+    for thread in clients:
+        thread.start()
+    while len(server.inbox.new_requests()) < len(clients):  # so that the first step is of both
+        time.sleep(0.01)
+    serving.start()
+    serving.join(60)
+    assert not serving.is_alive()
+    if serving.error:
+        server.inbox.fail(str(serving.error))
+    for client in clients:
+        client.join(10)
+    server.recorder.close()
+    return server, serving.error, clients[1].error
+
+
+def of_infinite_size(body: tuple) -> tuple:
+    """A step whose smashed data are finite, but not what comes of them."""
+    (wire, labels), *others = body
+    huge = torch.full(Payload.parse(wire).shape, 3e38)
+    return (UniformQuantizer().encode(huge).tensor, labels), *others
+
+
+def instead(wanted: str, body_of, after: int = 1):
+    """Changes the n-th body of a kind."""
+    counted = iter(range(1, 1000))
+
+    def change(kind: str, body: tuple) -> tuple:
+        return body_of(body) if kind == wanted and next(counted) == after else body
+
+    return change
+
+
+MISDEEDS = {
+    "hello": lambda body: (),
+    "step": lambda body: (1,),
+    "weights": lambda body: ({"a": torch.zeros(3)}, {}),
+    "evaluate": lambda body: ((body[0][0], None),),
+    "state": lambda body: (torch.zeros(3), False),
+    "goodbye": lambda body: (1,),
+}
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("kind", MISDEEDS)
+def test_without_an_open_run_a_malformed_body_ends_it_with_one_sentence(kind, tmp_path):
+    cfg = compose(*OPTIONS, "rpc.timeout_s=20")
+    _, error, told = play(tmp_path, cfg, instead(kind, MISDEEDS[kind]))
+    assert isinstance(error, PeerError) and f"client 1 sent a malformed {kind}: " in str(error)
+    assert str(told) == str(error)
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("kind", MISDEEDS)
+def test_an_open_run_goes_on_without_the_client(kind, tmp_path, capfd):
+    cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
+    _, error, told = play(tmp_path, cfg, instead(kind, MISDEEDS[kind]))
+    assert error is None and (tmp_path / "summary.json").exists()
+    assert isinstance(told, PeerError) and f"client 1 sent a malformed {kind}: " in str(told)
+    assert capfd.readouterr().out.count(f"client 1 is sent away: {told}") == 1
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_values_whose_gradient_is_not_finite_are_one_clients_part(nonfinite, tmp_path):
+    cfg = compose(*OPTIONS, "membership.open=true", f"nonfinite={nonfinite}", "membership.step_deadline_s=60")
+    huge = instead("step", of_infinite_size, after=2)
+    server, error, told = play(tmp_path, cfg, huge)
+    assert error is None
+    steps = metrics(tmp_path, "step")
+    assert steps[0]["clients"] == [0, 1] and steps[1]["clients"] == [0]
+    assert all(tensor.isfinite().all() for tensor in state_of(server.trainable.segment).values())
+    if nonfinite == "stop":
+        assert "the gradient for what client 1 sent is not finite" in str(told)
+    else:
+        assert told is None and server.recorder.ledger.totals["skipped"] == 1
+
+
+@pytest.mark.usefixtures("built_before")
+def test_a_payload_that_is_none_costs_the_others_nothing(tmp_path):
+    cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
+    found = []
+    for name, misdeed in {
+        "message": lambda body: (1,),  # seen before anything is computed
+        "payload": lambda body: ((body[0][0][:-1], body[0][1]), *body[1:]),
+    }.items():
+        server, error, told = play(tmp_path / name, cfg, instead("step", misdeed, after=2))
+        assert error is None and isinstance(told, PeerError) and "client 1 sent a " in str(told)
+        assert [line["clients"] for line in metrics(tmp_path / name, "step")] == [[0, 1], [0]]
+        found.append(state_of(server.trainable.segment))
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "fixed"])
+def test_a_client_that_goes_wrong_between_two_round_trips(is_open, tmp_path):
+    """Its features were sent; what it sends for their gradient is none."""
+    cfg = compose(*OPTIONS, "exchange=u_shaped", f"membership.open={is_open}", "membership.step_deadline_s=60")
+    server, error, told = play(tmp_path, cfg, instead("step", lambda body: (body[0][:1], *body[1:]), after=4))
+    assert isinstance(told, PeerError) and "client 1 sent a malformed step: " in str(told)
+    if is_open:
+        assert error is None
+        assert [line["clients"] for line in metrics(tmp_path, "step")] == [[0, 1], [0]]
+        assert all(tensor.isfinite().all() for tensor in state_of(server.trainable.segment).values())
+    else:
+        assert str(error) == str(told)
+
+
+@pytest.mark.usefixtures("built_before")
+def test_in_an_open_run_without_averages_each_client_keeps_its_weights(tmp_path):
+    cfg = compose(*OPTIONS, "membership.open=true", "topology.average=never", "membership.step_deadline_s=60")
+    _, error, told = play(tmp_path, cfg, lambda kind, body: body)
+    assert error is told is None
+    one, other = (torch.load(tmp_path / f"client_segment_{index}.pt") for index in range(2))
+    assert one.keys() == other.keys() and not torch.equal(one["block1.0.weight"], other["block1.0.weight"])
+
+
+@pytest.mark.usefixtures("built_before")
+def test_weights_that_are_not_finite_stay_out_of_the_mean(tmp_path):
+    cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
+    change = instead("weights", lambda body: ({k: (v * math.nan).to(v.dtype) for k, v in body[0].items()}, body[1]))
+    server, error, told = play(tmp_path, cfg, change)
+    assert error is None and "weights that are not finite" in str(told)
+    assert all(tensor.isfinite().all() for tensor in server.client_states[0].values())
+
+
+@pytest.mark.usefixtures("built_before")
+def test_a_cut_gradient_that_is_not_finite_is_skipped_without_an_open_run_too(tmp_path):
+    cfg = compose(*OPTIONS, "nonfinite=skip", "rpc.timeout_s=20")
+    huge = instead("step", of_infinite_size, after=2)
+    server, error, told = play(tmp_path, cfg, huge)
+    assert error is told is None and server.recorder.ledger.totals["skipped"] == 1
+    assert [line["clients"] for line in metrics(tmp_path, "step")] == [[0, 1], [0]]
+
+
+# A real run
+
+
+@pytest.mark.slow
+def test_a_client_with_the_token_that_misbehaves_is_sent_away_each_time(free_port, tmp_path):
+    options = [*OPTIONS, "epochs=100000", "membership.open=true"]
+    with Machine(tmp_path, free_port, *options) as machine:
+        server = machine.start("server")
+        machine.start("client", 0)
+        wait_for(server.out, "epoch      1/")
+        rogue = subprocess.run(
+            [sys.executable, str(ROOT / "tests" / "rogue.py"), *options, f"rpc.port={free_port}", "client.index=1"],
+            env={**os.environ, **TOKEN, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+        outcomes = dict(line.split(" | ") for line in rogue.stdout.splitlines())
+        assert len(outcomes) == 7, rogue.stdout + rogue.stderr
+        assert all(outcome.startswith("PeerError: client 1 sent a ") for outcome in outcomes.values()), outcomes
+        after = len(metrics(tmp_path / "run", "step"))
+        wait_for(tmp_path / "run" / "metrics.jsonl", f'"step": {after + 20},')
+        server.terminate()
+        assert server.wait(30) == 143
+        out = server.out.read_text()
+        assert "Traceback" not in out and out.count("client 1 is sent away: client 1 sent a ") == 7

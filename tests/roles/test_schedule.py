@@ -1,0 +1,91 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from runs import metrics
+from simulation import compose, optimizer_of
+from test_resume import assert_same, results
+from torch.func import functional_call
+
+import splitlearn
+from splitlearn import config, local
+from splitlearn.config import compressor_from
+from splitlearn.errors import UserError
+from splitlearn.exchange import network
+from splitlearn.seeds import derive
+from splitlearn.tasks.image_classification import sources
+from splitlearn.tasks.image_classification.loading import loaders
+
+OPTIONS = ["num_clients=1", "batch_size=8", "epochs=2", "data.max_train_samples=70", "data.max_test_samples=20"]
+
+
+def run(folder: Path, *options: str) -> Path:
+    local.run(compose(*OPTIONS, *options), folder)
+    return folder
+
+
+def test_forward_passes_see_weights_one_step_older(tmp_path, one_thread):
+    options = [
+        "client.num_threads=1",
+        "server.num_threads=1",
+        "pipeline_depth=2",
+        "compressor=rt",
+        "backward=gated",
+        "schedule=constant",
+    ]
+    folder, cfg = run(tmp_path, *options), compose(*OPTIONS, *options)
+    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    loader, _ = loaders(train, test, 0, 1, cfg)
+    built = network.build(cfg, {"num_classes": num_classes})
+    client, server = built.client.parts[0], built.server
+    optimizers = [optimizer_of(segment, cfg) for segment in (client, server)]
+    uplink, losses = compressor_from(cfg, "compressor"), []
+
+    def weights() -> dict[str, torch.Tensor]:
+        return {name: weight.detach().clone().requires_grad_() for name, weight in client.named_parameters()}
+
+    for epoch in (1, 2):
+        loader.batch_sampler.start_at(epoch)
+        older = weights()
+        for batch, (images, labels) in enumerate(loader, start=1):
+            uplink.seed(derive(cfg.seed, "uplink", 0, epoch, batch))
+            smashed = functional_call(client, older, (images,))
+            loss = F.cross_entropy(server(splitlearn.compress(smashed, uplink, None, "gated")), labels)
+            optimizers[1].zero_grad()
+            loss.backward()
+            before = weights()
+            for name, weight in client.named_parameters():
+                weight.grad = older[name].grad
+            for optimizer in optimizers:
+                optimizer.step()
+            older = before
+            losses.append(loss.item())
+    assert [line["loss"] for line in metrics(folder, "step")] == losses
+    for name, expected in (("client_segment.pt", client), ("server_segment.pt", server)):
+        found = torch.load(folder / name)
+        assert all(torch.equal(found[key], value) for key, value in expected.state_dict().items())
+
+
+@pytest.mark.slow
+def test_a_batch_computed_ahead_is_computed_again_after_a_checkpoint(tmp_path):
+    """So with one at every step nothing is older, and a run goes on from any one as if it had not ended."""
+    every_step = ["num_clients=2", "checkpoint.every_steps=1"]
+    one, two = (run(tmp_path / str(depth), *every_step, f"pipeline_depth={depth}") for depth in (1, 2))
+    assert_same(two, one)
+    often = ["num_clients=2", "checkpoint.every_steps=3", "checkpoint.keep=100", "pipeline_depth=2"]
+    whole = run(tmp_path / "whole", *often)
+    assert results(whole) != results(one)
+    part = shutil.copytree(whole, tmp_path / "part")
+    (part / "summary.json").unlink()
+    for path in part.glob("checkpoints/*"):
+        if path.name > "step-000000003.pt":
+            path.unlink()
+    assert_same(run(part, *often), whole)
+
+
+@pytest.mark.parametrize("option", ["topology.average=step", "nonfinite=skip"])
+def test_what_does_not_go_together_is_named(option):
+    with pytest.raises(UserError, match="pipeline_depth=2 works with nonfinite=stop"):
+        config.check(compose("pipeline_depth=2", option))

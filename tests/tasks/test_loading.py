@@ -1,0 +1,94 @@
+import pytest
+import torch
+from PIL import Image
+from samples import image_folder, numbered
+
+from splitlearn.errors import UserError
+from splitlearn.tasks.image_classification import sources
+from splitlearn.tasks.image_classification.loading import loaders
+
+
+def seen(loader, epoch=1, batch=0):
+    """The batches of one epoch of a loader over `numbered`, from one on, as lists of numbers."""
+    loader.batch_sampler.start_at(epoch, batch)
+    return [images[:, 0, 0, 0].long().tolist() for images, _ in loader]
+
+
+@pytest.mark.parametrize("num_clients", [1, 3])
+def test_loaders_give_all_samples_once_an_epoch(num_clients, config):
+    cfg = config("batch_size=8")
+    all_seen = [[], []]
+    for client in range(num_clients):
+        for loader, found in zip(loaders(numbered(101), numbered(34), client, num_clients, cfg), all_seen, strict=True):
+            batches = seen(loader)
+            assert {len(batch) for batch in batches[:-1]} <= {8} and 1 <= len(batches[-1]) <= 8
+            assert len(batches) == len(loader)
+            for batch in batches:
+                found += batch
+    assert sorted(all_seen[0]) == list(range(101))
+    assert sorted(all_seen[1]) == list(range(34))
+
+
+def test_order_repeats_with_the_seed_and_differs_between_epochs(config):
+    def epochs(*overrides):
+        train, test = loaders(numbered(60), numbered(9), 0, 2, config(*overrides))
+        return [seen(train, epoch) for epoch in (1, 2, 3)], [seen(test, epoch) for epoch in (1, 2)]
+
+    (first, second, third), tests = epochs()
+    assert epochs() == ([first, second, third], tests)
+    assert first != second != third
+    assert tests == [[[0, 2, 4, 6, 8]]] * 2
+    assert epochs("seed=1")[0][0] != first
+
+
+def test_an_epoch_goes_on_from_any_batch(config):
+    train, _ = loaders(numbered(60), numbered(9), 1, 2, config("batch_size=8"))
+    for batch in range(5):
+        assert seen(train, 3, batch) == seen(train, 3)[batch:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_augmentation_depends_on_seed_epoch_and_place_alone(num_workers, folder, config):
+    cfg = config("data=image_folder", f"data.root={folder('a', 'b')}", "data.image_size=16", "batch_size=3")
+    train, test, _ = sources.build(cfg.data, 0)
+
+    def images(num_workers, epoch, batch):
+        cfg.data.num_workers = num_workers
+        loader, _ = loaders(train, test, 0, 1, cfg)
+        loader.batch_sampler.start_at(epoch, batch)
+        return torch.cat([images for images, _ in loader])
+
+    torch.rand(1)  # the global generator does not matter
+    assert torch.equal(images(num_workers, 2, 1), images(0, 2, 0)[3:])
+    assert not torch.equal(images(num_workers, 2, 0), images(num_workers, 3, 0))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(num_workers, folder, config):
+    root = folder("a", "b")
+    broken = sorted(root.rglob("*.png"))[0]
+    broken.write_bytes(b"not an image")
+    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", f"data.num_workers={num_workers}")
+    train, test, _ = sources.build(cfg.data, 0)
+    with pytest.raises(UserError, match=rf"^sample \S*{broken.name} cannot be read .*take it out of data.root$"):
+        for loader in loaders(train, test, 0, 1, cfg):
+            list(loader)
+
+
+def test_an_image_that_says_it_is_huge_is_named(folder, config):
+    root = folder("a", "b")
+    for broken in sorted(root.rglob("*.png")):
+        Image.new("RGB", (4, 4)).save(broken, "BMP")
+        content = bytearray(broken.read_bytes())
+        content[18:26] = (60_000).to_bytes(4, "little") * 2  # width and height
+        broken.write_bytes(content)
+    train, test, _ = sources.build(image_folder(config, root), 0)
+    with pytest.raises(UserError, match=r"^sample \S*\.png cannot be read .*decompression bomb.*take it out"):
+        list(loaders(train, test, 0, 1, config("data=image_folder"))[0])
+
+
+def test_loading_leaves_the_global_generator_alone(config):
+    before = torch.get_rng_state()
+    for loader in loaders(numbered(60), numbered(9), 1, 2, config()):
+        seen(loader)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,68 @@
+"""The exchange, the topology and the task of docs/extending.md train, from files outside the package."""
+
+import re
+
+import pytest
+from runs import ROOT, TINY, metrics, summary
+
+from splitlearn import config, local
+from splitlearn.compose import compose
+
+NUM_CLIENTS = 2
+SAMPLES, TEST_SAMPLES = 64, 32  # of TINY
+DIABETES, TEST_DIABETES = 353, 89
+NAMED = re.compile(r"`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```", re.S)
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """train("key=value", …): folder of a run, with the files that the page shows in a folder of their own."""
+    mine, folder = tmp_path / "mine", tmp_path / "run"
+    for name, text in NAMED.findall((ROOT / "docs" / "extending.md").read_text()):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text(text)
+    monkeypatch.syspath_prepend(mine)  # which the ranks' processes take over
+
+    def run(*overrides):
+        own = f"hydra.searchpath=[file://{mine}/conf]"
+        cfg = compose(own, *TINY, f"num_clients={NUM_CLIENTS}", "optimizer.lr=0.02", *overrides)
+        config.check(cfg)
+        local.run(cfg, folder)
+        return folder
+
+    return run
+
+
+def losses(folder):
+    return [line["loss"] for line in metrics(folder, "epoch")]
+
+
+def test_an_exchange(train):
+    folder = train("exchange=forward_only", "topology.average=never", "compressor=none", "cut=shallow", "epochs=3")
+    found, steps = summary(folder), metrics(folder, "step")
+    assert losses(folder)[-1] < losses(folder)[0]
+    assert found["uplink"]["uncompressed_bytes"] == 3 * SAMPLES * 4 * 32 * 16 * 16 and "downlink" not in found
+    assert found["uplink"]["bytes"] == sum(step["uplink_bytes"] for step in steps)
+    assert all("downlink_bytes" not in step for step in steps)
+    assert found["other_bytes"]["labels_up"] == 3 * (SAMPLES + TEST_SAMPLES)  # a byte each
+    assert found["other_bytes"]["weights_down"] == found["other_bytes"]["evaluation_down"] == 0
+
+
+def test_a_topology(train):
+    folder = train("topology=periodic", "epochs=4")
+    epochs = metrics(folder, "epoch")
+    assert losses(folder)[-1] < losses(folder)[0]
+    segments = [epoch["weights_up_bytes"] for epoch in epochs]
+    assert segments == [epoch["weights_down_bytes"] for epoch in epochs]
+    assert segments[0] == segments[2] == 0 and segments[1] == segments[3] > 0
+    assert len(list(folder.glob("client_segment*.pt"))) == 1
+
+
+def test_a_task(train):
+    folder = train("task=diabetes", "task.hidden=16", "compressor=qu", "compressor.bits=8")
+    found = summary(folder)
+    (test,) = metrics(folder, "evaluation")
+    assert found["map_shape"] == [16] and found["num_features"] == 10
+    assert found["test_mae"] == found["best_test_mae"] == test["mae"] < 0.82  # always guessing the mean is 0.83
+    assert found["uplink"]["uncompressed_bytes"] == DIABETES * 4 * 16
+    assert found["other_bytes"]["labels_up"] == 4 * (DIABETES + TEST_DIABETES)
