@@ -1,0 +1,95 @@
+"""U-shaped split learning: the labels never leave the client, which holds the first and the last part of the network.
+
+    client                                              server
+    inputs ─► first part ─► smashed ════════ payload ═══►  decode ─► middle part
+    targets ─► loss ◄─ last part ◄─ features ◄═ payload ══  encode ◄──────┘
+               │ backward
+               └─► feature gradient ════════ payload ═══►  decode ─► backward
+    gradients ◄─ backward ◄═════ cut gradient ◄═ payload ══  encode ◄──────┘
+
+Two round trips a step and four channels, each with a codec of its own. Loss and metrics are the client's, which tells
+the server their values.
+
+Source: Vepakomma et al. 2018, "Split learning for health", arXiv:1812.00564, configuration without label sharing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omegaconf import DictConfig
+
+from splitlearn.exchange.channel import ChannelSpec, require_finite
+from splitlearn.exchange.exchange import Exchange, Outcome
+from splitlearn.exchange.parts import Loss, Part, Sums, TestSums, Wire
+
+
+@dataclass
+class Payload(Part):
+    wire: Wire
+
+
+@dataclass
+class FeatureGradient(Part):
+    wire: Wire
+    loss: Loss
+    sums: Sums
+
+
+@dataclass
+class Scores(Part):
+    sums: TestSums
+
+
+@dataclass
+class Taken(Part):
+    pass
+
+
+class UShaped(Exchange):
+    name = "u_shaped"
+    channels = (
+        ChannelSpec("smashed", "up", "smashed data", "compressor", "uplink", cut=0, back="gradient"),
+        ChannelSpec("features", "down", "features", "features", "features", cut=1, back="feature_gradient"),
+        ChannelSpec("feature_gradient", "up", "feature gradient", "feature_gradient", "feature_gradient", cut=1),
+        ChannelSpec("gradient", "down", "cut gradient", "downlink", "downlink", cut=0),
+    )
+    rounds = ((Payload, Payload), (FeatureGradient, Payload))
+    evaluation_rounds = ((Payload, Payload), (Scores, Taken))
+
+    def cuts(self, cfg: DictConfig) -> list[str]:
+        return list(cfg.cut) if not isinstance(cfg.cut, str) else [cfg.cut, cfg.cut_back]
+
+    def client(self, parts, channels, task, inputs, targets):
+        smashed = parts[0](inputs)
+        sent = channels["smashed"].send(smashed)
+        answer = yield Payload(sent.wire)
+        received = channels["features"].receive(answer.wire, task.num_samples(targets))
+        outputs = parts[1](received.tensor)
+        loss = require_finite(task.loss(outputs, targets))
+        loss.backward()
+        sums = task.score(outputs, targets, task.train_metrics)
+        answer = yield FeatureGradient(received.gradient_wire, loss.item(), sums)
+        sent.backward(answer.wire)
+
+    def server(self, parts, channels, task):
+        step = yield
+        received = channels["smashed"].receive(step.wire)
+        features = parts(received.tensor)
+        sent = channels["features"].send(features)
+        step = yield Payload(sent.wire)
+        sent.backward(step.wire)
+        yield Payload(received.gradient_wire)
+        return Outcome(len(features), step.sums, step.loss)
+
+    def client_evaluation(self, parts, channels, task, inputs, targets):
+        answer = yield Payload(channels["smashed"].send(parts[0](inputs)).wire)
+        outputs = parts[1](channels["features"].receive(answer.wire, task.num_samples(targets)).tensor)
+        yield Scores(task.score(outputs, targets, task.evaluated))
+
+    def server_evaluation(self, parts, channels, task):
+        step = yield
+        features = parts(channels["smashed"].receive(step.wire).tensor)
+        step = yield Payload(channels["features"].send(features).wire)
+        yield Taken()
+        return Outcome(len(features), step.sums)

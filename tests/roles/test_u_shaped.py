@@ -1,0 +1,81 @@
+"""Whole runs whose labels stay on the clients: all that works for labels_up works for them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from runs import ROOT, metrics, summary
+from simulation import compose
+from test_resume import assert_same
+from test_scripts import cells
+
+from splitlearn import local, saved
+
+SMALL = ["exchange=u_shaped", "num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70"]
+SMALL += ["data.max_test_samples=20", "compressor@features=ms", "compressor@feature_gradient=rt", "seed=3"]
+
+
+def run(folder: Path, *overrides: str) -> Path:
+    local.run(compose(*SMALL, *overrides), folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["partition=dirichlet"],
+        pytest.param(["topology=sequential"], marks=pytest.mark.slow),
+        pytest.param(["topology.average=step", "partition=dirichlet"], marks=pytest.mark.slow),
+        pytest.param(["pipeline_depth=2"], marks=pytest.mark.slow),
+    ],
+    ids=" ".join,
+)
+def test_it_goes_on_bit_for_bit(overrides, tmp_path):
+    often = ["checkpoint.every_steps=3", "checkpoint.keep=100"]
+    whole = run(tmp_path / "whole", *overrides, *often)
+    part = shutil.copytree(whole, tmp_path / "part")
+    (part / "summary.json").unlink()
+    for path in part.glob("checkpoints/*"):
+        if path.name > "step-000000003.pt":
+            path.unlink()
+    assert_same(run(part, *overrides, *often), whole)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    return run(tmp_path_factory.mktemp("run"), "partition=dirichlet")
+
+
+def test_in_an_open_run_with_all_there_it_is_the_same(trained, tmp_path):
+    assert_same(run(tmp_path, "partition=dirichlet", "membership.open=true", "membership.quorum=2"), trained)
+
+
+def test_four_channels_are_measured_and_no_labels(trained):
+    found = summary(trained)
+    for key in ("uplink", "features", "feature_gradient", "downlink"):
+        assert found[key]["bytes"] == sum(line[f"{key}_bytes"] for line in metrics(trained, "step")) > 0
+        assert found[key]["relative_error"] is not None
+    assert found["features"]["saving"] > 5 and found["uplink"]["saving"] > 10
+    assert found["other_bytes"]["labels_up"] == 0
+    assert found["other_bytes"]["evaluation_up"] > 0 and found["other_bytes"]["evaluation_down"] > 0
+    epochs = metrics(trained, "epoch")
+    for name in ("smashed_up", "features_down", "feature_gradient_up", "gradient_down"):
+        assert sum(line[f"{name}_bytes"] for line in epochs) > 0
+    assert list(found["cuts"]) == ["block2", "flatten"]
+
+
+def test_it_is_exported_and_evaluated(trained, run_here, tmp_path):
+    status, out = run_here(ROOT / "scripts" / "evaluate.py", str(trained))
+    (row,) = (cells(line) for line in out.splitlines() if line.startswith("| as configured"))
+    found = summary(trained)
+    assert status == 0 and row[2:5] == [
+        f"{found['test_top1']:.2%}",
+        f"{found['test_top5']:.2%}",
+        f"{found['test_loss']:.4f}",
+    ]
+    status, _ = run_here(ROOT / "scripts" / "export.py", str(trained), str(tmp_path / "model.pt"))
+    loaded = saved.load(trained)
+    state = torch.load(tmp_path / "model.pt")
+    assert status == 0 and state.keys() == loaded.model().state_dict().keys()
+    assert {"classifier.weight", "block1.0.weight"} <= loaded.client.keys() and "block3.0.weight" in loaded.server
