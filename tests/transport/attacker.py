@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.distributed.autograd
 from torch.distributed import rpc
 
+from splitlearn.exchange.messages import Hello
 from splitlearn.transport import Patience
 from splitlearn.transport.agent import start_agent
 from splitlearn.transport.delivery import deliver
@@ -122,7 +123,7 @@ def clients_attacks(port: int, token: bytes) -> dict:
         return session, enter("127.0.0.1", port, client, number, session, token, 5)
 
     def signed(key: bytes, *what) -> tuple:
-        return *what, sign(key, *what), ({"config": {}, "num_classes": 10, "num_train": 1, "num_test": 1},)
+        return *what, sign(key, *what), Hello({}, {"num_classes": 10}, 1, 1).body()
 
     session, entry = sign_in(1, 0)
     recorded = signed(entry.key, 1, session, 1, "hello")
