@@ -23,6 +23,7 @@ from torch import Tensor
 
 from splitlearn.compressors import Identity
 from splitlearn.config import compressor_from
+from splitlearn.errors import UserError
 from splitlearn.exchange.channel import Channel, ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
@@ -69,6 +70,10 @@ class Exchange:
 
     def cuts(self, cfg: DictConfig) -> list[str]:
         """Where the network is cut, as `cut` names it; the client holds the first part, the server the next."""
+        if not isinstance(cfg.cut, str):
+            raise UserError(
+                f"cut={cfg.cut}: exchange={self.name} cuts the network once; give one path, such as cut=medium"
+            )
         return [cfg.cut]
 
     def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts
 from splitlearn.segments.parts import Parts
@@ -49,14 +50,26 @@ def build(cfg: DictConfig, about: dict[str, int]) -> Network:
     rest, example = task.network(cfg, about), task.example(cfg)
     model, parts, points = rest, [], []
     for cut in exchange_from(cfg).cuts(cfg):
-        path = valid_cuts(rest, example)[-1].path if cut == LAST else task.cut_path(cfg, cut, model)
-        part, rest = split(rest, path, example)
+        try:
+            path = _last(rest, example) if cut == LAST else task.cut_path(cfg, cut, model)
+            part, rest = split(rest, path, example)
+        except UserError as error:
+            if points:
+                raise UserError(f"{error}; this cut has to come after {points[-1].path}") from None
+            raise
         example = run_once(part, example)
         parts.append(part)
         points.append(CutPoint(path, tuple(example.shape[1:]), example.dtype))
     parts.append(rest)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
     return Network(client, server, points)
+
+
+def _last(rest: nn.Module, example: Tensor) -> str:
+    points = valid_cuts(rest, example)
+    if not points:
+        raise UserError("cut_back=last is not possible: there is no cut with parameters on both sides; cut earlier")
+    return points[-1].path
 
 
 @torch.no_grad()

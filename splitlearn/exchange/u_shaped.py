@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
+from splitlearn.errors import UserError
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Exchange, Outcome
 from splitlearn.exchange.parts import Loss, Part, Sums, TestSums, Wire
@@ -58,7 +59,10 @@ class UShaped(Exchange):
     evaluation_rounds = ((Payload, Payload), (Scores, Taken))
 
     def cuts(self, cfg: DictConfig) -> list[str]:
-        return list(cfg.cut) if not isinstance(cfg.cut, str) else [cfg.cut, cfg.cut_back]
+        cuts = [cfg.cut, cfg.cut_back] if isinstance(cfg.cut, str) else list(cfg.cut)
+        if len(cuts) != 2:
+            raise UserError(f"cut={cfg.cut}: give two cuts, cut=[<first>,<second>], or cut=<first> cut_back=<second>")
+        return cuts
 
     def client(self, parts, channels, task, inputs, targets):
         smashed = parts[0](inputs)

@@ -173,8 +173,22 @@ def test_no_label_crosses_the_wire_of_u_shaped():
 
 @pytest.mark.parametrize("cut", ["[block2,block1]", "[block2,nowhere]"])
 def test_a_way_back_that_is_not_possible_is_refused_with_the_valid_ones(cut):
-    with pytest.raises(splitlearn.errors.UserError, match=r"^cut=(block1|nowhere) is not possible.*Valid cuts: block3"):
+    expected = r"^cut=(block1|nowhere) is not possible.*Valid cuts: block3.*; this cut has to come after block2$"
+    with pytest.raises(splitlearn.errors.UserError, match=expected):
         Pair("exchange=u_shaped", f"cut={cut}")
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["cut=[block1,block2]"], "exchange=labels_up cuts the network once"),
+        (["exchange=u_shaped", "cut=[block1]"], r"give two cuts, cut=\[<first>,<second>\]"),
+        (["exchange=u_shaped", "cut=flatten"], "cut_back=last is not possible.*; this cut has to come after flatten"),
+    ],
+)
+def test_a_number_of_cuts_that_does_not_fit_is_one_sentence(overrides, expected):
+    with pytest.raises(splitlearn.errors.UserError, match=expected):
+        Pair(*overrides)
 
 
 def test_what_crosses_is_checked_by_its_annotation():
