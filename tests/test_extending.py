@@ -48,6 +48,7 @@ def test_an_exchange(train):
     assert found["other_bytes"]["weights_down"] == found["other_bytes"]["evaluation_down"] == 0
 
 
+@pytest.mark.slow
 def test_a_topology(train):
     folder = train("topology=periodic", "epochs=4")
     epochs = metrics(folder, "epoch")

@@ -65,6 +65,7 @@ def test_time_over_a_link_is_estimated_from_the_bytes(local_sweep):
         assert found["seconds_over_link"] == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_multirun_under_torchrun_steps_through_the_same_jobs(tmp_path):
     status, out = run([*torchrun(2), "-m", "cut=shallow,deep", *TINY], tmp_path)
     assert status == 0, out
@@ -149,7 +150,13 @@ def test_configurations_that_differ_are_found_when_they_meet(one_each):
     assert "compressor.bits (server 2, client 3)" in (server_cwd / "out.txt").read_text()
 
 
-@pytest.mark.parametrize("command", [[*LAUNCH, "num_clients=1"], torchrun(2)], ids=["local", "torchrun"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param([*LAUNCH, "num_clients=1"], id="local"),
+        pytest.param(torchrun(2), id="torchrun", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
     with started([*command, *TINY, "epochs=10000"], tmp_path) as process:
         wait_for(tmp_path / "out.txt", "epoch ")

@@ -76,8 +76,11 @@ def assert_trains_the_uncut_model(tmp_path, *overrides):
         ["compressor=ms", "topology.average=step", "partition=dirichlet"],
         ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
         ["exchange=u_shaped", "cut=[block1,pool]", "backward=gated", "topology=sequential", "compressor@features=rt"],
-        ["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"],
-        ["exchange=u_shaped", "topology.average=never", "partition=dirichlet"],
+        pytest.param(
+            ["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: " ".join(overrides),
 )

@@ -47,6 +47,7 @@ def trained(tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("run"), "partition=dirichlet")
 
 
+@pytest.mark.slow
 def test_in_an_open_run_with_all_there_it_is_the_same(trained, tmp_path):
     assert_same(run(tmp_path, "partition=dirichlet", "membership.open=true", "membership.quorum=2"), trained)
 
