@@ -30,8 +30,11 @@ def optimizer_of(module: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(module.parameters(), **options)
 
 
-def train_uncut(cfg: DictConfig) -> tuple[list[float], State]:
-    """Losses of all steps, and the weights, of the whole network trained on the first client's samples."""
+def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], State]:
+    """Losses of all steps, and the weights, of the whole network trained on the first client's samples.
+
+    `dropout` says on which end of the cut its layers are.
+    """
     torch.manual_seed(cfg.seed)
     model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
     train, test, _ = sources.build(cfg.data, cfg.seed)
@@ -40,8 +43,9 @@ def train_uncut(cfg: DictConfig) -> tuple[list[float], State]:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
     for epoch in range(1, cfg.epochs + 1):
         loader.batch_sampler.start_at(epoch)
-        for images, labels in loader:
-            torch.manual_seed(derive(cfg.seed, "server", len(losses) + 1, 0))  # for dropout
+        for batch, (images, labels) in enumerate(loader, start=1):
+            place = (len(losses) + 1, 0) if dropout == "server" else (0, epoch, batch)
+            torch.manual_seed(derive(cfg.seed, dropout, *place))
             loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
