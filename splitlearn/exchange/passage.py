@@ -61,15 +61,20 @@ class Passage:
         self.transfers.clear()
         return errors
 
-    def encode(self, channel: Channel, x: Tensor) -> Payload:
+    def _codec(self, channel: Channel) -> Compressor:
+        return channel.evaluation_codec if self.in_evaluation else channel.codec
+
+    def encode(self, channel: Channel, x: Tensor) -> tuple[Payload, Tensor | None]:
+        """The payload of `x`, and what the other end decodes, where its gradient is gated by that."""
+        codec, is_gated = self._codec(channel), channel.gated and not self.in_evaluation
         with self.timing("codec"):
-            codec = channel.evaluation_codec if self.in_evaluation else channel.codec
             if not self.in_evaluation:
                 codec.seed(derive(channel.seed, channel.spec.key, *self.place))
             payload = codec.encode(x)
-            error = relative_error(codec.decode(payload, x.device), x) if self.measures_error else None
-        self._book(channel, codec, payload, error)
-        return payload
+            decoded = codec.decode(payload, x.device) if is_gated or self.measures_error else None
+            error = relative_error(decoded, x) if self.measures_error else None
+        self._book(channel, payload, error)
+        return payload, decoded if is_gated else None
 
     def decode(self, channel: Channel, wire: Tensor, like: Payload | None = None, num_samples: int | None = None):
         """What `wire` holds: of the shape and dtype of `like`, or of so many samples, or of up to max_samples.
@@ -78,7 +83,6 @@ class Passage:
             PeerError: it is no payload of what is expected.
         """
         with self.timing("codec"):
-            codec = channel.evaluation_codec if self.in_evaluation else channel.codec
             try:
                 payload = Payload.parse(wire)
                 if like is not None:
@@ -89,20 +93,20 @@ class Passage:
                     if not 1 <= num_samples <= self.max_samples:
                         raise PayloadError(f"is of {num_samples} samples; batch_size={self.max_samples}")
                     expected = channel.expected(payload, num_samples)
-                decoded = codec.decode(payload, self.device, expected)
+                decoded = self._codec(channel).decode(payload, self.device, expected)
             except PayloadError as error:
                 raise PeerError(f"{self.peer} sent a payload that {error}") from None
-        self._book(channel, codec, payload, self.reported.get(channel.spec.name))
+        self._book(channel, payload, self.reported.get(channel.spec.name))
         return decoded
 
-    def _book(self, channel: Channel, codec: Compressor, payload: Payload, error: float | None) -> None:
+    def _book(self, channel: Channel, payload: Payload, error: float | None) -> None:
         value_bytes = payload.dtype.itemsize
         self.transfers.append(
             Transfer(
                 channel.spec.name,
                 payload.nbytes,
                 payload.numel * value_bytes,
-                codec.formula_bits(payload.shape, 8 * value_bytes),
+                self._codec(channel).formula_bits(payload.shape, 8 * value_bytes),
                 error,
             )
         )
@@ -135,12 +139,9 @@ class Sent:
         self._start = Send.apply(x, self)
 
     def encode(self, x: Tensor) -> Tensor | None:
-        self._payload = self._passage.encode(self._channel, x)
+        self._payload, decoded = self._passage.encode(self._channel, x)
         self.wire = self._payload.tensor
-        if not self._channel.gated or self._passage.in_evaluation:
-            return None
-        with self._passage.timing("codec"):
-            return self._channel.codec.decode(self._payload, x.device)
+        return decoded
 
     def backward(self, gradient_wire: Tensor) -> None:
         """Goes on with the backward pass from the gradient that came back."""
@@ -172,4 +173,5 @@ class Received:
 
     def encode_gradient(self, gradient: Tensor) -> None:
         back = self._passage.channels[self._channel.spec.back]
-        self.gradient_wire = self._passage.encode(back, gradient).tensor
+        payload, _ = self._passage.encode(back, gradient)
+        self.gradient_wire = payload.tensor
