@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Exchange, Outcome
-from splitlearn.exchange.parts import Loss, Part, Targets, Wire
+from splitlearn.exchange.parts import Loss, Nothing, Part, Targets, Wire
 
 
 @dataclass
@@ -30,11 +30,6 @@ class Gradient(Part):
     wire: Wire
 
 
-@dataclass
-class Scored(Part):
-    pass
-
-
 class LabelsUp(Exchange):
     name = "labels_up"
     channels = (
@@ -42,7 +37,7 @@ class LabelsUp(Exchange):
         ChannelSpec("gradient", "down", "cut gradient", "downlink", "downlink"),
     )
     rounds = ((Smashed, Gradient),)
-    evaluation_rounds = ((Smashed, Scored),)
+    evaluation_rounds = ((Smashed, Nothing),)
 
     def client(self, parts, channels, task, inputs, targets):
         smashed = parts(inputs)
@@ -67,5 +62,5 @@ class LabelsUp(Exchange):
         step = yield
         targets = task.unpack(step.targets, channels.device)
         outputs = parts(channels["smashed"].receive(step.wire, task.num_samples(targets)).tensor)
-        yield Scored()
+        yield Nothing()
         return Outcome(task.num_samples(targets), task.score(outputs, targets, task.evaluated))

@@ -50,6 +50,11 @@ class Part:
         return cls(*body)
 
 
+@dataclass
+class Nothing(Part):
+    """An answer that says no more than that the message has come."""
+
+
 @cache
 def _hints(cls: type[Part]) -> dict[str, Any]:
     hints = get_type_hints(cls)

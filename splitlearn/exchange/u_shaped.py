@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Exchange, Outcome
-from splitlearn.exchange.parts import Loss, Part, Sums, TestSums, Wire
+from splitlearn.exchange.parts import Loss, Nothing, Part, Sums, TestSums, Wire
 
 
 @dataclass
@@ -42,11 +42,6 @@ class Scores(Part):
     sums: TestSums
 
 
-@dataclass
-class Taken(Part):
-    pass
-
-
 class UShaped(Exchange):
     name = "u_shaped"
     channels = (
@@ -56,7 +51,7 @@ class UShaped(Exchange):
         ChannelSpec("gradient", "down", "cut gradient", "downlink", "downlink", cut=0),
     )
     rounds = ((Payload, Payload), (FeatureGradient, Payload))
-    evaluation_rounds = ((Payload, Payload), (Scores, Taken))
+    evaluation_rounds = ((Payload, Payload), (Scores, Nothing))
 
     def cuts(self, cfg: DictConfig) -> list[str]:
         cuts = [cfg.cut, cfg.cut_back] if isinstance(cfg.cut, str) else list(cfg.cut)
@@ -95,5 +90,5 @@ class UShaped(Exchange):
         step = yield
         features = parts(channels["smashed"].receive(step.wire).tensor)
         step = yield Payload(channels["features"].send(features).wire)
-        yield Taken()
+        yield Nothing()
         return Outcome(len(features), step.sums)
