@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ class Talk:
     half: ServerHalf
     passage: Passage
     targets_bytes: int = 0
-    outcome: Outcome | None = field(default=None)
+    outcome: Outcome | None = None
 
 
 class Conversation:
@@ -56,27 +57,21 @@ class Conversation:
         Returns what was measured, without clients that are left out, because their part is not finite, or that are
         gone.
         """
+        roster = self.server.roster
         talks = {client: self._begin(client, self.exchange.server) for client in participants}
-        rounds = self.exchange.rounds
-        for number, (sent, _) in enumerate(rounds, start=1):
-            is_last = number == len(rounds)
-            waiting = [client for client, talk in talks.items() if talk is not None]
-            due = self.server.roster.due(waiting, Step, "is too late for its step") if number > 1 else waiting
-            for client in participants:
-                if talks[client] is None:
-                    continue
-                talk, talks[client] = talks[client], None
-                if client in due:
-                    with self.server.roster.excusing(client):
-                        if self._answer(client, talk, sent, number, directive if is_last else None, directive):
-                            talks[client] = talk
+        for number, (sent, _) in enumerate(self.exchange.rounds, start=1):
+            due = roster.due(talks, Step, "is too late for its step") if number > 1 else participants
+            going_on = {}
+            for client in due:
+                with roster.excusing(client):
+                    if self._answer(client, talks[client], sent, number, directive):
+                        going_on[client] = talks[client]
+            talks = going_on
         return [
-            Measured(client, talk.outcome, talk.passage.transfers, talk.targets_bytes)
-            for client, talk in talks.items()
-            if talk is not None
+            Measured(client, talk.outcome, talk.passage.transfers, talk.targets_bytes) for client, talk in talks.items()
         ]
 
-    def _begin(self, client: int, half: Any) -> Talk:
+    def _begin(self, client: int, half: Callable[..., ServerHalf], in_evaluation: bool = False) -> Talk:
         server = self.server
         passage = Passage(
             server.channels,
@@ -84,16 +79,14 @@ class Conversation:
             server.device,
             f"client {client}",
             self.cfg.batch_size,
-            in_evaluation=half == self.exchange.server_evaluation,
+            in_evaluation=in_evaluation,
             stopwatch=server.stopwatch,
         )
         begun = half(server.trainable.segment, passage, server.task)
         next(begun)
         return Talk(begun, passage)
 
-    def _answer(
-        self, client: int, talk: Talk, sent: type[Part], number: int, directive: str | None, at_end: str | None
-    ) -> bool:
+    def _answer(self, client: int, talk: Talk, sent: type[Part], number: int, directive: str | None) -> bool:
         """One round of a training step; returns whether the client's part is in it."""
         server, member = self.server, self.server.roster.members[client]
         request, message = server.roster.take(client, Step, sent)
@@ -102,12 +95,12 @@ class Conversation:
             server.roster.let_go(client)
         with server.stopwatch("server compute"):
             talk.passage.reported = message.errors
-            talk.passage.measures_error = talk.passage.measures_error or bool(message.errors)
+            talk.passage.measures_error |= bool(message.errors)
             part = message.part and self._advance(client, talk, message.part, is_first=number == 1)
         is_last = number == len(self.exchange.rounds)
-        if part is None:
-            directive = at_end
-        if (part is None or is_last) and member.is_leaving and directive != "stop":
+        if part is not None and not is_last:
+            directive = None
+        elif member.is_leaving and directive != "stop":
             directive = "leave"
         now = time.perf_counter()
         waiting_s = started - request.arrived_at
@@ -142,7 +135,7 @@ class Conversation:
             if self.cfg.nonfinite == "skip":
                 return None
             raise server.diverged(client, error) from None
-        except PeerError:
+        except PeerError:  # its payload, that is decoded in the half, is none
             if trial:
                 trial.undo()
             raise
@@ -154,9 +147,10 @@ class Conversation:
         remaining = {client: roster.members[client].num_test_batches for client in roster.here()}
         outcomes = []
         while remaining := {client: number for client, number in remaining.items() if number}:
-            talks = {client: self._begin(client, self.exchange.server_evaluation) for client in remaining}
+            half = self.exchange.server_evaluation
+            talks = {client: self._begin(client, half, in_evaluation=True) for client in remaining}
             for number, (sent, _) in enumerate(rounds, start=1):
-                for client in roster.due(list(talks), Evaluate, too_late):
+                for client in roster.due(talks, Evaluate, too_late):
                     talk = talks[client]
                     with roster.excusing(client):
                         self._score(client, talk, sent, is_last=number == len(rounds))

@@ -91,7 +91,7 @@ class RunState:
         every = self.cfg.checkpoint.every_steps
         return "save" if every and self.server.progress.step % every == 0 else None
 
-    def end_early(self, asked_by: int) -> NoReturn:
+    def end_early(self) -> NoReturn:
         """
         Raises:
             Stopped: the run is saved, and ends.
@@ -100,5 +100,5 @@ class RunState:
         raise Stopped(
             f"stopped in epoch {self.server.progress.epoch} after step {self.server.progress.step}, with a checkpoint:"
             f" go on with resume={self.server.recorder.folder}",
-            asked_by,
+            self.server.stop.asked_by,
         )

@@ -9,7 +9,7 @@ What a step computes is the exchange's, who takes part in it the topology's, and
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -137,7 +137,7 @@ class Server:
         if participants is None:
             self.roster.hear_states([], "stop")
             self.runstate.save()
-            self.end_early()
+            self.runstate.end_early()
         return participants
 
     def step(self, participants: list[int]) -> None:
@@ -163,11 +163,7 @@ class Server:
         elif leaving := [client for client in participants if self.roster.is_leaving(client)]:
             self.roster.hear_states(leaving)
         if directive == "stop":
-            self.end_early()
-
-    def end_early(self) -> NoReturn:
-        """Ends a run that was asked to end and is saved."""
-        self.runstate.end_early(self.stop.asked_by)
+            self.runstate.end_early()
 
     def diverged(self, client: int, error: NonFiniteError) -> UserError:
         """What to raise where a client's part of a step is not finite."""
