@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -10,6 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from splitlearn import rates
 from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
 
@@ -27,6 +29,7 @@ CHOICES = {
     "topology.weighting": ("uniform", "samples"),
     "partition.name": ("iid", "dirichlet"),
     "nonfinite": ("stop", "skip"),
+    "schedule.per": ("epoch", "step"),
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
@@ -34,6 +37,7 @@ CHOICES = {
 ABSENT = object()  # what another task or topology does not have is not checked
 AT_LEAST_ONE = (
     "batch_size",
+    "accumulate",
     "epochs",
     "evaluate.every",
     "log.error_every",
@@ -44,10 +48,11 @@ AT_LEAST_ONE = (
 AT_LEAST_ONE_OR_NONE = (
     "checkpoint.every_epochs",
     "checkpoint.every_steps",
+    "warmup.steps",
     "data.max_train_samples",
     "data.max_test_samples",
 )
-ABOVE_ZERO_OR_NONE = ("link.up_mbits", "link.down_mbits")
+ABOVE_ZERO_OR_NONE = ("clip_norm", "link.up_mbits", "link.down_mbits")
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
 
 
@@ -107,8 +112,15 @@ def check(cfg: DictConfig) -> None:
             "membership.open=true does not go with topology.average=step: a client that misses a step would not have"
             " the others' weights any more; use topology.average=epoch or never"
         )
+    if cfg.accumulate > 1 and cfg.topology.get("average") == "step":
+        raise UserError(
+            "accumulate does not go with topology.average=step, which averages the gradients of single batches: use"
+            " topology.average=epoch, or a larger batch_size"
+        )
+    rates.check(cfg)
     if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
+    made_from(cfg, "task").check(cfg)
     for key, node in cfg.items():
         if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
             compressor_from(cfg, key)
@@ -126,6 +138,15 @@ def measures_error(cfg: DictConfig, step: int) -> bool:
 
 def compressor_from(cfg: DictConfig, key: str) -> Compressor:
     """The compressor that config group `key` describes."""
+    return made_from(cfg, key)
+
+
+def made_from(cfg: DictConfig, key: str) -> Any:
+    """The object that config group `key` describes, whose ValueErrors begin with the name of an option.
+
+    Raises:
+        UserError: it cannot be made.
+    """
     try:
         return instantiate(cfg[key])
     except InstantiationException as error:

@@ -1,7 +1,6 @@
 """Eq. (1) and (2) of the MS paper as a plain program in one process, to compare distributed runs with."""
 
 import copy
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -55,6 +54,62 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
     return losses, model.state_dict()
 
 
+class Updates:
+    """Steps of one segment's optimizer, over the batches of which `add` has taken up the gradients."""
+
+    def __init__(self, module: nn.Module, cfg: DictConfig, num_updates: int):
+        self.parameters, self.cfg, self.num_updates = list(module.parameters()), cfg, num_updates
+        self.optimizer = optimizer_of(module, cfg)
+        if cfg.schedule.per == "step":
+            options = {"max_lr": cfg.optimizer.lr, "total_steps": cfg.epochs * num_updates}
+            self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, **options)
+        else:
+            self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, cfg.epochs)
+        self.optimizer.step()  # of no gradients: else torch warns where a client in sequence has not stepped yet
+        self.sums, self.share, self.updates = None, 0.0, 0
+
+    def add(self, share: float = 1.0) -> None:
+        gradients = [parameter.grad * share for parameter in self.parameters]
+        self.sums = [a + b for a, b in zip(self.sums, gradients, strict=True)] if self.sums else gradients
+        self.share += share
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        for parameter, total in zip(self.parameters, self.sums, strict=True):
+            parameter.grad = total / self.share
+        if self.cfg.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_norm)
+        (group,) = self.optimizer.param_groups
+        rate = group["lr"]
+        group["lr"] = rate * self.warmup()
+        self.optimizer.step()
+        group["lr"] = rate
+        self.optimizer.zero_grad()
+        self.sums, self.share = None, 0.0
+
+    def warmup(self) -> float:
+        start, number = self.cfg.warmup["from"], self.cfg.warmup.epochs * self.num_updates
+        return start + (1 - start) * self.updates / number if self.updates < number else 1.0
+
+    def end_update(self) -> None:
+        """The server's optimizer has stepped."""
+        self.updates += 1
+        if self.cfg.schedule.per == "step" and self.updates < self.cfg.epochs * self.num_updates:
+            self.schedule.step()
+
+
+def loss_of(cfg: DictConfig, train, num_classes: int):
+    weights = cfg.task.class_weights
+    if weights == "balanced":
+        counts = [sum(int(label) == number for _, label in train) for number in range(num_classes)]
+        weights = [len(train) / num_classes / count for count in counts]
+    weights = None if weights is None else torch.tensor(list(weights))
+    return lambda outputs, labels: F.cross_entropy(
+        outputs, labels, weight=weights, label_smoothing=cfg.task.label_smoothing
+    )
+
+
 def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     """Mean losses of all steps, and the weights of the client segments and the server segment."""
     train, test, num_classes = sources.build(cfg.data, cfg.seed)
@@ -63,12 +118,12 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     built = network.build(cfg, {"num_classes": num_classes})
     first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
-    optimizers = [optimizer_of(client, cfg) for client in clients]
-    server_optimizer = optimizer_of(server, cfg)
-    schedules = [
-        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
-        for optimizer in (*optimizers, server_optimizer)
-    ]
+    of_all = [-(-len(loader) // cfg.accumulate) for loader in of_clients]
+    num_updates = sum(of_all) if cfg.topology.name == "sequential" else max(of_all)
+    updates = [Updates(client, cfg, num_updates) for client in clients]
+    server_updates = Updates(server, cfg, num_updates)
+    everybody = [*updates, server_updates]
+    loss_function = loss_of(cfg, train, num_classes)
     uplinks = [compressor_from(cfg, "compressor") for number in numbers]
     downlinks = [compressor_from(cfg, "downlink") for number in numbers]
     is_u_shaped = len(built.cuts) == 2
@@ -81,9 +136,10 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         batches_done = [0] * cfg.num_clients
         for loader in of_clients:
             loader.batch_sampler.start_at(epoch)
+        since_update = 0
         for batches in rounds(cfg, of_clients):
-            server_optimizer.zero_grad()
-            step_losses = []
+            since_update += 1
+            step_losses, complete = [], {}
             for number, (images, labels) in batches.items():
                 batches_done[number] += 1
                 uplinks[number].seed(derive(cfg.seed, "uplink", number, epoch, batches_done[number]))
@@ -97,25 +153,36 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                     feature_gradients[number].seed(derive(cfg.seed, *stream))
                     outputs = splitlearn.compress(outputs, features[number], feature_gradients[number], cfg.backward)
                     outputs = clients[number][1](outputs)
-                loss = F.cross_entropy(outputs, labels)
-                optimizers[number].zero_grad()
+                loss = loss_function(outputs, labels)
                 loss.backward()
                 step_losses.append(loss.item())
-            for parameter in server.parameters():
-                parameter.grad /= len(batches)
-            server_optimizer.step()
+                done, last = batches_done[number], len(of_clients[number])
+                total = len(of_clients[number].dataset)
+                first = (done - 1) // cfg.accumulate * cfg.accumulate
+                share = len(labels) / (min(total, (first + cfg.accumulate) * cfg.batch_size) - first * cfg.batch_size)
+                server_updates.add(share)
+                updates[number].add(share)
+                complete[number] = done % cfg.accumulate == 0 or done == last
+            is_update = since_update == cfg.accumulate or all(complete.values())
+            if is_update:
+                server_updates.step()
             if cfg.topology.get("average") == "step":
-                for parameters in zip(*(client.parameters() for client in clients), strict=True):
-                    mean = sum(parameters[number].grad for number in batches) / len(batches)
-                    for parameter in parameters:
-                        parameter.grad = mean.clone()
-                batches = dict.fromkeys(numbers)
-            for number in batches:
-                optimizers[number].step()
+                found = [updates[number].sums for number in batches]
+                mean = [sum(gradients) / len(batches) for gradients in zip(*found, strict=True)]
+                for one in updates:
+                    one.sums, one.share = [gradient.clone() for gradient in mean], 1.0
+                complete = dict.fromkeys(numbers, True)
+            for number in complete:
+                if is_update or complete[number]:
+                    updates[number].step()
+            if is_update:
+                since_update = 0
+                for one in everybody:
+                    one.end_update()
             if cfg.topology.name == "sequential":  # one network for all: the next client goes on with this one
                 (number,) = batches
                 clients = [clients[number]] * cfg.num_clients
-                optimizers = [optimizers[number]] * cfg.num_clients
+                updates = [updates[number]] * cfg.num_clients
             losses.append(sum(step_losses) / len(step_losses))
         if cfg.topology.get("average") in ("epoch", "step"):
             states = [client.state_dict() for client in clients]
@@ -125,10 +192,8 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
             }
             for client in clients:
                 client.load_state_dict(copy.deepcopy(mean))
-        with warnings.catch_warnings():  # in sequence, the optimizers of clients that were handed another's do not step
-            warnings.simplefilter("ignore")
-            for schedule in schedules:
-                schedule.step()
+        for one in everybody if cfg.schedule.per == "epoch" else ():
+            one.schedule.step()
     return losses, [client.state_dict() for client in clients], server.state_dict()
 
 

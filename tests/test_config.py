@@ -10,6 +10,7 @@ from torch import nn
 from splitlearn import config
 from splitlearn.compressors import REGISTRY
 from splitlearn.errors import UserError
+from splitlearn.rates import Rates
 from splitlearn.segments.trainable import Trainable
 
 CONF = ROOT / "conf"
@@ -27,21 +28,26 @@ RECIPES = {
         "data": ("cifar10", 10, 32),
         "epochs": 200,
         "optimizer": SGD,
-        "schedule": {"_target_": SCHEDULER + "CosineAnnealingLR", "T_max": 200},
+        "schedule": {"_target_": SCHEDULER + "CosineAnnealingLR", "per": "epoch", "T_max": "200 epochs"},
     },
     "res18_cifar100": {
         "arch": "resnet18",
         "data": ("cifar100", 100, 32),
         "epochs": 200,
         "optimizer": SGD,
-        "schedule": {"_target_": SCHEDULER + "MultiStepLR", "milestones": [60, 120, 160], "gamma": 0.2},
+        "schedule": {
+            "_target_": SCHEDULER + "MultiStepLR",
+            "per": "epoch",
+            "milestones": ["60 epochs", "120 epochs", "160 epochs"],
+            "gamma": 0.2,
+        },
     },
     "res34_imagenet": {
         "arch": "resnet34",
         "data": ("imagenet", 1000, 224),
         "epochs": 90,
         "optimizer": SGD | {"weight_decay": 1e-4},
-        "schedule": {"_target_": SCHEDULER + "StepLR", "step_size": 30, "gamma": 0.1},
+        "schedule": {"_target_": SCHEDULER + "StepLR", "per": "epoch", "step_size": "30 epochs", "gamma": 0.1},
     },
 }
 
@@ -76,7 +82,7 @@ def test_experiment_is_the_papers_recipe(experiment):
 
 def test_command_line_wins_over_experiment():
     cfg = compose("experiment=vgg19_cifar10", "optimizer.lr=0.5", "epochs=7", "compressor=qu")
-    assert (cfg.optimizer.lr, cfg.epochs, cfg.schedule.T_max) == (0.5, 7, 7)
+    assert (cfg.optimizer.lr, cfg.epochs, cfg.schedule.T_max) == (0.5, 7, "7 epochs")
     assert cfg.compressor._target_.endswith("UniformQuantizer")
 
 
@@ -264,7 +270,7 @@ def test_shared_holds_what_all_ranks_must_agree_on(override):
 
 def test_differences_name_keys_and_both_values():
     server, client = (config.shared(compose(f"epochs={epochs}", "seed=3")) for epochs in (5, 6))
-    expected = "epochs (server 5, client 6), schedule.T_max (server 5, client 6)"
+    expected = "epochs (server 5, client 6), schedule.T_max (server 5 epochs, client 6 epochs)"
     assert config.differences(server, client, "server", "client") == expected
 
 
@@ -281,23 +287,17 @@ def test_differences_of_equal_configurations_are_empty():
     )
 
 
-def learning_rate_after(epochs: int, trainable: Trainable) -> float:
-    for _ in range(epochs):
-        trainable.optimizer.step()
-        trainable.schedule.step()
-    return trainable.learning_rate
-
-
 @pytest.mark.parametrize("schedule", [choice for group, choice in CHOICES if group == "schedule"])
 @pytest.mark.parametrize("optimizer", [choice for group, choice in CHOICES if group == "optimizer"])
 def test_optimizer_and_schedule_train_a_segment(optimizer, schedule):
     cfg = compose(f"optimizer={optimizer}", f"schedule={schedule}")
-    trainable = Trainable(nn.Linear(2, 2), cfg)
+    trainable, rates = Trainable(nn.Linear(2, 2), cfg), Rates(cfg, num_steps=10)
     before = trainable.segment.weight.detach().clone()
-    assert trainable.learning_rate == cfg.optimizer.lr
     trainable.segment(torch.ones(1, 2)).sum().backward()
-    learning_rate_after(1, trainable)
+    trainable.collect(1.0)
+    trainable.step(rates.at(1, 0))
     assert (trainable.segment.weight < before).all()
+    assert 0 < trainable.optimizer.param_groups[0]["lr"] <= cfg.optimizer.lr
 
 
 @pytest.mark.parametrize("optimizer, lr", [("sgd", 0.05), ("adam", 1e-3)])
@@ -320,5 +320,6 @@ def test_optimizer_and_schedule_train_a_segment(optimizer, schedule):
     ],
 )
 def test_learning_rate_after_epochs(schedule, epochs, factor, optimizer, lr):
-    trainable = Trainable(nn.Linear(2, 2), compose(f"schedule={schedule}", f"optimizer={optimizer}", "epochs=30"))
-    assert learning_rate_after(epochs, trainable) == pytest.approx(lr * factor, rel=1e-9, abs=1e-12)
+    rates = Rates(compose(f"schedule={schedule}", f"optimizer={optimizer}", "epochs=30"), num_steps=10)
+    assert rates.at(epochs + 1, 0)["lr"] == pytest.approx(lr * factor, rel=1e-9, abs=1e-12)
+    assert rates.at(epochs + 1, 9)["lr"] == rates.at(epochs + 1, 0)["lr"]

@@ -75,6 +75,18 @@ def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
         ["compressor=qu", "topology=sequential", "compressor@downlink=rt"],
         ["compressor=ms", "topology=sequential", "partition=dirichlet"],
         ["compressor=ms", "topology.average=step", "partition=dirichlet"],
+        [
+            *("accumulate=3", "clip_norm=0.5", "schedule=one_cycle", "warmup.epochs=0.5", "partition=dirichlet"),
+            *("task.label_smoothing=0.1", "task.class_weights=balanced"),
+        ],
+        [
+            *("accumulate=2", "topology=sequential", "exchange=u_shaped", "schedule=one_cycle", "partition=dirichlet"),
+            *("clip_norm=0.5", "task.class_weights=[1,2,1,2,1,2,1,2,1,0.5]"),
+        ],
+        pytest.param(
+            ["clip_norm=0.5", "topology.average=step", "schedule=one_cycle", "partition=dirichlet"],
+            marks=pytest.mark.slow,
+        ),
         ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
         ["exchange=u_shaped", "cut=[block1,pool]", "backward=gated", "topology=sequential", "compressor@features=rt"],
         pytest.param(

@@ -71,6 +71,7 @@ def train(compressor, memory: str, seed: int, epochs: int) -> tuple[float, float
     import splitlearn
     from splitlearn.compressors import Identity
     from splitlearn.exchange import network
+    from splitlearn.rates import Rates
     from splitlearn.seeds import generator
     from splitlearn.segments.trainable import Trainable
     from splitlearn.tasks.image_classification import sources
@@ -84,7 +85,8 @@ def train(compressor, memory: str, seed: int, epochs: int) -> tuple[float, float
     downlink = Feedback(compressor, torch.zeros(num_kept, *point.shape) if num_kept else None)
     shuffle = generator(seed, "shuffle")
     errors, cosines = [], []
-    for _ in range(epochs):
+    rates = Rates(cfg, -(-len(images) // cfg.batch_size))
+    for epoch in range(1, epochs + 1):
         losses = []
         for batch in torch.randperm(len(images), generator=shuffle).split(cfg.batch_size):
             downlink.places = batch if memory == "by sample" else torch.arange(len(batch))
@@ -100,9 +102,8 @@ def train(compressor, memory: str, seed: int, epochs: int) -> tuple[float, float
             exact = flat(torch.autograd.grad(smashed, weights, downlink.gradient))
             cosines.append(F.cosine_similarity(flat([one.grad for one in weights]), exact, 0).item())
             for side in sides:
-                side.optimizer.step()
-        for side in sides:
-            side.schedule.step()
+                side.collect(1.0)
+                side.step(rates.at(epoch, 0))
     client.eval(), server.eval()
     with torch.no_grad():
         accuracy = (server(client(test_images)).argmax(1) == test_labels).float().mean().item()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from splitlearn.rates import SCHEDULED
 from splitlearn.tasks import Task
 
 PLAIN = (str, int, float, bool, type(None))
@@ -36,6 +38,7 @@ class Agreement:
     def know(self, client_segment: nn.Module, about: dict[str, int]) -> None:
         """The network is built."""
         self.about = about
+        self.task.know(about)
         self.segment = {name: like(tensor) for name, tensor in client_segment.state_dict().items()}
         self.gradients = [like(parameter) for parameter in client_segment.parameters()]
         self.optimizer = optimizer_state(client_segment, self.cfg)
@@ -45,6 +48,14 @@ class Agreement:
             self.task.check_about(about)
         except ValueError as error:
             raise Unfit(str(error)) from None
+
+    def check_rates(self, rates: Any) -> None:
+        if not isinstance(rates, dict) or not {"lr"} <= rates.keys() <= set(SCHEDULED):
+            raise Unfit(f"its rates are not those of {', '.join(SCHEDULED)}")
+        for name, value in rates.items():
+            numbers = value if name == "betas" and isinstance(value, (list, tuple)) else [value]
+            if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):  # which NaN is not
+                raise Unfit(f"{name} is no finite number from 0")
 
     def check_gradients(self, gradients: Any) -> None:
         if not isinstance(gradients, list) or len(gradients) != len(self.gradients):

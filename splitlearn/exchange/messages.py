@@ -135,11 +135,14 @@ class StepReply(Message):
     directive: str | None
     waiting_s: float  # that the request waited at the server
     computing_s: float  # that it took there
+    rates: dict | None  # what the optimizer steps with now (see Rates.at); None: it does not
 
     def check(self, agreement: Agreement, part: type[Part]) -> None:
         _check_directive(self.directive)
         if not all(isinstance(value, float) for value in (self.waiting_s, self.computing_s)):
             raise Unfit("its times are no numbers of seconds")
+        if self.rates is not None:
+            agreement.check_rates(self.rates)
         if self.part is not None:
             self.part = part.parse(self.part, agreement)
 
@@ -168,10 +171,12 @@ class GradientsReply(Message):
     kind = "mean of the gradients"
     mean: list | None
     directive: str | None
+    rates: dict  # what the optimizer steps with
 
     def check(self, agreement: Agreement) -> None:
         Gradients(self.mean).check(agreement)
         _check_directive(self.directive)
+        agreement.check_rates(self.rates)
 
 
 @dataclass

@@ -19,6 +19,7 @@ from splitlearn.exchange.exchange import ClientHalf
 from splitlearn.exchange.messages import Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
+from splitlearn.roles.progress import share_of
 from splitlearn.roles.waiting import Overdue, in_background
 from splitlearn.seeds import derive
 from splitlearn.segments.parts import Older, Parts
@@ -34,6 +35,7 @@ class Batch:
         passage: its way over the channels.
         parts: that it is computed with.
         buffers: before the forward pass, where it may be undone; None else.
+        share: of the samples of an optimizer step (see Trainable.share).
         message: to send; None where the batch is left out, because it is not finite.
         answer: to it.
         number: of the message and its answer in the rounds of the exchange, from 0.
@@ -43,6 +45,7 @@ class Batch:
     passage: Passage
     parts: Parts | Older
     buffers: list[Tensor] | None
+    share: float
     message: Part | None = None
     answer: Future | None = None
     number: int = 0
@@ -68,7 +71,8 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             stopwatch=client.stopwatch,
         )
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
-        batch = Batch(half, passage, parts, buffers_of(client.trainable.segment) if may_be_undone else None)
+        buffers = buffers_of(client.trainable.segment) if may_be_undone else None
+        batch = Batch(half, passage, parts, buffers, share_of(progress.batch, client.data.num_train, cfg))
         _advance(client, batch, None)
     return batch
 
@@ -101,7 +105,7 @@ def receive(client: Any, batch: Batch) -> StepReply:
     return reply
 
 
-def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[bool, str | None]:
+def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[float, StepReply]:
     """Takes a batch that was sent through its rounds, to the end of its backward pass.
 
     Args:
@@ -110,18 +114,18 @@ def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[b
         reply: to what was sent, if it is here already.
 
     Returns:
-        Whether it takes part in the step, and what the server wants next (see Client.obey).
+        Its share of the optimizer's step, 0 where it is left out, and the last reply.
     """
     while True:
         reply = reply or receive(client, batch)
         if reply.part is None or batch.message is None:
             load_buffers(client.trainable.segment, batch.buffers)
             batch.half.close()
-            return False, reply.directive
+            return 0.0, reply
         with client.stopwatch("client compute"):
             is_over = _advance(client, batch, reply.part)
         if is_over:
-            return True, reply.directive
+            return batch.share, reply
         batch.number, reply = batch.number + 1, None
         send(client, batch)
 

@@ -100,7 +100,6 @@ class Client:
         self.trainable.load(welcome.state)
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
         self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
-        self.trainable.skip_epochs(self.progress.epoch - 1)
         self.is_in = True
 
     def train(self) -> None:
@@ -109,7 +108,6 @@ class Client:
             self.topology.train_client(self)
             if evaluates(self.cfg, self.progress.epoch):
                 evaluate(self)
-            self.trainable.schedule.step()
             self.progress.end_epoch()
 
     def train_batches(self) -> None:

@@ -20,6 +20,7 @@ from splitlearn.exchange.messages import Evaluate, Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.measure.ledger import Measured
+from splitlearn.roles.progress import share_of
 from splitlearn.seeds import derive
 from splitlearn.segments.trainable import Trial
 
@@ -31,12 +32,14 @@ class Talk:
     Attributes:
         half: the server's, of the exchange.
         passage: the batch's way over the channels.
+        share: of the samples of the client's optimizer step (see Trainable.share).
         targets_bytes: of targets that crossed.
         outcome: after the last round.
     """
 
     half: ServerHalf
     passage: Passage
+    share: float = 1.0
     targets_bytes: int = 0
     outcome: Outcome | None = None
 
@@ -59,6 +62,9 @@ class Conversation:
         """
         roster = self.server.roster
         talks = {client: self._begin(client, self.exchange.server) for client in participants}
+        for client, talk in talks.items():
+            member = roster.members[client]
+            talk.share = share_of(member.batch + 1, member.num_train, self.cfg)
         for number, (sent, _) in enumerate(self.exchange.rounds, start=1):
             due = roster.due(talks, Step, "is too late for its step") if number > 1 else participants
             going_on = {}
@@ -102,9 +108,10 @@ class Conversation:
             directive = None
         elif member.is_leaving and directive != "stop":
             directive = "leave"
+        rates = None if part is not None and not is_last else server.rates_for(member, directive)
         now = time.perf_counter()
         waiting_s = started - request.arrived_at
-        request.reply(StepReply(part and part.body(), directive, waiting_s, now - started).body())
+        request.reply(StepReply(part and part.body(), directive, waiting_s, now - started, rates).body())
         if part is None:
             member.batch += 1
             talk.half.close()
@@ -113,6 +120,7 @@ class Conversation:
         if is_last:
             with server.stopwatch("server compute"):
                 talk.outcome = conclude(talk.half)
+            server.trainable.share += talk.share
             member.batch += 1
             member.num_samples += talk.outcome.num_samples
         return True
@@ -121,13 +129,13 @@ class Conversation:
         """The half's answer; None where the client's part is to be left out, because it is not finite."""
         server = self.server
         talk.targets_bytes += part.targets_bytes()
-        trial = Trial(server.trainable.segment) if self.undoes else None
+        trial = Trial(server.trainable.segment) if self.undoes or talk.share != 1 else None
         if is_first:
             torch.manual_seed(derive(self.cfg.seed, "server", server.progress.step, client))  # dropout
         try:
             answer = talk.half.send(part)
             if trial:
-                trial.keep()
+                trial.keep(talk.share)
             return answer
         except NonFiniteError as error:
             if trial:
@@ -172,4 +180,4 @@ class Conversation:
                 talk.outcome = conclude(talk.half)
                 server.recorder.ledger.evaluated(talk.passage.transfers, talk.targets_bytes)
         now = time.perf_counter()
-        request.reply(StepReply(answer.body(), None, started - request.arrived_at, now - started).body())
+        request.reply(StepReply(answer.body(), None, started - request.arrived_at, now - started, None).body())

@@ -34,6 +34,11 @@ class Member:
     is_late: bool = False
     is_leaving: bool = False
 
+    @property
+    def is_at_last(self) -> bool:
+        """Whether its next batch is the last of its epoch."""
+        return self.batch + 1 >= self.num_batches
+
     def start(self, epoch: int) -> None:
         if self.epoch != epoch:
             self.epoch, self.batch, self.num_samples = epoch, 0, 0

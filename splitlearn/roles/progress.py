@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from omegaconf import DictConfig
+
 
 @dataclass
 class Progress:
@@ -12,18 +14,28 @@ class Progress:
         epoch: the current one, from 1.
         epoch_step: steps of it that are done.
         step: steps of the run that are done.
+        since_update: steps since the server's optimizer stepped.
+        update: steps of its optimizer in the epoch.
+        num_updates: that the learning rate counts an epoch as; 0: not known yet.
     """
 
     epoch: int = 1
     epoch_step: int = 0
     step: int = 0
+    since_update: int = 0
+    update: int = 0
+    num_updates: int = 0
 
     def begin_step(self) -> None:
         self.epoch_step += 1
         self.step += 1
+        self.since_update += 1
+
+    def end_update(self) -> None:
+        self.since_update, self.update = 0, self.update + 1
 
     def end_epoch(self) -> None:
-        self.epoch, self.epoch_step = self.epoch + 1, 0
+        self.epoch, self.epoch_step, self.update = self.epoch + 1, 0, 0
 
 
 @dataclass
@@ -42,3 +54,18 @@ class ClientProgress:
 
     def end_epoch(self) -> None:
         self.epoch, self.epoch_step, self.batch = self.epoch + 1, 0, 0
+
+
+def share_of(batch: int, num_samples: int, cfg: DictConfig) -> float:
+    """How many of the samples of a client's optimizer step are in a batch, as a part of one.
+
+    Args:
+        batch: of the epoch, from 1.
+        num_samples: of the client, in an epoch.
+        cfg: of the run: a step is over `accumulate` batches, or those that are left.
+    """
+    before = (batch - 1) // cfg.accumulate * cfg.accumulate  # batches of the steps before
+    done, ends, all_end = (
+        min(number * cfg.batch_size, num_samples) for number in (batch - 1, batch, before + cfg.accumulate)
+    )
+    return (ends - done) / (all_end - before * cfg.batch_size)

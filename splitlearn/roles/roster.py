@@ -62,6 +62,7 @@ class Roster(Attendance):
         self.num_samples = sum(hello.num_train for hello in hellos)
         for client, hello in enumerate(hellos):
             self._compare(client, hello)
+        self.about = self.agreement.task.together([hello.about for hello in hellos])
         host.build(self.about)
         for client, hello in enumerate(hellos):
             self._enrol(client, hello)

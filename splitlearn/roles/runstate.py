@@ -52,7 +52,6 @@ class RunState:
             return
         server = self.server
         server.trainable.load(checkpoint["server"])
-        server.trainable.skip_epochs(server.progress.epoch - 1)
         server.client_states = checkpoint["clients"]["states"]
         server.stopwatch.seconds.update(checkpoint["seconds"])
         server.recorder.resumed(server.progress.epoch)
@@ -85,11 +84,18 @@ class RunState:
         return bool(every.every_epochs) and epoch % every.every_epochs == 0
 
     def directive(self) -> str | None:
-        """What is asked of the clients after the current step: their state, to "save" it or before a "stop"."""
+        """What is asked of the clients after the current step: their state, to "save" it or before a "stop".
+
+        Nothing between two steps of the optimizers, so that gradients that wait for one need not be saved.
+        """
+        if not self.server.is_update:
+            return None
         if self.server.stop.asked_by is not None:
             return "stop"
         every = self.cfg.checkpoint.every_steps
-        return "save" if every and self.server.progress.step % every == 0 else None
+        progress = self.server.progress
+        is_due = every and progress.step // every > (progress.step - progress.since_update) // every
+        return "save" if is_due else None
 
     def end_early(self) -> NoReturn:
         """

@@ -39,8 +39,7 @@ def in_turn(client: Any) -> None:
         client.trainable.optimizer.zero_grad()
         batch = begin(client, loaded, client.trainable.segment)
         send(client, batch)
-        takes_part, directive = finish(client, batch)
-        client.obey(client.topology.end_batch(client, takes_part, directive))
+        client.obey(client.topology.end_batch(client, *finish(client, batch)))
         client.progress.epoch_step += 1
 
 
@@ -63,10 +62,10 @@ def ahead(client: Any) -> None:
         is_early = following is not None and num_rounds == 1 and reply.directive is None
         if is_early:
             send(client, following)
-        _, directive = finish(client, sent, reply)
+        share, reply = finish(client, sent, reply)
         with client.stopwatch("client compute"):
             sent.parts.hand_gradients_on()
-            client.topology.end_batch(client, True, None)
+            directive = client.topology.end_batch(client, share, reply)
         if directive is not None:
             if following:
                 load_buffers(client.trainable.segment, following.buffers)

@@ -24,7 +24,9 @@ from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
 from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.rates import Rates
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.member import Member
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
 from splitlearn.roles.runstate import RunState
@@ -74,16 +76,20 @@ class Server:
         self.runstate.find()
         self.roster.meet(self)
         self.recorder.start(self.topology.num_steps(self.roster))
+        self.progress.num_updates = self.progress.num_updates or self.topology.num_steps(
+            self.roster, self.cfg.accumulate
+        )
+        self.schedule = Rates(self.cfg, self.progress.num_updates)
         with self.stop:
             while self.progress.epoch <= self.cfg.epochs:
                 epoch = self.progress.epoch
                 self.trainable.segment.train()
                 self.roster.start_epoch()
                 self.topology.train(self)
+                self.update()  # in an open run, whose clients may be gone before the last step is complete
                 self.topology.end_epoch(self)
                 if evaluates(self.cfg, epoch):
                     self.evaluate()
-                self.trainable.schedule.step()
                 self.recorder.end_epoch(epoch, self.stopwatch.take())
                 self.progress.end_epoch()
                 if self.runstate.saves_epoch(epoch):
@@ -136,25 +142,21 @@ class Server:
         participants = self.roster.gather(lambda: self.stop.asked_by is not None)
         if participants is None:
             self.roster.hear_states([], "stop")
+            self.update()
             self.runstate.save()
             self.runstate.end_early()
         return participants
 
     def step(self, participants: list[int]) -> None:
         """One step of all segments on a batch of each participant."""
-        self.progress.begin_step()
+        self.begin_step(participants)
         directive = self.runstate.directive()
         told_later = self.topology.averages_steps  # with the mean of the gradients
-        self.trainable.optimizer.zero_grad()
         measured = self.conversation.train(participants, None if told_later else directive)
-        if len(measured) > 1:
-            for parameter in self.trainable.segment.parameters():
-                if parameter.grad is not None:
-                    parameter.grad.div_(len(measured))
-        if measured:
-            self.trainable.optimizer.step()
+        if self.is_update:
+            self.update()
         self.topology.end_step(self, directive)
-        self.recorder.step(self.progress, measured, self.trainable.learning_rate)
+        self.recorder.step(self.progress, measured, self.rates["lr"])
         if directive:
             others = None if self.topology.hands_on and directive == "save" else directive
             self.roster.hear_states(self.roster.here() if told_later else participants, others)
@@ -164,6 +166,30 @@ class Server:
             self.roster.hear_states(leaving)
         if directive == "stop":
             self.runstate.end_early()
+
+    def begin_step(self, participants: list[int]) -> None:
+        """Finds out whether the optimizers step at the end of this step, and with which rates."""
+        progress, accumulate = self.progress, self.cfg.accumulate
+        progress.begin_step()
+        self.rates = self.schedule.at(progress.epoch, progress.update)
+        taking_part = [self.roster.members[client] for client in participants]
+        self.is_update = progress.since_update >= accumulate or all(
+            (member.batch + 1) % accumulate == 0 or member.is_at_last for member in taking_part
+        )
+        if progress.since_update == 1:
+            self.trainable.optimizer.zero_grad()
+
+    def rates_for(self, member: Member, directive: str | None) -> dict[str, Any] | None:
+        """What a client steps with after this batch of its own; None where it waits for more, or for a mean."""
+        if self.topology.averages_steps or not (self.is_update or member.is_at_last or directive):
+            return None
+        return self.rates
+
+    def update(self) -> None:
+        """A step of the optimizer, over the batches since its last one."""
+        if self.progress.since_update:
+            self.trainable.step(self.rates)
+            self.progress.end_update()
 
     def diverged(self, client: int, error: NonFiniteError) -> UserError:
         """What to raise where a client's part of a step is not finite."""

@@ -1,9 +1,8 @@
-"""What both ends have in common: optimizer and schedule, state in and out, and a batch on trial."""
+"""What both ends have in common: the optimizer and its steps, state in and out, and a batch on trial."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,16 +15,42 @@ from splitlearn.errors import NonFiniteError
 
 
 class Trainable:
-    """A segment with its optimizer and learning-rate schedule, both as the config says, the same on either side."""
+    """A segment with its optimizer, as the config says, the same on either side.
+
+    Attributes:
+        share: how many steps' samples, by parts of one, the gradients that wait for `step` are of.
+    """
 
     def __init__(self, segment: nn.Module, cfg: DictConfig):
-        self.segment = segment
+        self.segment, self.clip_norm = segment, cfg.get("clip_norm")
         self.optimizer = instantiate(cfg.optimizer, segment.parameters(), _convert_="all")
-        self.schedule = instantiate(cfg.schedule, self.optimizer, _convert_="all")
+        self.share = 0.0
+        self._collected: list[Tensor | None] = []
 
-    @property
-    def learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
+    def collect(self, share: float) -> None:
+        """Takes up the gradients of a batch, which has this share of the samples of a step; more batches may come."""
+        parameters = list(self.segment.parameters())
+        times(parameters, share)
+        add(self._collected, parameters)
+        self._collected = [parameter.grad for parameter in parameters]
+        self.share += share
+
+    def step(self, rates: dict[str, Any]) -> None:
+        """A step with the mean of the gradients, and with these rates; none where every batch was left out."""
+        if not self.share:
+            return
+        parameters = list(self.segment.parameters())
+        for parameter, gradient in zip(parameters, self._collected, strict=False):  # a server's are where they belong
+            parameter.grad = gradient
+        for parameter in parameters if self.share != 1 else ():
+            if parameter.grad is not None:
+                parameter.grad.div_(self.share)
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        for group in self.optimizer.param_groups:
+            group.update(rates)
+        self.optimizer.step()
+        self.share, self._collected = 0.0, []
 
     def state(self) -> dict[str, Any]:
         """Weights and what the optimizer keeps for each parameter, to go on with elsewhere."""
@@ -38,13 +63,6 @@ class Trainable:
         load_state(self.segment, state["segment"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-
-    def skip_epochs(self, number: int) -> None:
-        """Brings the learning rate to where it is after `number` epochs."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that the optimizer took no step
-            for _ in range(number):
-                self.schedule.step()
 
 
 def state_of(segment: nn.Module) -> dict[str, Tensor]:
@@ -82,8 +100,11 @@ class Trial:
         for parameter, before in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = before
 
-    def keep(self) -> None:
+    def keep(self, share: float = 1.0) -> None:
         """
+        Args:
+            share: what the batch's gradients are multiplied by (see Trainable.share).
+
         Raises:
             NonFiniteError: a gradient is not finite, or a buffer is not any more.
         """
@@ -91,9 +112,22 @@ class Trial:
             raise NonFiniteError("NaN or Inf in a weight's gradient")
         if not are_finite(self.segment.buffers()) and are_finite(self.buffers):
             raise NonFiniteError("NaN or Inf in a buffer")
-        for parameter, before in zip(self.parameters, self.gradients, strict=True):
-            if before is not None:
-                parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
+        times(self.parameters, share)
+        add(self.gradients, self.parameters)
+
+
+def times(parameters: list[nn.Parameter], factor: float) -> None:
+    """Multiplies gradients."""
+    for parameter in parameters if factor != 1 else ():
+        if parameter.grad is not None:
+            parameter.grad.mul_(factor)
+
+
+def add(gradients: list[Tensor | None], parameters: list[nn.Parameter]) -> None:
+    """Adds gradients from before, if there are any, to the parameters', as backward does."""
+    for before, parameter in zip(gradients, parameters, strict=bool(gradients)):
+        if before is not None:
+            parameter.grad = before if parameter.grad is None else before.add_(parameter.grad)
 
 
 def are_finite(tensors: Iterable[Tensor | None]) -> bool:

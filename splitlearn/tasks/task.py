@@ -58,7 +58,7 @@ class ClientData:
 
 
 class Task(ABC):
-    """Data, network, loss and metrics of what is learned. It has no state: client and server each have their own.
+    """Data, network, loss and metrics of what is learned. Client and server each have one of their own.
 
         client   load ─ to_device ┬─ inputs ─ client segment ~~~ server segment ─ outputs ┬─ loss, score
                                   └─ targets ─ pack ~~~~ check_targets ─ unpack ─ targets ┘
@@ -70,6 +70,9 @@ class Task(ABC):
 
     metrics: ClassVar[tuple[Metric, ...]]
     train_metrics: ClassVar[tuple[str, ...]]
+
+    def check(self, cfg: DictConfig) -> None:  # noqa: B027
+        """Raises UserError for what can be seen to be wrong with its options before anything is started."""
 
     # Data
 
@@ -97,6 +100,17 @@ class Task(ABC):
     @abstractmethod
     def disagreement(self, one: dict[str, int], other: dict[str, int]) -> str | None:
         """How the data of two clients, by their `about`, do not fit together, in words; None if they fit."""
+
+    def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the data of all clients are like, by the `about` of each; that of the first, where they agree in all."""
+        return abouts[0]
+
+    def know(self, about: dict[str, Any]) -> None:  # noqa: B027
+        """The data are agreed on: called once at each end, before the first batch.
+
+        Raises:
+            UserError: the task's options do not fit them.
+        """
 
     @abstractmethod
     def default_about(self, cfg: DictConfig) -> dict[str, int]:
@@ -161,8 +175,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss over the samples of a batch: 0-d float32, whatever the dtype of the outputs."""
+        """What training lowers, a mean over the samples of a batch: 0-d float32, whatever the dtype of the outputs."""
 
     @abstractmethod
     def score(self, outputs: Tensor, targets: Tensor, names: Iterable[str]) -> dict[str, float]:
-        """Sums over the samples of a batch, of the metrics of these names, and of "loss" where it is one of them."""
+        """Sums over the samples of a batch, of the metrics of these names, and of "loss" where it is one of them.
+
+        That loss is the test samples', without what the options of the task add to the loss in training.
+        """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from splitlearn.errors import PeerError
-from splitlearn.exchange.messages import Gradients, GradientsReply, Weights
+from splitlearn.exchange.messages import Gradients, GradientsReply, StepReply, Weights
 from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of
 from splitlearn.topologies.averaging import average_states
 from splitlearn.topologies.topology import Topology, send_weights, take_weights
@@ -28,8 +28,8 @@ class Parallel(Topology):
 
     # The server's end
 
-    def num_steps(self, roster: Any) -> int:
-        return max(roster.members[client].num_batches for client in roster.here())
+    def num_steps(self, roster: Any, accumulate: int = 1) -> int:
+        return max(-(-roster.members[client].num_batches // accumulate) for client in roster.here())
 
     def train(self, server: Any) -> None:
         while participants := server.gather():
@@ -45,7 +45,7 @@ class Parallel(Topology):
         mean = average_states(gradients) if gradients else None
         for request, _ in taken:
             server.recorder.ledger.book("weights_down", nbytes_of(mean))
-            request.reply(GradientsReply(mean, directive).body())
+            request.reply(GradientsReply(mean, directive, server.rates).body())
 
     def end_epoch(self, server: Any) -> None:
         """The mean of the weights of all clients that have done their batches, to each of them."""
@@ -94,10 +94,10 @@ class Parallel(Topology):
             load_state(segment, reply.state)
         client.obey(reply.directive)
 
-    def end_batch(self, client: Any, takes_part: bool, directive: str | None) -> str | None:
+    def end_batch(self, client: Any, share: float, reply: StepReply) -> str | None:
         if not self.averages_steps:
-            return super().end_batch(client, takes_part, directive)
-        return self._take_mean_step(client, gradients_of(client.trainable.segment) if takes_part else None)
+            return super().end_batch(client, share, reply)
+        return self._take_mean_step(client, gradients_of(client.trainable.segment) if share else None)
 
     def _take_mean_step(self, client: Any, gradients: list | None) -> str | None:
         """Steps with the mean of the clients' gradients (Eq. 2 of the MS paper); None where this one has none."""
@@ -105,5 +105,6 @@ class Parallel(Topology):
         if reply.mean is not None:
             for parameter, gradient in zip(client.trainable.segment.parameters(), reply.mean, strict=True):
                 parameter.grad = gradient.to(client.device)
-            client.trainable.optimizer.step()
+            client.trainable.collect(1.0)
+            client.trainable.step(reply.rates)
         return reply.directive

@@ -20,8 +20,8 @@ class Sequential(Topology):
 
     # The server's end
 
-    def num_steps(self, roster: Any) -> int:
-        return sum(roster.members[client].num_batches for client in roster.here())
+    def num_steps(self, roster: Any, accumulate: int = 1) -> int:
+        return sum(-(-roster.members[client].num_batches // accumulate) for client in roster.here())
 
     def train(self, server: Any) -> None:
         for client in self.order(server):

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from splitlearn.config import evaluates
-from splitlearn.exchange.messages import Weights, WeightsReply
+from splitlearn.exchange.messages import StepReply, Weights, WeightsReply
 from splitlearn.segments.trainable import nbytes_of
 
 
@@ -31,8 +31,8 @@ class Topology:
 
     # The server's end
 
-    def num_steps(self, roster: Any) -> int:
-        """Steps of an epoch."""
+    def num_steps(self, roster: Any, accumulate: int = 1) -> int:
+        """Steps of an epoch, where a client takes this many of its batches in each."""
         raise NotImplementedError
 
     def train(self, server: Any) -> None:
@@ -55,11 +55,19 @@ class Topology:
         """What is left of the epoch."""
         raise NotImplementedError
 
-    def end_batch(self, client: Any, takes_part: bool, directive: str | None) -> str | None:
-        """Steps, after a batch of which it `takes_part` unless it is left out; returns what the server wants next."""
-        if takes_part:
-            client.trainable.optimizer.step()
-        return directive
+    def end_batch(self, client: Any, share: float, reply: StepReply) -> str | None:
+        """Takes up a batch's gradients, and steps if it is time; returns what the server wants next.
+
+        Args:
+            client: whose it is.
+            share: the batch's, of the optimizer's step; 0 if it is left out.
+            reply: the server's last to it.
+        """
+        if share:
+            client.trainable.collect(share)
+        if reply.rates is not None:
+            client.trainable.step(reply.rates)
+        return reply.directive
 
 
 def topology_from(cfg: DictConfig) -> Topology:

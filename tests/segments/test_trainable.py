@@ -1,5 +1,4 @@
 import copy
-import math
 
 import pytest
 import torch
@@ -32,11 +31,13 @@ def batches(number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]
 
 
-def step(trainable: Trainable, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-    inputs, labels = batch
-    trainable.optimizer.zero_grad()
-    nn.functional.cross_entropy(trainable.segment(inputs), labels).backward()
-    trainable.optimizer.step()
+def step(trainable: Trainable, *several: tuple[torch.Tensor, torch.Tensor], lr: float = 0.05) -> None:
+    """A step over one batch, or several."""
+    for inputs, labels in several:
+        trainable.optimizer.zero_grad()
+        nn.functional.cross_entropy(trainable.segment(inputs), labels).backward()
+        trainable.collect(len(labels) / sum(len(labels) for _, labels in several))
+    trainable.step({"lr": lr})
 
 
 def assert_same_weights(one: Trainable, other: Trainable) -> None:
@@ -107,15 +108,57 @@ def test_weights_alone_do_not_hand_on_the_optimizer(optimizer):
 
 
 def test_learning_rate_stays_the_receivers():
-    giver, taker = (Trainable(network(), compose("schedule=cosine", "epochs=4")) for _ in range(2))
+    giver, taker = (Trainable(network(), compose()) for _ in range(2))
     for batch in batches(3):
-        step(giver, batch)
-        giver.schedule.step()
+        step(giver, batch, lr=0.01)
     taker.load(giver.state())
-    assert giver.learning_rate < taker.learning_rate == 0.05
-    step(taker, batch)
-    taker.schedule.step()
-    assert taker.learning_rate == pytest.approx(0.05 * (1 + math.cos(math.pi / 4)) / 2)
+    assert [one.optimizer.param_groups[0]["lr"] for one in (giver, taker)] == [0.01, 0.05]
+
+
+def test_batches_that_are_collected_are_one_large_batch_without_batch_norm():
+    cfg = compose("clip_norm=0.3")
+    small, large = (Trainable(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), cfg) for _ in range(2))
+    large.segment.load_state_dict(small.segment.state_dict())
+    inputs, labels = (torch.cat(parts) for parts in zip(*batches(5), strict=True))
+    for _ in range(2):  # 16 samples, and a last batch of 2
+        step(small, *zip(inputs[:18].split(8), labels[:18].split(8), strict=True))
+        step(large, (inputs[:18], labels[:18]))
+    for one, other in zip(small.segment.parameters(), large.segment.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@optimizers
+def test_a_clipped_step_is_that_of_the_clipped_gradient(overrides):
+    clipped, plain = (
+        Trainable(network(), compose(*overrides, "clip_norm=0.01")),
+        Trainable(network(), compose(*overrides)),
+    )
+    (batch,) = batches(1)
+    step(clipped, batch, lr=plain.optimizer.param_groups[0]["lr"])
+    inputs, labels = batch
+    nn.functional.cross_entropy(plain.segment(inputs), labels).backward()
+    norm = nn.utils.clip_grad_norm_(plain.segment.parameters(), 0.01)
+    assert norm > 0.01
+    plain.optimizer.step()
+    assert_same_weights(clipped, plain)
+
+
+def test_a_batch_that_is_left_out_is_in_no_step():
+    trainable, alone = (Trainable(network(), compose()) for _ in range(2))
+    first, second = batches(2)
+    before = copy.deepcopy(trainable.segment.state_dict())
+    trainable.step({"lr": 0.05})  # nothing was collected
+    assert all(torch.equal(before[name], value) for name, value in trainable.segment.state_dict().items())
+    step(alone, first)
+    for number, (inputs, labels) in enumerate((first, second)):
+        trainable.optimizer.zero_grad()
+        trainable.segment.train(number == 0)
+        nn.functional.cross_entropy(trainable.segment(inputs), labels).backward()
+        if number == 0:
+            trainable.collect(0.5)
+    trainable.step({"lr": 0.05})
+    for one, other in zip(trainable.segment.parameters(), alone.segment.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_state_holds_parameters_and_buffers():

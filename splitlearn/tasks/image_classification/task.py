@@ -2,41 +2,103 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
+from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.image_classification.loading import loaders
+from splitlearn.tasks.image_classification.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MAX_CLASSES = 1 << 20  # what a client may make the server build
+MAX_SAMPLES = 1 << 53
 HIGHEST = {"top1": 1, "top5": 5}  # scores that a label may be among
 
 
 class ImageClassification(Task):
-    """Inputs are (B, 3, size, size) float32 images, targets (B) int64 labels, outputs (B, classes) scores."""
+    """Inputs are (B, 3, size, size) float32 images, targets (B) int64 labels, outputs (B, classes) scores.
+
+    Args:
+        label_smoothing: the part of a label that is shared out over all classes, in training.
+        class_weights: of the classes in the training loss: a number each; or "balanced", what makes each weigh the same
+            over the training samples of all clients: num_samples / (num_classes · samples of the class). For that, each
+            client tells the server how many samples of each class it has.
+
+    Raises:
+        ValueError: an option is not one of these.
+    """
 
     metrics: ClassVar = (Metric("top1", "accuracy"), Metric("top5", "top-5"))
     train_metrics: ClassVar = ("top1",)
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Any = None):
+        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be a number from 0, and below 1")
+        if class_weights not in (None, "balanced") and not (
+            isinstance(class_weights, (list, tuple, ListConfig))
+            and all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in class_weights)
+        ):
+            raise ValueError(
+                f"class_weights={class_weights} must be null, balanced, or a number above 0 for each class"
+            )
+        self.label_smoothing, self.counts = label_smoothing, class_weights == "balanced"
+        self.class_weights = None if class_weights in (None, "balanced") else torch.tensor([*class_weights]).float()
+
+    def check(self, cfg: DictConfig) -> None:
+        if self.counts and cfg.membership.open:
+            raise UserError(
+                "task.class_weights=balanced does not go with membership.open=true, where nobody knows which samples"
+                " will come: give a weight for each class"
+            )
 
     # Data
 
     def load(self, cfg: DictConfig, client: int, num_clients: int) -> ClientData:
         *datasets, num_classes = sources.build(cfg.data, cfg.seed)
         train, test = loaders(*datasets, client, num_clients, cfg)
-        return ClientData(train, test, {"num_classes": num_classes}, len(train.dataset), len(test.dataset))
+        about = {"num_classes": num_classes}
+        if self.counts:
+            counts = np.bincount(labels(datasets[0])[train.dataset.indices], minlength=num_classes)
+            about["num_train_of_class"] = counts.tolist()
+        return ClientData(train, test, about, len(train.dataset), len(test.dataset))
+
+    def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.counts:
+            return abouts[0]
+        counts = [about["num_train_of_class"] for about in abouts]
+        return abouts[0] | {"num_train_of_class": [sum(of_class) for of_class in zip(*counts, strict=True)]}
+
+    def know(self, about: dict[str, Any]) -> None:
+        if self.counts:
+            counts = torch.tensor(about["num_train_of_class"], dtype=torch.float64)
+            self.class_weights = (counts.sum() / len(counts) / counts).float()
+            self.class_weights[counts == 0] = 0
+        if self.class_weights is not None and len(self.class_weights) != about["num_classes"]:
+            raise UserError(
+                f"task.class_weights has {len(self.class_weights)} numbers, but the data {about['num_classes']} classes"
+            )
 
     def check_about(self, about: Any) -> None:
-        if not isinstance(about, dict) or about.keys() != {"num_classes"}:
-            raise ValueError("it does not say how many classes there are, and nothing else")
+        names = {"num_classes", "num_train_of_class"} if self.counts else {"num_classes"}
+        if not isinstance(about, dict) or about.keys() != names:
+            raise ValueError(f"it does not say {' and '.join(sorted(names))}, and nothing else")
         if type(about["num_classes"]) is not int or not 1 <= about["num_classes"] <= MAX_CLASSES:
             raise ValueError(f"num_classes is not a number from 1 to {MAX_CLASSES}")
+        if self.counts:
+            counts = about["num_train_of_class"]
+            if not isinstance(counts, list) or len(counts) != about["num_classes"]:
+                raise ValueError("num_train_of_class is no list of a number for each class")
+            if not all(type(count) is int and 0 <= count <= MAX_SAMPLES for count in counts):
+                raise ValueError("num_train_of_class has more than numbers of samples")
 
     def disagreement(self, one: dict[str, int], other: dict[str, int]) -> str | None:
         classes = [about["num_classes"] for about in (one, other)]
@@ -78,7 +140,8 @@ class ImageClassification(Task):
     # What is optimised and measured
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(outputs.float(), targets)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs.device)
+        return F.cross_entropy(outputs.float(), targets, weights, label_smoothing=self.label_smoothing)
 
     @torch.no_grad()
     def score(self, outputs: Tensor, targets: Tensor, names: Iterable[str]) -> dict[str, float]:
