@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.tasks.image_classification import networks, sources
-from splitlearn.tasks.image_classification.loading import loaders
+from splitlearn.tasks.loading import loaders
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

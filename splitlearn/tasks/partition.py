@@ -42,7 +42,7 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
 
 
 def labels(dataset: Dataset) -> np.ndarray:
-    """The label of every sample, without loading the images."""
+    """The label of every sample, without loading the samples."""
     if isinstance(dataset, Subset):
         return labels(dataset.dataset)[np.asarray(dataset.indices)]
     return np.asarray(dataset.tensors[1] if isinstance(dataset, TensorDataset) else dataset.targets)
