@@ -25,7 +25,7 @@ CHOICES = {
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
-    "partition.name": ("iid", "dirichlet"),
+    "partition.name": ("auto", "iid", "dirichlet", "none"),
     "nonfinite": ("stop", "skip"),
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),

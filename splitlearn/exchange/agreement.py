@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.tasks import Task
+from splitlearn.tasks.origin import Origin
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -31,9 +32,9 @@ class Agreement:
         self.cfg, self.task, self.channels = cfg, task, channels
         self.max_samples = cfg.batch_size
         self.may_skip = cfg.nonfinite == "skip"
-        self.about: dict[str, int] | None = None
+        self.about: dict[str, Any] | None = None
 
-    def know(self, client_segment: nn.Module, about: dict[str, int]) -> None:
+    def know(self, client_segment: nn.Module, about: dict[str, Any]) -> None:
         """The network is built."""
         self.about = about
         self.segment = {name: like(tensor) for name, tensor in client_segment.state_dict().items()}
@@ -43,6 +44,13 @@ class Agreement:
     def check_about(self, about: Any) -> None:
         try:
             self.task.check_about(about)
+        except ValueError as error:
+            raise Unfit(str(error)) from None
+
+    def check_origin(self, origin: Any) -> None:
+        try:
+            if origin is not None:
+                Origin.parse(origin)
         except ValueError as error:
             raise Unfit(str(error)) from None
 

@@ -74,9 +74,10 @@ class Message:
 class Hello(Message):
     kind = "hello"
     config: dict[str, Any]  # what all ranks must share
-    about: dict[str, int]  # what the network has to know of the data
+    about: dict[str, Any]  # what the network has to know of the data
     num_train: int
     num_test: int
+    origin: dict[str, Any] | None  # the data set that they are of (see Origin)
 
     def check(self, agreement: Agreement) -> None:
         if not isinstance(self.config, dict):
@@ -84,16 +85,16 @@ class Hello(Message):
         if not all(isinstance(key, str) and is_plain(value) for key, value in self.config.items()):
             raise Unfit("its configuration is not one of keys and plain values")
         agreement.check_about(self.about)
-        for name in ("num_train", "num_test"):
-            number = getattr(self, name)
+        for name, number in (("num_train", self.num_train), ("num_test", self.num_test)):
             if type(number) is not int or not 0 <= number <= 1 << 53:
                 raise Unfit(f"{name} is not a number from 0 to {1 << 53}")
+        agreement.check_origin(self.origin)
 
 
 @dataclass
 class Welcome(Message):
     kind = "welcome"
-    about: dict[str, int]
+    about: dict[str, Any]
     num_steps: int  # of all clients, in an epoch
     epoch: int  # the current one, from 1
     step: int  # steps of it that are done

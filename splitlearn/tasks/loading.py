@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from splitlearn.errors import UserError
 from splitlearn.seeds import derive, generator
-from splitlearn.tasks.partition import partition
+from splitlearn.tasks.origin import Origin, fingerprint
+from splitlearn.tasks.partition import partition, sharing, source_of
+from splitlearn.tasks.task import ClientData
 
 
 class EpochBatches(Sampler):
@@ -71,9 +73,16 @@ def loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """One client's loaders: its part of the training set, shuffled, and every num_clients-th test sample.
 
-    The last batch of an epoch may be smaller; no sample is dropped. `loader.batch_sampler.start_at` chooses the epoch.
+    With partition=none all samples are its own. The last batch of an epoch may be smaller; no sample is dropped.
+    `loader.batch_sampler.start_at` chooses the epoch.
     """
-    parts = partition(train, num_clients, cfg.partition, cfg.seed)[client], np.arange(client, len(test), num_clients)
+    if sharing(cfg) == "none":
+        parts = np.arange(len(train)), np.arange(len(test))
+    else:
+        parts = (
+            partition(train, num_clients, cfg.partition, cfg.seed)[client],
+            np.arange(client, len(test), num_clients),
+        )
     return tuple(
         DataLoader(
             Samples(dataset, part, cfg.seed, client),
@@ -86,8 +95,25 @@ def loaders(
     )
 
 
+def client_data(
+    train: Dataset, test: Dataset, about: dict[str, Any], client: int, num_clients: int, cfg: DictConfig
+) -> ClientData:
+    """What `Task.load` gives, of a training and a test set that are shared out as `partition` says.
+
+    Args:
+        train, test: map-style data sets of (input, target).
+        about: as of ClientData.
+        client, num_clients, cfg: as of Task.load.
+
+    Raises:
+        UserError: they cannot be shared out like this.
+    """
+    parts = loaders(train, test, client, num_clients, cfg)
+    origin = Origin(sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test))
+    return ClientData(*parts, about, *(len(part.dataset) for part in parts), origin)
+
+
 def _name_of(dataset: Dataset, index: int) -> str:
     """A sample's file, where it has one, or its number."""
-    while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, int(dataset.indices[index])
-    return str(dataset.samples[index][0] if hasattr(dataset, "samples") else index)  # as torchvision's folders
+    source, number = source_of(dataset, index)
+    return str(source.samples[number][0] if hasattr(source, "samples") else number)  # as torchvision's folders

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.tasks.image_classification import networks, sources
-from splitlearn.tasks.loading import loaders
+from splitlearn.tasks.loading import client_data
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -29,8 +29,7 @@ class ImageClassification(Task):
 
     def load(self, cfg: DictConfig, client: int, num_clients: int) -> ClientData:
         *datasets, num_classes = sources.build(cfg.data, cfg.seed)
-        train, test = loaders(*datasets, client, num_clients, cfg)
-        return ClientData(train, test, {"num_classes": num_classes}, len(train.dataset), len(test.dataset))
+        return client_data(*datasets, {"num_classes": num_classes}, client, num_clients, cfg)
 
     def check_about(self, about: Any) -> None:
         if not isinstance(about, dict) or about.keys() != {"num_classes"}:
@@ -38,11 +37,11 @@ class ImageClassification(Task):
         if type(about["num_classes"]) is not int or not 1 <= about["num_classes"] <= MAX_CLASSES:
             raise ValueError(f"num_classes is not a number from 1 to {MAX_CLASSES}")
 
-    def disagreement(self, one: dict[str, int], other: dict[str, int]) -> str | None:
+    def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
         classes = [about["num_classes"] for about in (one, other)]
         return None if classes[0] == classes[1] else f"the clients' data have {classes} classes"
 
-    def default_about(self, cfg: DictConfig) -> dict[str, int]:
+    def default_about(self, cfg: DictConfig) -> dict[str, Any]:
         return {"num_classes": cfg.data.num_classes or 10}
 
     # Network
@@ -50,7 +49,7 @@ class ImageClassification(Task):
     def example(self, cfg: DictConfig) -> Tensor:
         return networks.example(cfg.data.image_size)
 
-    def network(self, cfg: DictConfig, about: dict[str, int]) -> nn.Module:
+    def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             return networks.build(cfg.arch.name, about["num_classes"], cfg.data.image_size)
@@ -65,7 +64,7 @@ class ImageClassification(Task):
         dtype = torch.uint8 if largest < 1 << 8 else torch.int16 if largest < 1 << 15 else torch.int32
         return targets.to("cpu", dtype)
 
-    def check_targets(self, packed: Any, about: dict[str, int], max_samples: int) -> None:
+    def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
         if not isinstance(packed, Tensor) or packed.dim() != 1 or packed.dtype not in LABELS:
             raise ValueError("the labels are no 1-D integer tensor")
         is_as_sent = packed.device.type == "cpu" and packed.layout == torch.strided and not packed.requires_grad
