@@ -27,7 +27,7 @@ CHOICES = {
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
-    "partition.name": ("iid", "dirichlet"),
+    "partition.name": ("auto", "iid", "dirichlet", "none"),
     "nonfinite": ("stop", "skip"),
     "schedule.per": ("epoch", "step"),
     "pipeline_depth": (1, 2),

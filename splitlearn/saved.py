@@ -32,7 +32,7 @@ class SavedRun:
     """
 
     cfg: DictConfig
-    about: dict[str, int]
+    about: dict[str, Any]
     client: dict[str, Tensor]
     server: dict[str, Tensor]
     step: int

@@ -14,7 +14,7 @@ from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.seeds import derive
 from splitlearn.tasks.image_classification import networks, sources
-from splitlearn.tasks.image_classification.loading import loaders
+from splitlearn.tasks.loading import loaders
 
 State = dict[str, torch.Tensor]
 

@@ -32,7 +32,7 @@ from splitlearn.compose import compose
 from splitlearn.compressors import REGISTRY, Compressor, MaskSparsifier, Payload
 from splitlearn.exchange import network
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.image_classification.loading import loaders
+from splitlearn.tasks.loading import loaders
 
 MAPS = {(256, 64, 16, 16): "features.6", (256, 64, 32, 32): "features.5"}  # and the layer of VGG19 that has such maps
 EPOCHS = 3

@@ -63,7 +63,7 @@ def time_uncut(cfg) -> float:
     """Seconds a step of the uncut network."""
     from splitlearn.segments.trainable import Trainable
     from splitlearn.tasks.image_classification import networks, sources
-    from splitlearn.tasks.image_classification.loading import loaders
+    from splitlearn.tasks.loading import loaders
 
     torch.manual_seed(cfg.seed)
     train, test, num_classes = sources.build(cfg.data, cfg.seed)

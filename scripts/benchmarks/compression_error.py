@@ -58,7 +58,7 @@ def tensors_of(cfg) -> tuple[list, list]:
     from splitlearn.segments import split
     from splitlearn.segments.trainable import Trainable
     from splitlearn.tasks.image_classification import networks, sources
-    from splitlearn.tasks.image_classification.loading import loaders
+    from splitlearn.tasks.loading import loaders
 
     torch.manual_seed(cfg.seed)
     train, test, num_classes = sources.build(cfg.data, cfg.seed)

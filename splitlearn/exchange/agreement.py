@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from splitlearn.rates import SCHEDULED
 from splitlearn.tasks import Task
+from splitlearn.tasks.origin import Origin
 
 PLAIN = (str, int, float, bool, type(None))
 
@@ -33,9 +34,9 @@ class Agreement:
         self.cfg, self.task, self.channels = cfg, task, channels
         self.max_samples = cfg.batch_size
         self.may_skip = cfg.nonfinite == "skip"
-        self.about: dict[str, int] | None = None
+        self.about: dict[str, Any] | None = None
 
-    def know(self, client_segment: nn.Module, about: dict[str, int]) -> None:
+    def know(self, client_segment: nn.Module, about: dict[str, Any]) -> None:
         """The network is built."""
         self.about = about
         self.task.know(about)
@@ -56,6 +57,13 @@ class Agreement:
             numbers = value if name == "betas" and isinstance(value, (list, tuple)) else [value]
             if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):  # which NaN is not
                 raise Unfit(f"{name} is no finite number from 0")
+
+    def check_origin(self, origin: Any) -> None:
+        try:
+            if origin is not None:
+                Origin.parse(origin)
+        except ValueError as error:
+            raise Unfit(str(error)) from None
 
     def check_gradients(self, gradients: Any) -> None:
         if not isinstance(gradients, list) or len(gradients) != len(self.gradients):

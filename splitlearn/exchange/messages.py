@@ -23,11 +23,11 @@ a payload holds, says `Compressor.decode`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
-from splitlearn.errors import PeerError
 from splitlearn.exchange.agreement import Agreement, Unfit, is_plain
+from splitlearn.exchange.message import Message
 from splitlearn.exchange.parts import Part
 
 DIRECTIVES = (None, "save", "stop", "leave")
@@ -36,47 +36,13 @@ MAX_SECONDS = 1e12
 
 
 @dataclass
-class Message:
-    """Base of the messages: a dataclass whose fields cross as a tuple."""
-
-    kind: ClassVar[str]  # the word for it, on the wire and to users
-
-    def body(self) -> tuple:
-        """What crosses."""
-        return tuple(getattr(self, field.name) for field in fields(self))
-
-    @classmethod
-    def parse(cls, body: Any, sender: str, agreement: Agreement, *context: Any) -> Any:
-        """
-        Args:
-            body: as it came.
-            sender: who sent it, in words.
-            agreement: what was agreed.
-            context: what `check` of this kind of message has to know beside.
-
-        Raises:
-            PeerError: it is not what was agreed; says what is wrong.
-        """
-        try:
-            if not isinstance(body, tuple) or len(body) != len(fields(cls)):
-                raise Unfit(f"it does not have {len(fields(cls))} parts")
-            message = cls(*body)
-            message.check(agreement, *context)
-            return message
-        except Unfit as unfit:
-            raise PeerError(f"{sender} sent a malformed {cls.kind}: {unfit}") from None
-
-    def check(self, agreement: Agreement) -> None:
-        """Raises Unfit, with what is wrong."""
-
-
-@dataclass
 class Hello(Message):
     kind = "hello"
     config: dict[str, Any]  # what all ranks must share
-    about: dict[str, int]  # what the network has to know of the data
+    about: dict[str, Any]  # what the network has to know of the data
     num_train: int
     num_test: int
+    origin: dict[str, Any] | None  # the data set that they are of (see Origin)
 
     def check(self, agreement: Agreement) -> None:
         if not isinstance(self.config, dict):
@@ -84,16 +50,16 @@ class Hello(Message):
         if not all(isinstance(key, str) and is_plain(value) for key, value in self.config.items()):
             raise Unfit("its configuration is not one of keys and plain values")
         agreement.check_about(self.about)
-        for name in ("num_train", "num_test"):
-            number = getattr(self, name)
+        for name, number in (("num_train", self.num_train), ("num_test", self.num_test)):
             if type(number) is not int or not 0 <= number <= 1 << 53:
                 raise Unfit(f"{name} is not a number from 0 to {1 << 53}")
+        agreement.check_origin(self.origin)
 
 
 @dataclass
 class Welcome(Message):
     kind = "welcome"
-    about: dict[str, int]
+    about: dict[str, Any]
     num_steps: int  # of all clients, in an epoch
     epoch: int  # the current one, from 1
     step: int  # steps of it that are done

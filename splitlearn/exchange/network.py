@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -36,7 +37,7 @@ class Network:
     cuts: list[CutPoint]
 
 
-def build(cfg: DictConfig, about: dict[str, int]) -> Network:
+def build(cfg: DictConfig, about: dict[str, Any]) -> Network:
     """The network of a run's config, cut as its exchange needs it. The run's seed gives the weights.
 
     Args:

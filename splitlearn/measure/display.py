@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from splitlearn.measure.evaluation import over_in_words
+
 if TYPE_CHECKING:
     from splitlearn.exchange.channel import ChannelSpec
     from splitlearn.tasks import Task
@@ -29,9 +31,9 @@ class Display:
     def note(self, text: str) -> None:
         self.console.print(f"[yellow]{text}[/]", soft_wrap=True)
 
-    def start(self, num_epochs: int, num_steps: int, done: int) -> None:
-        """Shows progress, after `done` steps, through epochs of `num_steps` steps."""
-        self.num_epochs, self.num_steps = num_epochs, num_steps
+    def start(self, num_epochs: int, num_steps: int, done: int, num_clients: int) -> None:
+        """Shows progress, after `done` steps, through epochs of `num_steps` steps of up to `num_clients` clients."""
+        self.num_epochs, self.num_steps, self.num_clients = num_epochs, num_steps, num_clients
         if self.console.is_terminal:
             columns = (
                 TextColumn("epoch {task.fields[epoch]}"),
@@ -70,6 +72,8 @@ class Display:
             train = f"loss {line['loss']:.4f}{shown}"
         if evaluation:
             test = f" test {first.form(evaluation[first.name]):>6}"
+            if evaluation["samples"] != evaluation["samples_in_all"]:
+                test += f" {over_in_words(evaluation, self.num_clients)}"
         self.console.print(
             f"epoch {epoch:{width}}/{self.num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
             f" {line['seconds']:.1f} s",
@@ -87,10 +91,12 @@ class Display:
         first, *others = task.metrics
         beside = [f"best {first.form(summary[f'best_test_{first.name}'])}"]
         beside += [f"{metric.title} {metric.form(summary[f'test_{metric.name}'])}" for metric in others]
+        over = over_in_words(summary["tested"], self.num_clients)
         self.console.print(
             f"[bold]test {first.title} {first.form(summary[f'test_{first.name}'])}[/] ({', '.join(beside)},"
-            f" loss {summary['test_loss']:.4f}) after {summary['epochs']} epoch{'s' * (summary['epochs'] > 1)},"
-            f" {summary['steps']:,} steps, {summary['seconds']:.1f} s"
+            f" loss {summary['test_loss']:.4f}) {over} after {summary['epochs']} epoch{'s' * (summary['epochs'] > 1)},"
+            f" {summary['steps']:,} steps, {summary['seconds']:.1f} s",
+            soft_wrap=True,
         )
         if "seconds_over_link" in summary:
             self.console.print(

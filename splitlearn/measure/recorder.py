@@ -19,6 +19,7 @@ from splitlearn.exchange.channel import Transfer
 from splitlearn.exchange.exchange import Outcome, exchange_from
 from splitlearn.measure.boards import Board, boards
 from splitlearn.measure.display import Display
+from splitlearn.measure.evaluation import evaluation_of
 from splitlearn.measure.ledger import Ledger, Measured
 from splitlearn.measure.summary import headline_of, summary_of
 from splitlearn.segments import CutPoint
@@ -26,6 +27,7 @@ from splitlearn.tasks import task_from
 from splitlearn.transport import guard
 
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")
+NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all")
 
 
 class Recorder:
@@ -114,7 +116,7 @@ class Recorder:
         """The last evaluation's first metric."""
         return self.last_evaluation[self.task.metrics[0].name]
 
-    def describe(self, cuts: list[CutPoint], about: dict[str, int], num_samples: int | None = None) -> None:
+    def describe(self, cuts: list[CutPoint], about: dict[str, Any], num_samples: int | None = None) -> None:
         """The first lines that the user sees. No number of samples where it depends on which clients will come."""
         self.cuts, self.about = cuts, about
         text = headline_of(self.cfg, self.task, self.specs, cuts, num_samples)
@@ -123,7 +125,7 @@ class Recorder:
     def start(self, num_steps: int) -> None:
         """Training starts, or goes on, in epochs of `num_steps` steps."""
         self.started_at, self.epoch_started_at = (time.perf_counter() - before for before in self._seconds_before)
-        self.display.start(self.cfg.epochs, num_steps, self.step_number)
+        self.display.start(self.cfg.epochs, num_steps, self.step_number, self.cfg.num_clients)
 
     def resumed(self, epoch: int) -> None:
         """The run goes on from a checkpoint in `epoch`."""
@@ -166,14 +168,10 @@ class Recorder:
             self.ledger.totals.update(batches=1)
         self.display.step(line["loss"], self.ledger.of_run("up"), self.ledger.of_run("down"))
 
-    def evaluation(self, epoch: int, outcomes: list[Outcome]) -> None:
-        """What all batches of test samples came to."""
-        num_samples = sum(outcome.num_samples for outcome in outcomes)
-        totals: Counter[str] = Counter()
-        for outcome in outcomes:
-            totals.update(outcome.sums)
-        means = {name: totals[name] / num_samples for name in self.task.evaluated}
-        self.last_evaluation = {"epoch": epoch, "step": self.step_number, **means}
+    def evaluation(self, epoch: int, outcomes: list[tuple[int, Outcome]], in_all: int | None) -> None:
+        """What all batches of test samples came to (see evaluation_of)."""
+        came_to = evaluation_of(outcomes, in_all, self.task)
+        self.last_evaluation = {"epoch": epoch, "step": self.step_number, **came_to}
         if self.best is None or self.task.metrics[0].is_better(self.result, self.best):
             self.best = self.result
         self._write("evaluation", self.last_evaluation, self.step_number, "test")
@@ -237,7 +235,7 @@ class Recorder:
             self._lines.close()
 
     def _write(self, kind: str, line: dict[str, Any], step: int, group: str) -> None:
-        values = {f"{group}/{name}": value for name, value in line.items() if name not in ("epoch", "step", "clients")}
+        values = {f"{group}/{name}": value for name, value in line.items() if name not in NOT_ON_BOARDS}
         with writing_to(self.folder):
             self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
         for board in self._boards:

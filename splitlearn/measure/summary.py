@@ -39,6 +39,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
     summary = {
         **{f"test_{name}": recorder.last_evaluation[name] for name in task.evaluated},
         f"best_test_{task.metrics[0].name}": recorder.best,
+        "tested": {name: recorder.last_evaluation[name] for name in ("samples", "samples_in_all", "clients")},
         "epochs": cfg.epochs,
         "steps": recorder.step_number,
         "skipped": totals["skipped"],

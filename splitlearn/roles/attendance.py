@@ -17,6 +17,7 @@ from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.messages import Message
 from splitlearn.roles.member import Member
 from splitlearn.roles.progress import Progress
+from splitlearn.tasks.origin import Origin
 from splitlearn.transport.inbox import LOOK_EVERY_S, Inbox, Request
 
 
@@ -45,8 +46,9 @@ class Attendance:
         self.deadline_s = cfg.membership.step_deadline_s
         self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open)
         self.members: dict[int, Member] = {}
-        self.about: dict[str, int] | None = None  # of the data that the network was built for
+        self.about: dict[str, Any] | None = None  # of the data that the network was built for
         self.num_samples: int | None = None  # of all clients, where they are known
+        self._has_noted_same = False  # that clients have the same data
         self._seen: dict[int, Request] = {}  # see `look`
 
     # Who is there
@@ -69,6 +71,20 @@ class Attendance:
 
     def tell(self, client: int, what: str) -> None:
         self._tell(f"client {client} {what} ({len(self.on_time())} of {self.cfg.num_clients} are there)")
+
+    # Their data
+
+    def origins(self) -> dict[int, Origin]:
+        """The data sets of all that are there, and of others where all share one data set."""
+        found = {client: Origin(**member.origin) for client, member in self.members.items() if member.origin}
+        return {client: origin for client, origin in found.items() if client in self.here() or not origin.is_own}
+
+    def num_test_in_all(self) -> int | None:
+        """Test samples of all clients of the run, those included that are not there; None where they are not known."""
+        if shared := [origin for origin in self.origins().values() if not origin.is_own]:
+            return shared[0].num_test
+        is_complete = len(self.members) == self.cfg.num_clients
+        return sum(member.num_test for member in self.members.values()) if is_complete else None
 
     # Going
 

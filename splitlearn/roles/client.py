@@ -91,8 +91,10 @@ class Client:
     def join(self) -> None:
         """Tells the server about this client, and gets the first weights, or the state to go on from."""
         self.is_in = False
-        about, data = shared(self.cfg), self.data
-        welcome = self.ask_patiently(Hello(about, data.about, data.num_train, data.num_test), Welcome)
+        data = self.data
+        origin = None if data.origin is None else dict(vars(data.origin))
+        hello = Hello(shared(self.cfg), data.about, data.num_train, data.num_test, origin)
+        welcome = self.ask_patiently(hello, Welcome)
         built = network.build(self.cfg, welcome.about)
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, welcome.about)

@@ -148,8 +148,8 @@ class Conversation:
                 trial.undo()
             raise
 
-    def evaluate(self) -> list[Outcome]:
-        """What comes out for every test batch of the clients that are there."""
+    def evaluate(self) -> list[tuple[int, Outcome]]:
+        """What comes out for every test batch of the clients that are there, each with whose it is."""
         roster, rounds = self.server.roster, self.exchange.evaluation_rounds
         too_late = f"is too late for the evaluation after epoch {self.server.progress.epoch}"
         remaining = {client: roster.members[client].num_test_batches for client in roster.here()}
@@ -163,9 +163,9 @@ class Conversation:
                     with roster.excusing(client):
                         self._score(client, talk, sent, is_last=number == len(rounds))
                 talks = {client: talk for client, talk in talks.items() if client in roster.here()}
-            for talk in talks.values():
+            for client, talk in talks.items():
                 if not roster.is_open or math.isfinite(talk.outcome.sums["loss"]):  # else one client's would be all's
-                    outcomes.append(talk.outcome)
+                    outcomes.append((client, talk.outcome))
             remaining = {client: remaining[client] - 1 for client in talks}
         return outcomes
 

@@ -10,7 +10,8 @@ from typing import Any
 class Member:
     """
     Attributes:
-        num_train: samples of its own.
+        num_train, num_test: samples of its own.
+        origin: the data set that they are of (see Origin).
         num_batches, num_test_batches: of its data.
         epoch: that the next two are of.
         batch: batches done.
@@ -23,6 +24,8 @@ class Member:
     """
 
     num_train: int = 0
+    num_test: int = 0
+    origin: dict[str, Any] | None = None
     num_batches: int = 0
     num_test_batches: int = 0
     epoch: int = 0

@@ -17,20 +17,21 @@ checkpoint, and when it left on request. One that crashed goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
 from splitlearn.roles.attendance import Attendance
 from splitlearn.roles.member import Member
+from splitlearn.tasks.origin import Origin, disagreement, same_data
 from splitlearn.transport.inbox import LOOK_EVERY_S
 
 
 class Host(Protocol):
     """Whose roster it is."""
 
-    def build(self, about: dict[str, int]) -> None:
+    def build(self, about: dict[str, Any]) -> None:
         """Builds the network for the data of the first client."""
 
     def welcome(self, client: int) -> Welcome:
@@ -62,10 +63,9 @@ class Roster(Attendance):
         self.num_samples = sum(hello.num_train for hello in hellos)
         for client, hello in enumerate(hellos):
             self._compare(client, hello)
+            self._enrol(client, hello)
         self.about = self.agreement.task.together([hello.about for hello in hellos])
         host.build(self.about)
-        for client, hello in enumerate(hellos):
-            self._enrol(client, hello)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
 
@@ -79,11 +79,26 @@ class Roster(Attendance):
         self.about = self.about or hello.about
         if reason := self.agreement.task.disagreement(self.about, hello.about):
             raise UserError(f"client {client} does not fit: {reason}")
+        if not hello.origin:
+            return
+        before = self.members[client].origin if client in self.members else None
+        if not self.is_open and before not in (None, hello.origin):
+            raise UserError(
+                f"client {client}'s data are not those that this run was started with: put them back to go on with it,"
+                " or start over with resume=never"
+            )
+        origin = Origin(**hello.origin)
+        others = {other: its for other, its in self.origins().items() if other != client}
+        if reason := disagreement(client, origin, others, self.cfg.partition.name):
+            raise UserError(reason)
+        if not self._has_noted_same and (note := same_data({**others, client: origin})):
+            self._tell(note)
+            self._has_noted_same = True
 
     def _enrol(self, client: int, hello: Hello) -> None:
         member = self.members.setdefault(client, Member())
         member.is_in, member.is_late, member.is_leaving = True, False, False
-        member.num_train = hello.num_train
+        member.num_train, member.num_test, member.origin = hello.num_train, hello.num_test, hello.origin
         member.num_batches, member.num_test_batches = (
             -(-number // self.cfg.batch_size) for number in (hello.num_train, hello.num_test)
         )

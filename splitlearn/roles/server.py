@@ -100,7 +100,7 @@ class Server:
 
     # Meeting and parting
 
-    def build(self, about: dict[str, int]) -> None:
+    def build(self, about: dict[str, Any]) -> None:
         """Builds the network for the data of the clients, and cuts it."""
         built = network.build(self.cfg, about)
         know(self.channels, built, self.cfg)
@@ -208,6 +208,6 @@ class Server:
         self.trainable.segment.eval()
         outcomes = self.conversation.evaluate()
         if outcomes:
-            return self.recorder.evaluation(self.progress.epoch, outcomes)
+            return self.recorder.evaluation(self.progress.epoch, outcomes, self.roster.num_test_in_all())
         if self.progress.epoch == self.cfg.epochs:
             raise PeerError(f"no client is left for the last evaluation: go on with resume={self.recorder.folder}")

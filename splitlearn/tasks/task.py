@@ -12,6 +12,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from splitlearn.tasks.origin import Origin
+
 NAMED_CUTS = {"shallow": 0.25, "medium": 0.5, "deep": 0.75}  # how far along the valid cuts, where an arch names none
 
 
@@ -48,13 +50,15 @@ class ClientData:
             next iteration begins.
         about: what the network must know of the data, and the server is told.
         num_train, num_test: samples.
+        origin: the data set that they are of; None where clients' data need not be compared.
     """
 
     train: DataLoader
     test: DataLoader
-    about: dict[str, int]
+    about: dict[str, Any]
     num_train: int
     num_test: int
+    origin: Origin | None = None
 
 
 class Task(ABC):
@@ -98,7 +102,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def disagreement(self, one: dict[str, int], other: dict[str, int]) -> str | None:
+    def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
         """How the data of two clients, by their `about`, do not fit together, in words; None if they fit."""
 
     def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
@@ -113,7 +117,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def default_about(self, cfg: DictConfig) -> dict[str, int]:
+    def default_about(self, cfg: DictConfig) -> dict[str, Any]:
         """What the data are like as far as the configuration says, where none are loaded."""
 
     def headline(self, cfg: DictConfig) -> tuple[str, str]:
@@ -127,7 +131,7 @@ class Task(ABC):
         """A batch of two inputs, on the CPU, as `to_device` gives them: to trace the network with."""
 
     @abstractmethod
-    def network(self, cfg: DictConfig, about: dict[str, int]) -> nn.Module:
+    def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
         """The network for such data, on the CPU, its weights drawn from the run's seed and no other generator."""
 
     @abstractmethod
@@ -150,7 +154,7 @@ class Task(ABC):
         return packed.to(device).long()
 
     @abstractmethod
-    def check_targets(self, packed: Any, about: dict[str, int], max_samples: int) -> None:
+    def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
         """Looks at what a client sent as its packed targets.
 
         Args:

@@ -34,13 +34,14 @@ from splitlearn.tasks import task_from
 OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", "batch_size=16"]
 LABELS = torch.zeros(4, dtype=torch.uint8)
 WIRE = torch.zeros(100, dtype=torch.uint8)
+ORIGIN = {"partition": "iid", "num_train": 64, "num_test": 32, "train": "a1", "test": "b2"}
 MEASURED = {"top1": 3.0}  # sums of a training batch
 SUMS = {"loss": 9.5, "top1": 3.0, "top5": 4}  # and of test samples
 
 
 def hello(cfg, **changes) -> tuple:
-    fields = {"config": shared(cfg), "about": {"num_classes": 10}, "num_train": 32, "num_test": 16, **changes}
-    return Hello(**fields).body()
+    fields = {"config": shared(cfg), "about": {"num_classes": 10}, "num_train": 32, "num_test": 16, "origin": ORIGIN}
+    return Hello(**{**fields, **changes}).body()
 
 
 @functools.cache
@@ -75,6 +76,7 @@ def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
     }[exchange]
     for kind, *body in (
         (Hello, *hello(agreement.cfg)),
+        (Hello, *hello(agreement.cfg, origin=None)),
         (Gradients, gradients_of(trainable.segment)),
         (Gradients, None),
         (State, whole, False),
@@ -114,8 +116,8 @@ def malformed() -> dict[str, tuple]:
     kept = whole["optimizer"] | {0: {"momentum_buffer": torch.zeros(2)}}
     other = whole["optimizer"] | {0: {"exp_avg": 1}}
     found = {
-        "hello without a body": (Hello, (), None, "4 parts"),
-        "hello of one part": (Hello, ({"config": 5},), None, "4 parts"),
+        "hello without a body": (Hello, (), None, "5 parts"),
+        "hello of one part": (Hello, ({"config": 5},), None, "5 parts"),
         "hello with a number as configuration": (Hello, hello(cfg, config=5), None, "configuration"),
         "hello with a tensor in it": (Hello, hello(cfg, config={"seed": torch.zeros(2)}), None, "configuration"),
         "hello with a number as key": (Hello, hello(cfg, config={5: "seed"}), None, "configuration"),
@@ -126,6 +128,21 @@ def malformed() -> dict[str, tuple]:
         "hello with a tensor of classes": (Hello, hello(cfg, about={"num_classes": LABELS}), None, "num_classes"),
         "hello with samples in words": (Hello, hello(cfg, num_train="many"), None, "num_train"),
         "hello with less than no samples": (Hello, hello(cfg, num_test=-1), None, "num_test"),
+        "hello with data of a word": (Hello, hello(cfg, origin="iid"), None, "part of"),
+        "hello with less said of its data": (Hello, hello(cfg, origin={"partition": "iid"}), None, "part of"),
+        "hello with bytes": (
+            Hello,
+            hello(cfg, origin=ORIGIN | {"train": b"a1"}),
+            None,
+            "train of its",
+        ),
+        "hello of a long word": (
+            Hello,
+            hello(cfg, origin=ORIGIN | {"partition": "a" * 65}),
+            None,
+            "partition of",
+        ),
+        "hello with half a sample": (Hello, hello(cfg, origin=ORIGIN | {"num_test": 0.5}), None, "num_test of its"),
         "gradients in a dict": (Gradients, ({},), None, "no list"),
         "gradients of another shape": (Gradients, ([torch.zeros(1)] * len(agreement.gradients),), None, "shapes"),
         "weights of another name": (Weights, ({"a": torch.zeros(3)}, {}), "segment", "names"),

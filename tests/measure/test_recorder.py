@@ -22,6 +22,7 @@ from splitlearn.transport import guard
 UP, DOWN = Transfer("smashed", 10, 40, 80, error=0.25), Transfer("gradient", 40, 40, 320)
 MEASURED = Measured(0, Outcome(8, {"top1": 4.0}, 2.0), [UP, DOWN], targets_bytes=8)
 TEST = Outcome(10, {"top1": 1.0, "top5": 5.0, "loss": 23.0})
+CUTS = [CutPoint("layer", (2, 2, 2), torch.float32)]
 FIRST = Progress(epoch=1, epoch_step=1, step=1)
 
 
@@ -30,7 +31,7 @@ def recorder(tmp_path):
     """Of a run of one epoch that starts."""
     recorder = Recorder(compose(*TINY, "num_clients=1"), tmp_path, Display())
     recorder.open(None)
-    recorder.describe([CutPoint("layer", (2, 2, 2), torch.float32)], {"num_classes": 10})
+    recorder.describe(CUTS, {"num_classes": 10})
     recorder.start(num_steps=1)
     yield recorder
     recorder.close()
@@ -42,7 +43,7 @@ def test_an_epoch_and_a_run_without_a_finite_batch_are_told_of(recorder, tmp_pat
     recorder.end_epoch(1, {})
     assert "epoch 1/1 no batch was finite up 0 B down 0 B" in capfd.readouterr().out
     assert "loss" not in metrics(tmp_path, "epoch")[0]
-    recorder.evaluation(1, [TEST])
+    recorder.evaluation(1, [(0, TEST)], 10)
     with pytest.raises(UserError, match=r"^nonfinite=skip left every batch out"):
         recorder.finish()
 
@@ -51,7 +52,7 @@ def test_an_epoch_and_a_run_without_a_finite_batch_are_told_of(recorder, tmp_pat
 def test_refusals_are_in_the_summary_and_shown_where_there_are_any(refused, recorder, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(guard, "refusals", Counter(refused))
     recorder.step(FIRST, [MEASURED], 0.1)
-    recorder.evaluation(1, [TEST])
+    recorder.evaluation(1, [(0, TEST)], 10)
     recorder.end_epoch(1, {})
     assert recorder.state()["refused"] == refused
     recorder.finish()
@@ -65,7 +66,7 @@ def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
     recorder.step(FIRST, [MEASURED], 0.1)
     recorder.ledger.evaluated([UP], 5)
     recorder.ledger.book("weights_up", 100)
-    recorder.evaluation(1, [TEST])
+    recorder.evaluation(1, [(0, TEST)], 10)
     recorder.end_epoch(1, {"codec": 0.5})
     recorder.finish()
     (step,), (epoch,) = metrics(tmp_path, "step"), metrics(tmp_path, "epoch")

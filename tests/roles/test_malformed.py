@@ -46,7 +46,7 @@ def test_a_newer_call_takes_back_one_that_was_not_answered():
 def test_a_restarted_client_does_not_change_what_the_server_saw(tmp_path):
     cfg = compose(*OPTIONS, "membership.open=true")
     server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
-    hello = Hello(shared(cfg), {"num_classes": 10}, 32, 16)
+    hello = Hello(shared(cfg), {"num_classes": 10}, 32, 16, None)
     server.inbox.deliver(1, "old", 1, "hello", hello.body())
     server.roster.look()
     anew = server.inbox.deliver(1, "new", 1, "hello", hello.body())

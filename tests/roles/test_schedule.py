@@ -16,7 +16,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.seeds import derive
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.image_classification.loading import loaders
+from splitlearn.tasks.loading import loaders
 
 OPTIONS = ["num_clients=1", "batch_size=8", "epochs=2", "data.max_train_samples=70", "data.max_test_samples=20"]
 

@@ -3,7 +3,7 @@ import pytest
 from samples import numbered
 
 from splitlearn.errors import UserError
-from splitlearn.tasks.image_classification.partition import labels, partition
+from splitlearn.tasks.partition import labels, partition
 
 
 @pytest.mark.parametrize("num_clients", [1, 2, 3, 7, 32])

@@ -5,7 +5,7 @@ from samples import image_folder, numbered
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.image_classification.loading import loaders
+from splitlearn.tasks.loading import loaders
 
 
 def seen(loader, epoch=1, batch=0):

@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.image_classification.partition import labels
+from splitlearn.tasks.partition import labels
 
 
 def test_digits_have_their_shapes(digits):

@@ -1,4 +1,4 @@
-"""One label an image: data sets, how they are shared out and loaded, networks, and the task that they make."""
+"""One label an image: data sets and how their images are read, networks, and the task that they make."""
 
 from splitlearn.tasks.image_classification.task import ImageClassification
 

@@ -12,7 +12,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
-from splitlearn.tasks.image_classification.loading import ImageLoader
+from splitlearn.tasks.image_classification.images import ImageLoader
 
 
 def build(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import networks, sources
-from splitlearn.tasks.image_classification.loading import loaders
-from splitlearn.tasks.image_classification.partition import labels
+from splitlearn.tasks.loading import client_data
+from splitlearn.tasks.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -64,12 +64,13 @@ class ImageClassification(Task):
 
     def load(self, cfg: DictConfig, client: int, num_clients: int) -> ClientData:
         *datasets, num_classes = sources.build(cfg.data, cfg.seed)
-        train, test = loaders(*datasets, client, num_clients, cfg)
-        about = {"num_classes": num_classes}
+        about: dict[str, Any] = {"num_classes": num_classes}
+        data = client_data(*datasets, about, client, num_clients, cfg)
         if self.counts:
-            counts = np.bincount(labels(datasets[0])[train.dataset.indices], minlength=num_classes)
-            about["num_train_of_class"] = counts.tolist()
-        return ClientData(train, test, about, len(train.dataset), len(test.dataset))
+            known, own = labels(datasets[0]), data.train.dataset.indices
+            own = [int(datasets[0][index][1]) for index in own] if known is None else known[own]
+            about["num_train_of_class"] = np.bincount(own, minlength=num_classes).tolist()
+        return data
 
     def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.counts:
@@ -90,7 +91,8 @@ class ImageClassification(Task):
     def check_about(self, about: Any) -> None:
         names = {"num_classes", "num_train_of_class"} if self.counts else {"num_classes"}
         if not isinstance(about, dict) or about.keys() != names:
-            raise ValueError(f"it does not say {' and '.join(sorted(names))}, and nothing else")
+            of_each = ", how many training samples of each" if self.counts else ""
+            raise ValueError(f"it does not say how many classes there are{of_each}, and nothing else")
         if type(about["num_classes"]) is not int or not 1 <= about["num_classes"] <= MAX_CLASSES:
             raise ValueError(f"num_classes is not a number from 1 to {MAX_CLASSES}")
         if self.counts:
@@ -100,11 +102,11 @@ class ImageClassification(Task):
             if not all(type(count) is int and 0 <= count <= MAX_SAMPLES for count in counts):
                 raise ValueError("num_train_of_class has more than numbers of samples")
 
-    def disagreement(self, one: dict[str, int], other: dict[str, int]) -> str | None:
+    def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
         classes = [about["num_classes"] for about in (one, other)]
         return None if classes[0] == classes[1] else f"the clients' data have {classes} classes"
 
-    def default_about(self, cfg: DictConfig) -> dict[str, int]:
+    def default_about(self, cfg: DictConfig) -> dict[str, Any]:
         return {"num_classes": cfg.data.num_classes or 10}
 
     # Network
@@ -112,7 +114,7 @@ class ImageClassification(Task):
     def example(self, cfg: DictConfig) -> Tensor:
         return networks.example(cfg.data.image_size)
 
-    def network(self, cfg: DictConfig, about: dict[str, int]) -> nn.Module:
+    def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             return networks.build(cfg.arch.name, about["num_classes"], cfg.data.image_size)
@@ -127,7 +129,7 @@ class ImageClassification(Task):
         dtype = torch.uint8 if largest < 1 << 8 else torch.int16 if largest < 1 << 15 else torch.int32
         return targets.to("cpu", dtype)
 
-    def check_targets(self, packed: Any, about: dict[str, int], max_samples: int) -> None:
+    def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
         if not isinstance(packed, Tensor) or packed.dim() != 1 or packed.dtype not in LABELS:
             raise ValueError("the labels are no 1-D integer tensor")
         is_as_sent = packed.device.type == "cpu" and packed.layout == torch.strided and not packed.requires_grad

@@ -9,10 +9,22 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from splitlearn.errors import UserError
 
 
+def sharing(cfg: DictConfig) -> str:
+    """How the data are shared out over the clients: what partition=auto comes to in this process, or as it says.
+
+    auto: a client that was started on its own, on a user's own folder or data set, brings data of its own; else all
+    clients have the same data set, and each its part of it.
+    """
+    if cfg.partition.name != "auto":
+        return cfg.partition.name
+    is_users = bool(cfg.data.get("_target_")) or cfg.data.get("name") == "image_folder"
+    return "none" if cfg.role is not None and is_users else "iid"
+
+
 def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) -> list[np.ndarray]:
     """Indices of each client's samples: every sample in exactly one part, no part empty.
 
-    partition=iid: even parts at random, as in the MS paper. partition=dirichlet: each class is shared out in
+    partition=iid (or auto): even parts at random, as in the MS paper. partition=dirichlet: each class is shared out in
     proportions drawn from Dirichlet(alpha); the smaller alpha, the less alike the clients.
 
     Source: Hsu et al. 2019, arXiv:1909.06335 (Dirichlet).
@@ -20,11 +32,13 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
     if len(dataset) < num_clients:
         raise UserError(f"{len(dataset)} samples cannot be shared out over num_clients={num_clients}")
     rng = np.random.default_rng([seed, num_clients])
-    if cfg.name == "iid":
+    if cfg.name != "dirichlet":
         return [np.sort(part) for part in np.array_split(rng.permutation(len(dataset)), num_clients)]
     if cfg.alpha <= 0:
         raise UserError(f"partition.alpha={cfg.alpha} must be above 0")
     targets = labels(dataset)
+    if targets is None:
+        targets = np.array([int(dataset[index][1]) for index in range(len(dataset))])
     for _ in range(100):
         parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
         for label in np.unique(targets):
@@ -41,8 +55,17 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
     )
 
 
-def labels(dataset: Dataset) -> np.ndarray:
-    """The label of every sample, without loading the images."""
+def labels(dataset: Dataset) -> np.ndarray | None:
+    """The label of every sample, without loading the samples; None where that is not possible."""
     if isinstance(dataset, Subset):
-        return labels(dataset.dataset)[np.asarray(dataset.indices)]
-    return np.asarray(dataset.tensors[1] if isinstance(dataset, TensorDataset) else dataset.targets)
+        known = labels(dataset.dataset)
+        return None if known is None else known[np.asarray(dataset.indices)]
+    known = dataset.tensors[1] if isinstance(dataset, TensorDataset) else getattr(dataset, "targets", None)
+    return None if known is None else np.asarray(known)
+
+
+def source_of(dataset: Dataset, index: int) -> tuple[Dataset, int]:
+    """The data set that a part of one is from, and the number that a sample has there."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    return dataset, index

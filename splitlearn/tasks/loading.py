@@ -1,21 +1,20 @@
-"""What a client loads of a data set, in which order, and how an image file is read."""
+"""What a client loads of a data set, and in which order; the same for every task."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
-from torchvision import datasets
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from splitlearn.errors import UserError
 from splitlearn.seeds import derive, generator
-from splitlearn.tasks.image_classification.partition import partition
+from splitlearn.tasks.origin import Origin, fingerprint
+from splitlearn.tasks.partition import partition, sharing, source_of
+from splitlearn.tasks.task import ClientData
 
 
 class EpochBatches(Sampler):
@@ -55,15 +54,15 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> list[tuple[Tensor, int]]:
+    def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive(self.seed, "augment", self.client, *keys[0]))
             return [self._sample(int(self.indices[index])) for _, index in keys]
 
-    def _sample(self, index: int) -> tuple[Tensor, int]:
+    def _sample(self, index: int) -> Any:
         try:
             return self.dataset[index]
-        except (OSError, Image.DecompressionBombError) as error:  # PIL's UnidentifiedImageError is an OSError
+        except OSError as error:
             raise UserError(
                 f"sample {_name_of(self.dataset, index)} cannot be read ({error}): mend it or take it out of data.root"
             ) from None
@@ -74,9 +73,16 @@ def loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """One client's loaders: its part of the training set, shuffled, and every num_clients-th test sample.
 
-    The last batch of an epoch may be smaller; no sample is dropped. `loader.batch_sampler.start_at` chooses the epoch.
+    With partition=none all samples are its own. The last batch of an epoch may be smaller; no sample is dropped.
+    `loader.batch_sampler.start_at` chooses the epoch.
     """
-    parts = partition(train, num_clients, cfg.partition, cfg.seed)[client], np.arange(client, len(test), num_clients)
+    if sharing(cfg) == "none":
+        parts = np.arange(len(train)), np.arange(len(test))
+    else:
+        parts = (
+            partition(train, num_clients, cfg.partition, cfg.seed)[client],
+            np.arange(client, len(test), num_clients),
+        )
     return tuple(
         DataLoader(
             Samples(dataset, part, cfg.seed, client),
@@ -89,23 +95,25 @@ def loaders(
     )
 
 
-class ImageLoader:
-    """Loads an image file as a (3, height, width) uint8 tensor; with `keeps` once, and from memory from then on."""
+def client_data(
+    train: Dataset, test: Dataset, about: dict[str, Any], client: int, num_clients: int, cfg: DictConfig
+) -> ClientData:
+    """What `Task.load` gives, of a training and a test set that are shared out as `partition` says.
 
-    def __init__(self, keeps: bool):
-        self.keeps, self.kept = keeps, {}
+    Args:
+        train, test: map-style data sets of (input, target).
+        about: as of ClientData.
+        client, num_clients, cfg: as of Task.load.
 
-    def __call__(self, path: str) -> Tensor:
-        image = self.kept.get(path)
-        if image is None:
-            image = v2.functional.pil_to_tensor(datasets.folder.pil_loader(path))
-            if self.keeps:
-                self.kept[path] = image
-        return image
+    Raises:
+        UserError: they cannot be shared out like this.
+    """
+    parts = loaders(train, test, client, num_clients, cfg)
+    origin = Origin(sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test))
+    return ClientData(*parts, about, *(len(part.dataset) for part in parts), origin)
 
 
 def _name_of(dataset: Dataset, index: int) -> str:
     """A sample's file, where it has one, or its number."""
-    while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, int(dataset.indices[index])
-    return dataset.samples[index][0] if isinstance(dataset, datasets.ImageFolder) else str(index)
+    source, number = source_of(dataset, index)
+    return str(source.samples[number][0] if hasattr(source, "samples") else number)  # as torchvision's folders

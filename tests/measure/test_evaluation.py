@@ -1,0 +1,54 @@
+"""An evaluation says over how many samples of how many clients it is."""
+
+import pytest
+from runs import TINY, metrics, summary
+from simulation import compose
+from test_recorder import CUTS, FIRST, MEASURED
+
+from splitlearn.exchange.exchange import Outcome
+from splitlearn.measure.display import Display
+from splitlearn.measure.evaluation import evaluation_of, over_in_words
+from splitlearn.measure.recorder import Recorder
+from splitlearn.tasks.image_classification import ImageClassification
+
+
+def outcome(num_samples, correct):
+    return Outcome(num_samples, {"top1": float(correct), "top5": float(num_samples), "loss": 2.0 * num_samples})
+
+
+def test_means_are_over_the_samples_and_not_over_the_clients():
+    found = evaluation_of([(0, outcome(10, 10)), (2, outcome(30, 10)), (0, outcome(5, 5))], 360, ImageClassification())
+    assert found["top1"] == 25 / 45 and found["loss"] == 2.0
+    assert (found["samples"], found["samples_in_all"], found["clients"]) == (45, 360, [0, 2])
+
+
+@pytest.mark.parametrize(
+    "samples, in_all, clients, words",
+    [
+        (360, 360, [0, 1], "over 360 test samples, 2 clients"),
+        (45, 360, [3], "over 45 of 360 test samples, 1 of 2 clients"),
+        (1360, None, [0], "over 1,360 test samples, 1 of 2 clients"),
+    ],
+)
+def test_it_is_said_in_words(samples, in_all, clients, words):
+    assert over_in_words({"samples": samples, "samples_in_all": in_all, "clients": clients}, 2) == words
+    assert over_in_words({"samples": 9, "samples_in_all": 9, "clients": [0]}, 1) == "over 9 test samples, 1 client"
+
+
+@pytest.mark.parametrize("in_all", [40, 320])
+def test_an_epochs_line_says_it_where_it_is_not_all_of_them_and_the_last_line_always(in_all, tmp_path, capfd):
+    recorder = Recorder(compose(*TINY, "num_clients=8"), tmp_path, Display())
+    recorder.open(None)
+    recorder.describe(CUTS, {"num_classes": 10})
+    recorder.start(num_steps=1)
+    recorder.step(FIRST, [MEASURED], 0.1)
+    recorder.evaluation(1, [(5, outcome(40, 10))], in_all)
+    recorder.end_epoch(1, {})
+    recorder.finish()
+    epoch, last = (line for line in capfd.readouterr().out.splitlines() if "25.00%" in line)
+    assert ("over 40 of 320 test samples, 1 of 8 clients" in epoch) == (in_all == 320)
+    assert f"over 40{' of 320' * (in_all == 320)} test samples, 1 of 8 clients" in last
+    over = {"samples": 40, "samples_in_all": in_all, "clients": [5]}
+    assert summary(tmp_path)["tested"] == over
+    (line,) = metrics(tmp_path, "evaluation")
+    assert line.items() >= over.items()
