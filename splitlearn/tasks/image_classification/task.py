@@ -32,6 +32,9 @@ class ImageClassification(Task):
         train, test = loaders(*datasets, client, num_clients, cfg)
         return ClientData(train, test, {"num_classes": num_classes}, len(train.dataset), len(test.dataset))
 
+    def imports(self, cfg: DictConfig) -> tuple[str, ...]:
+        return ("sklearn.datasets", "sklearn.model_selection") if cfg.data.name == "digits" else ()
+
     def check_about(self, about: Any) -> None:
         if not isinstance(about, dict) or about.keys() != {"num_classes"}:
             raise ValueError("it does not say how many classes there are, and nothing else")
