@@ -13,7 +13,7 @@ import splitlearn
 from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, generator
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.image_classification.loading import loaders
 
@@ -56,7 +56,10 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
 
 
 def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
-    """Mean losses of all steps, and the weights of the client segments and the server segment."""
+    """Mean losses of all steps, and the weights of the client segments and the server segment.
+
+    With membership.sample, those that are drawn begin their epoch with the newest weights and a new optimizer.
+    """
     train, test, num_classes = sources.build(cfg.data, cfg.seed)
     numbers = range(cfg.num_clients)
     of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
@@ -81,7 +84,14 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         batches_done = [0] * cfg.num_clients
         for loader in of_clients:
             loader.batch_sampler.start_at(epoch)
-        for batches in rounds(cfg, of_clients):
+        drawn = numbers
+        if cfg.membership.sample is not None:
+            order = torch.randperm(cfg.num_clients, generator=generator(cfg.seed, "round", epoch))
+            drawn = sorted(order[: cfg.membership.sample].tolist())
+            if cfg.topology.get("average") in ("epoch", "step"):  # all have the newest weights, see below
+                for optimizer in optimizers:
+                    optimizer.state.clear()
+        for batches in rounds(cfg, {number: of_clients[number] for number in drawn}):
             server_optimizer.zero_grad()
             step_losses = []
             for number, (images, labels) in batches.items():
@@ -105,11 +115,11 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 parameter.grad /= len(batches)
             server_optimizer.step()
             if cfg.topology.get("average") == "step":
-                for parameters in zip(*(client.parameters() for client in clients), strict=True):
-                    mean = sum(parameters[number].grad for number in batches) / len(batches)
+                for parameters in zip(*(clients[number].parameters() for number in drawn), strict=True):
+                    mean = sum(parameters[drawn.index(number)].grad for number in batches) / len(batches)
                     for parameter in parameters:
                         parameter.grad = mean.clone()
-                batches = dict.fromkeys(numbers)
+                batches = dict.fromkeys(drawn)
             for number in batches:
                 optimizers[number].step()
             if cfg.topology.name == "sequential":  # one network for all: the next client goes on with this one
@@ -118,7 +128,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 optimizers = [optimizers[number]] * cfg.num_clients
             losses.append(sum(step_losses) / len(step_losses))
         if cfg.topology.get("average") in ("epoch", "step"):
-            states = [client.state_dict() for client in clients]
+            states = [clients[number].state_dict() for number in drawn]
             mean = {
                 name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
                 for name, value in states[0].items()
@@ -132,15 +142,15 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     return losses, [client.state_dict() for client in clients], server.state_dict()
 
 
-def rounds(cfg: DictConfig, loaders: list) -> Iterator[dict[int, list]]:
+def rounds(cfg: DictConfig, loaders: dict) -> Iterator[dict[int, list]]:
     """The batches of each step of an epoch, by client."""
     if cfg.topology.name == "sequential":
-        for number, loader in enumerate(loaders):
+        for number, loader in loaders.items():
             for batch in loader:
                 yield {number: batch}
         return
-    iterators = [iter(loader) for loader in loaders]
+    iterators = {number: iter(loader) for number, loader in loaders.items()}
     while batches := {
-        number: batch for number, iterator in enumerate(iterators) if (batch := next(iterator, None)) is not None
+        number: batch for number, iterator in iterators.items() if (batch := next(iterator, None)) is not None
     }:
         yield batches

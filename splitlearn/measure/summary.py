@@ -39,7 +39,10 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
     summary = {
         **{f"test_{name}": recorder.last_evaluation[name] for name in task.evaluated},
         f"best_test_{task.metrics[0].name}": recorder.best,
-        "epochs": cfg.epochs,
+        "best_epoch": recorder.best_epoch,
+        "best_weights": recorder.best_weights,
+        "epochs": recorder.last_evaluation["epoch"],
+        "stopped_early": recorder.stopped_early,
         "steps": recorder.step_number,
         "skipped": totals["skipped"],
         "refused": dict(recorder.refused + refusals),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -12,18 +12,24 @@ class Progress:
         epoch: the current one, from 1.
         epoch_step: steps of it that are done.
         step: steps of the run that are done.
+        drawn: clients that take part in the epoch, where not all do; see rounds.py.
+        mark: what an evaluation has to be better than, and
+        misses: how many in a row were not; see verdict.py.
     """
 
     epoch: int = 1
     epoch_step: int = 0
     step: int = 0
+    drawn: list[int] = field(default_factory=list)
+    mark: float | None = None
+    misses: int = 0
 
     def begin_step(self) -> None:
         self.epoch_step += 1
         self.step += 1
 
     def end_epoch(self) -> None:
-        self.epoch, self.epoch_step = self.epoch + 1, 0
+        self.epoch, self.epoch_step, self.drawn = self.epoch + 1, 0, []
 
 
 @dataclass
