@@ -16,6 +16,7 @@ import os
 import pickle
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder, self.keep = folder, keep
-        self._writing: threading.Thread | None = None
-        self._error: Exception | None = None
+        self._writer = Writer()
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Starts to write the state after `step` steps, once the one before is written. It must not change any more.
@@ -48,21 +48,17 @@ class Checkpoints:
             UserError: this or an earlier state could not be written.
         """
         self.wait()
-        # Not a daemon: a run that ends has its last checkpoint.
-        self._writing = threading.Thread(target=self._write, args=(step, state), name="checkpoint")
-        self._writing.start()
+        self._writer.start(self._write, step, state)
 
     def wait(self) -> None:
         """Until the last state is on the disk. Raises as `save` does."""
-        if self._writing is not None:
-            self._writing.join()
-        if isinstance(self._error, OSError):
+        try:
+            self._writer.wait()
+        except OSError as error:
             raise UserError(
-                f"a checkpoint cannot be written to {self.folder} ({self._error.strerror or self._error}): make room"
+                f"a checkpoint cannot be written to {self.folder} ({error.strerror or error}): make room"
                 f" there, then go on with resume={self.folder.parent}"
-            )
-        if self._error is not None:
-            raise self._error
+            ) from None
 
     def latest(self) -> dict[str, Any] | None:
         """The newest state that is whole, None where there is no checkpoint; warns of newer ones that are not.
@@ -93,15 +89,38 @@ class Checkpoints:
             path.unlink()
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for path in self.folder.glob("*.unfinished"):  # of a process that was killed
-                path.unlink()
-            write(self.folder / PATTERN.replace("*", f"{step:09}"), state)
-            for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
-                path.unlink()
-        except Exception as error:  # for the main thread
-            self._error = error
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*.unfinished"):  # of a process that was killed
+            path.unlink()
+        write(self.folder / PATTERN.replace("*", f"{step:09}"), state)
+        for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
+            path.unlink()
+
+
+class Writer:
+    """Writes in a thread of its own; what fails there is raised by `wait`. Not a daemon: what was started is written."""
+
+    def __init__(self):
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def start(self, write: Callable[..., None], *args: Any) -> None:
+        """Starts to write. The one before has to be over."""
+
+        def run() -> None:
+            try:
+                write(*args)
+            except Exception as error:  # for the main thread
+                self._error = error
+
+        self._thread = threading.Thread(target=run, name="writer")
+        self._thread.start()
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

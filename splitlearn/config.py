@@ -19,7 +19,7 @@ from splitlearn.errors import UserError
 DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory")
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
 OWN_KEYS = ("role", "client", "server", "rpc", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
-MAX_CLIENTS = 32
+MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
 CHOICES = {
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
@@ -32,6 +32,7 @@ CHOICES = {
     "schedule.per": ("epoch", "step"),
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),
+    "checkpoint.best": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
 ABSENT = object()  # what another task or topology does not have is not checked
@@ -46,6 +47,8 @@ AT_LEAST_ONE = (
     "membership.quorum",
 )
 AT_LEAST_ONE_OR_NONE = (
+    "membership.sample",
+    "early_stopping.patience",
     "checkpoint.every_epochs",
     "checkpoint.every_steps",
     "warmup.steps",
@@ -81,6 +84,7 @@ def check(cfg: DictConfig) -> None:
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
+        (("early_stopping.min_delta",), 0, "a number, at least 0"),
         (ABOVE_ZERO, 1e-9, "a number above 0"),
         (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
     ):
@@ -99,9 +103,15 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"data.test_fraction={fraction} must be above 0 and below 1")
     number = cfg.num_clients
     if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
-        raise UserError(f"num_clients={number} is out of range: choose 1 to {MAX_CLIENTS}")
-    if number is not None and cfg.membership.quorum > number:
-        raise UserError(f"membership.quorum={cfg.membership.quorum} is more than num_clients={number}")
+        raise UserError(f"num_clients={number} is out of range: RPC can number 1 to {MAX_CLIENTS}")
+    sample, quorum = cfg.membership.sample, cfg.membership.quorum
+    if sample is not None and number is None:
+        raise UserError(f"membership.sample={sample} needs num_clients=<how many clients they are drawn from>")
+    for name, value in (("quorum", quorum), ("sample", sample or 1)):
+        if number is not None and value > number:
+            raise UserError(f"membership.{name}={value} is more than num_clients={number}")
+    if sample is not None and cfg.membership.open and quorum > sample:
+        raise UserError(f"membership.quorum={quorum} is more than membership.sample={sample}: no step would have it")
     if cfg.membership.open and cfg.topology.name == "sequential":
         raise UserError(
             "membership.open=true does not go with topology=sequential: the newest weights would be lost with the"

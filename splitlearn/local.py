@@ -8,7 +8,9 @@ import secrets
 import signal
 import sys
 import threading
+import time
 import traceback
+from collections.abc import Iterable
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -49,7 +51,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over
-    context = _forking_context()
+    context = _forking_context(task_from(cfg).imports(cfg))
     processes, pipes = {}, {}
     try:
         for rank in range(num_ranks):
@@ -64,15 +66,16 @@ def run(cfg: DictConfig, folder: Path) -> float:
     finally:
         for process in processes.values():
             process.terminate()
+        deadline = time.monotonic() + GRACE_S
         for process in processes.values():
-            process.join(GRACE_S)
+            process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
 
 
-def _forking_context() -> multiprocessing.context.ForkServerContext:
-    """Makes processes by forking one that has imported torch, and has started no thread."""
+def _forking_context(imports: Iterable[str]) -> multiprocessing.context.ForkServerContext:
+    """Makes processes by forking one that has imported torch and these modules, and has started no thread."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["splitlearn.worker"])
+    context.set_forkserver_preload(["splitlearn.worker", *imports])
     # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), path]))

@@ -12,7 +12,7 @@ import splitlearn
 from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, generator
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.loading import loaders
 
@@ -111,7 +111,10 @@ def loss_of(cfg: DictConfig, train, num_classes: int):
 
 
 def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
-    """Mean losses of all steps, and the weights of the client segments and the server segment."""
+    """Mean losses of all steps, and the weights of the client segments and the server segment.
+
+    With membership.sample, those that are drawn begin their epoch with the newest weights and a new optimizer.
+    """
     train, test, num_classes = sources.build(cfg.data, cfg.seed)
     numbers = range(cfg.num_clients)
     of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
@@ -136,8 +139,15 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         batches_done = [0] * cfg.num_clients
         for loader in of_clients:
             loader.batch_sampler.start_at(epoch)
+        drawn = numbers
+        if cfg.membership.sample is not None:
+            order = torch.randperm(cfg.num_clients, generator=generator(cfg.seed, "round", epoch))
+            drawn = sorted(order[: cfg.membership.sample].tolist())
+            if cfg.topology.get("average") in ("epoch", "step"):  # all have the newest weights, see below
+                for one in updates:
+                    one.optimizer.state.clear()
         since_update = 0
-        for batches in rounds(cfg, of_clients):
+        for batches in rounds(cfg, {number: of_clients[number] for number in drawn}):
             since_update += 1
             step_losses, complete = [], {}
             for number, (images, labels) in batches.items():
@@ -169,9 +179,9 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
             if cfg.topology.get("average") == "step":
                 found = [updates[number].sums for number in batches]
                 mean = [sum(gradients) / len(batches) for gradients in zip(*found, strict=True)]
-                for one in updates:
+                for one in (updates[number] for number in drawn):
                     one.sums, one.share = [gradient.clone() for gradient in mean], 1.0
-                complete = dict.fromkeys(numbers, True)
+                complete = dict.fromkeys(drawn, True)
             for number in complete:
                 if is_update or complete[number]:
                     updates[number].step()
@@ -185,7 +195,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 updates = [updates[number]] * cfg.num_clients
             losses.append(sum(step_losses) / len(step_losses))
         if cfg.topology.get("average") in ("epoch", "step"):
-            states = [client.state_dict() for client in clients]
+            states = [clients[number].state_dict() for number in drawn]
             mean = {
                 name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
                 for name, value in states[0].items()
@@ -197,15 +207,15 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     return losses, [client.state_dict() for client in clients], server.state_dict()
 
 
-def rounds(cfg: DictConfig, loaders: list) -> Iterator[dict[int, list]]:
+def rounds(cfg: DictConfig, loaders: dict) -> Iterator[dict[int, list]]:
     """The batches of each step of an epoch, by client."""
     if cfg.topology.name == "sequential":
-        for number, loader in enumerate(loaders):
+        for number, loader in loaders.items():
             for batch in loader:
                 yield {number: batch}
         return
-    iterators = [iter(loader) for loader in loaders]
+    iterators = {number: iter(loader) for number, loader in loaders.items()}
     while batches := {
-        number: batch for number, iterator in enumerate(iterators) if (batch := next(iterator, None)) is not None
+        number: batch for number, iterator in iterators.items() if (batch := next(iterator, None)) is not None
     }:
         yield batches

@@ -64,6 +64,24 @@ def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
     assert (client | server).keys() == expected_state.keys()
 
 
+def assert_equals_the_simulation(folder, *overrides):
+    cfg = compose(*overrides, "batch_size=16", "seed=5", *SMALL)
+    losses, clients, server = run(cfg, folder)
+    expected_losses, expected_clients, expected_server = train_split(cfg)
+    assert losses == pytest.approx(expected_losses, rel=1e-12)  # the mean of three is rounded differently
+    if cfg.topology.get("average") == "never":  # one that was never drawn has none of its own
+        names = [path.stem for path in folder.glob("client_segment_*.pt")]
+        expected_clients = [
+            expected_clients[number] for number in sorted(int(name.rpartition("_")[2]) for name in names)
+        ]
+    else:
+        assert len(clients) == 1
+    for client, expected in zip(clients, expected_clients, strict=False):
+        assert_equal(client, expected)
+    assert_equal(server, expected_server)
+    return clients
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -98,16 +116,31 @@ def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
     ids=lambda overrides: " ".join(overrides),
 )
 def test_three_clients_equal_the_simulation(overrides, tmp_path):
-    cfg = compose(
-        *overrides, "num_clients=3", "batch_size=16", "epochs=2", "data.max_train_samples=151", "seed=5", *SMALL
-    )
-    losses, clients, server = run(cfg, tmp_path)
-    expected_losses, expected_clients, expected_server = train_split(cfg)
-    assert losses == pytest.approx(expected_losses, rel=1e-12)  # the mean of three is rounded differently
-    for client, expected in zip(clients, expected_clients, strict=False):
-        assert_equal(client, expected)
-    assert len(clients) == (3 if cfg.topology.get("average") == "never" else 1)
-    assert_equal(server, expected_server)
+    options = ["num_clients=3", "epochs=2", "data.max_train_samples=151"]
+    clients = assert_equals_the_simulation(tmp_path, *overrides, *options)
+    assert len(clients) == (3 if "topology.average=never" in overrides else 1)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor=rt", "partition=dirichlet"],
+        pytest.param(["compressor=ms", "topology.average=step", "partition=dirichlet"], marks=pytest.mark.slow),
+        pytest.param(["compressor=sp", "topology.average=never"], marks=pytest.mark.slow),
+        pytest.param(["topology=sequential", "compressor=rt"], marks=pytest.mark.slow),
+        pytest.param(["exchange=u_shaped", "compressor@features=rt"], marks=pytest.mark.slow),
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_so_do_two_of_six_clients_in_each_epoch(overrides, tmp_path):
+    options = ["num_clients=6", "membership.sample=2", "epochs=3", "data.max_train_samples=151"]
+    assert_equals_the_simulation(tmp_path, *overrides, *options)
+    of_epochs = [
+        {tuple(line["clients"]) for line in metrics(tmp_path, "step") if line["epoch"] == n} for n in (1, 2, 3)
+    ]
+    in_epochs = [sorted({client for clients in steps for client in clients}) for steps in of_epochs]
+    assert [len(clients) for clients in in_epochs] == [2, 2, 2]
+    assert in_epochs[0] != in_epochs[1] or in_epochs[1] != in_epochs[2]
 
 
 def test_a_run_repeats_bit_for_bit_and_another_seed_does_not(tmp_path):

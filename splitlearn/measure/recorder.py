@@ -53,7 +53,10 @@ class Recorder:
         self.seconds: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()  # before this process
         self.last_evaluation: dict[str, float] = {}
-        self.best: float | None = None  # result so far
+        self.best: float | None = None  # result so far, and
+        self.best_epoch: int | None = None  # after which
+        self.best_weights: dict[str, float] | None = None  # the evaluation of those that are kept, see verdict.py
+        self.stopped_early: str | None = None  # why
         self.step_number = 0
         self._in_epoch: Counter[str] = Counter()
         self._lines = None
@@ -84,8 +87,9 @@ class Recorder:
                 )
             os.truncate(path, expected)  # what came later is measured again
             self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
-            self.step_number, self.best = state["step_number"], state["best"]
-            self.last_evaluation = state["last_evaluation"]
+            self.step_number, self.last_evaluation = state["step_number"], state["last_evaluation"]
+            for name in ("best", "best_epoch", "best_weights", "stopped_early"):
+                setattr(self, name, state.get(name))
             self.ledger.load(state["ledger"])
             for name in ("seconds", "refused", "_in_epoch"):
                 getattr(self, name).update(state[name.lstrip("_")])
@@ -104,6 +108,9 @@ class Recorder:
             "seconds_of_epoch": now - self.epoch_started_at,
             "step_number": self.step_number,
             "best": self.best,
+            "best_epoch": self.best_epoch,
+            "best_weights": self.best_weights,
+            "stopped_early": self.stopped_early,
             "last_evaluation": self.last_evaluation,
             "ledger": self.ledger.state(),
             "seconds": dict(self.seconds),
@@ -127,9 +134,8 @@ class Recorder:
         self.started_at, self.epoch_started_at = (time.perf_counter() - before for before in self._seconds_before)
         self.display.start(self.cfg.epochs, num_steps, self.step_number, self.cfg.num_clients)
 
-    def resumed(self, epoch: int) -> None:
+    def resumed(self, epoch: int, had_finished: bool) -> None:
         """The run goes on from a checkpoint in `epoch`."""
-        had_finished = epoch > self.cfg.epochs
         self.display.note(
             "finished before" if had_finished else f"going on in epoch {epoch}, step {self.step_number + 1}"
         )
@@ -173,7 +179,7 @@ class Recorder:
         came_to = evaluation_of(outcomes, in_all, self.task)
         self.last_evaluation = {"epoch": epoch, "step": self.step_number, **came_to}
         if self.best is None or self.task.metrics[0].is_better(self.result, self.best):
-            self.best = self.result
+            self.best, self.best_epoch = self.result, epoch
         self._write("evaluation", self.last_evaluation, self.step_number, "test")
 
     def end_epoch(self, epoch: int, seconds: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from splitlearn.errors import PeerError
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.messages import Message
+from splitlearn.exchange.rounds import WAIT, Round
 from splitlearn.roles.member import Member
 from splitlearn.roles.progress import Progress
 from splitlearn.tasks.origin import Origin
@@ -44,7 +45,7 @@ class Attendance:
         self.is_open: bool = cfg.membership.open
         self.quorum = cfg.membership.quorum if self.is_open else cfg.num_clients
         self.deadline_s = cfg.membership.step_deadline_s
-        self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open)
+        self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open, {Round.kind: WAIT.body()})
         self.members: dict[int, Member] = {}
         self.about: dict[str, Any] | None = None  # of the data that the network was built for
         self.num_samples: int | None = None  # of all clients, where they are known
@@ -57,20 +58,9 @@ class Attendance:
         """Clients that have joined."""
         return sorted(client for client, member in self.members.items() if member.is_in)
 
-    def on_time(self) -> list[int]:
-        """Clients that steps wait for."""
-        return [client for client in self.here() if not self.members[client].is_late]
-
-    def unfinished(self) -> list[int]:
-        """Clients that are there and have batches of the epoch left."""
-        return [client for client in self.here() if self.members[client].batch < self.members[client].num_batches]
-
-    def start_epoch(self) -> None:
-        for member in self.members.values():
-            member.start(self.progress.epoch)
-
     def tell(self, client: int, what: str) -> None:
-        self._tell(f"client {client} {what} ({len(self.on_time())} of {self.cfg.num_clients} are there)")
+        num_here = sum(not self.members[other].is_late for other in self.here())
+        self._tell(f"client {client} {what} ({num_here} of {self.cfg.num_clients} are there)")
 
     # Their data
 
@@ -147,7 +137,8 @@ class Attendance:
         deadline = time.monotonic() + self.deadline_s
         with self.inbox.changed:
             while True:
-                missing = [client for client in clients if client not in self.inbox.new_requests()]
+                come = self.inbox.new_requests()
+                missing = [client for client in clients if client not in come]
                 silent = [client for client in missing if self.inbox.is_alive(client)]
                 remaining_s = deadline - time.monotonic()
                 if not silent or remaining_s <= 0:

@@ -30,10 +30,11 @@ from splitlearn.exchange.messages import (
     Welcome,
 )
 from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.roles.entering import enters
 from splitlearn.roles.evaluation import evaluate
 from splitlearn.roles.progress import ClientProgress
 from splitlearn.roles.schedule import schedule_from
-from splitlearn.roles.waiting import Overdue, in_background
+from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, in_background
 from splitlearn.segments.trainable import Trainable
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
@@ -41,7 +42,6 @@ from splitlearn.topologies import topology_from
 from splitlearn.transport import ServerProxy
 
 LEFT = "left the run: the same command comes back to it"
-LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
 LEAVE_AFTER_S = 4.0  # how long it waits on then, and after that until its state is handed in
 
 
@@ -106,7 +106,7 @@ class Client:
 
     def train(self) -> None:
         """What is left of the run."""
-        while self.progress.epoch <= self.cfg.epochs:
+        while enters(self):
             self.topology.train_client(self)
             if evaluates(self.cfg, self.progress.epoch):
                 evaluate(self)

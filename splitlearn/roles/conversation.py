@@ -152,7 +152,9 @@ class Conversation:
         """What comes out for every test batch of the clients that are there, each with whose it is."""
         roster, rounds = self.server.roster, self.exchange.evaluation_rounds
         too_late = f"is too late for the evaluation after epoch {self.server.progress.epoch}"
-        remaining = {client: roster.members[client].num_test_batches for client in roster.here()}
+        roster.answer(others := self.server.also_evaluate(), "evaluate")
+        evaluating = sorted({*roster.in_round(), *others} & set(roster.here()))
+        remaining = {client: roster.members[client].num_test_batches for client in evaluating}
         outcomes = []
         while remaining := {client: number for client, number in remaining.items() if number}:
             half = self.exchange.server_evaluation

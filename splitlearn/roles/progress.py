@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
@@ -17,6 +17,9 @@ class Progress:
         since_update: steps since the server's optimizer stepped.
         update: steps of its optimizer in the epoch.
         num_updates: that the learning rate counts an epoch as; 0: not known yet.
+        drawn: clients that take part in the epoch, where not all do; see rounds.py.
+        mark: what an evaluation has to be better than, and
+        misses: how many in a row were not; see verdict.py.
     """
 
     epoch: int = 1
@@ -25,6 +28,9 @@ class Progress:
     since_update: int = 0
     update: int = 0
     num_updates: int = 0
+    drawn: list[int] = field(default_factory=list)
+    mark: float | None = None
+    misses: int = 0
 
     def begin_step(self) -> None:
         self.epoch_step += 1
@@ -35,7 +41,7 @@ class Progress:
         self.since_update, self.update = 0, self.update + 1
 
     def end_epoch(self) -> None:
-        self.epoch, self.epoch_step, self.update = self.epoch + 1, 0, 0
+        self.epoch, self.epoch_step, self.update, self.drawn = self.epoch + 1, 0, 0, []
 
 
 @dataclass

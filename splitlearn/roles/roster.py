@@ -22,8 +22,9 @@ from typing import Any, Protocol
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
-from splitlearn.roles.attendance import Attendance
+from splitlearn.exchange.rounds import Round, RoundReply
 from splitlearn.roles.member import Member
+from splitlearn.roles.rounds import Rounds
 from splitlearn.tasks.origin import Origin, disagreement, same_data
 from splitlearn.transport.inbox import LOOK_EVERY_S
 
@@ -37,8 +38,11 @@ class Host(Protocol):
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from."""
 
+    def part(self, client: int, part: str) -> RoundReply:
+        """What a client does next, and begins it with."""
 
-class Roster(Attendance):
+
+class Roster(Rounds):
     """When clients come, and what the run waits for. Arguments as Attendance's."""
 
     # Coming
@@ -114,8 +118,24 @@ class Roster(Attendance):
         if is_first:
             self.host.build(self.about)
         self._enrol(client, hello)
+        if self.has_room() and client not in self.progress.drawn:
+            self.progress.drawn.append(client)
         request.reply(self.host.welcome(client).body())
         self.tell(client, "joined")
+
+    # Their parts in an epoch
+
+    def answer(self, clients: Iterable[int], part: str) -> None:
+        """Tells these clients, which ask, what they do next."""
+        for client in self.due(clients, Round, "did not ask for its part"):
+            with self.excusing(client):
+                self._answer(client, part)
+
+    def _answer(self, client: int, part: str) -> None:
+        request, message = self.take(client, Round)
+        if message.wants_to_stop:
+            self.let_go(client)
+        request.reply(self.host.part(client, part).body())
 
     # What the run waits for
 
@@ -134,6 +154,8 @@ class Roster(Attendance):
                     request.send_back()
                 elif request.kind == State.kind:
                     self.keep(client)
+                elif request.kind == Round.kind and client in self.in_round():
+                    self._answer(client, "train")
 
     def gather(self, is_ending: Callable[[], bool]) -> list[int] | None:
         """The clients whose next batch is due; none if the epoch is over; None where the run is to end meanwhile."""
@@ -142,13 +164,16 @@ class Roster(Attendance):
         while True:
             self.sort_out()
             self.wait_for(self.on_time())
+            waiting = set(self.waiting())
             kinds = {client: request.kind for client, request in self.look().items()}
-            if others := [client for client, kind in kinds.items() if kind not in (Step.kind, Weights.kind)]:
+            kinds = {client: kind for client, kind in kinds.items() if kind != Round.kind or client not in waiting}
+            others = [client for client, kind in kinds.items() if kind not in (Step.kind, Weights.kind)]
+            if others := [*others, *(waiting & kinds.keys() - set(others))]:
                 for client in others:
-                    if kinds[client] not in (Hello.kind, Failed.kind, State.kind):
+                    if kinds[client] not in (Hello.kind, Failed.kind, State.kind, Round.kind):
                         self.see_off(client, f"sent {kinds[client]} where its step was due")
                 continue
-            ready = [client for client in self.here() if client in kinds]
+            ready = [client for client in self.in_round() if client in kinds]
             for client in ready:
                 if self.members[client].is_late:
                     self.members[client].is_late = False
@@ -157,6 +182,8 @@ class Roster(Attendance):
                 return [client for client in ready if kinds[client] == Step.kind]
             if is_ending():
                 return None
+            if self.sample is not None:
+                self.draw(self.quorum)
             with self.inbox.changed:
                 self.inbox.changed.wait(LOOK_EVERY_S)
 
@@ -185,7 +212,8 @@ class Roster(Attendance):
         """Takes a client's state."""
         member = self.members[client]
         request, message = self.take(client, State)
-        member.state, member.state_epoch = message.state, self.progress.epoch
+        if client in self.in_round():  # one that waits has nothing new
+            member.state, member.state_epoch = message.state, self.progress.epoch
         request.reply()
         if self.is_open and (message.leaves or member.is_leaving):
             self.see_off(client, "left")
@@ -198,8 +226,10 @@ class Roster(Attendance):
             directive: what those that wait for the end of the epoch are told now; None leaves them waiting.
         """
         told = {client for client in told if client in self.here()}
+        if directive == "stop" and not self.is_open:
+            self.answer(self.waiting(), "stop")
         if not self.is_open:
-            for client in self.here() if directive else ():
+            for client in self.in_round() if directive else ():
                 if client not in told:
                     self.inbox.take(client, Weights.kind).reply(WeightsReply(None, directive, False).body())
                     told.add(client)
@@ -207,7 +237,9 @@ class Roster(Attendance):
                 self.keep(client)
             return
         for client, request in self.look().items() if directive else ():
-            if client in self.here() and request.kind == Weights.kind:
+            if client in self.waiting() and request.kind == Round.kind and directive == "stop":
+                self._answer(client, "stop")
+            elif client in self.here() and request.kind == Weights.kind:
                 request.is_taken = True
                 request.reply(WeightsReply(None, directive, False).body())
                 told.add(client)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from splitlearn.checkpoints import Checkpoints
-from splitlearn.config import differences, shared
+from splitlearn.config import differences, evaluates, shared
 from splitlearn.errors import Stopped, UserError
 from splitlearn.roles.member import Member
 
@@ -54,7 +54,7 @@ class RunState:
         server.trainable.load(checkpoint["server"])
         server.client_states = checkpoint["clients"]["states"]
         server.stopwatch.seconds.update(checkpoint["seconds"])
-        server.recorder.resumed(server.progress.epoch)
+        server.recorder.resumed(server.progress.epoch, server.is_over)
 
     def save(self) -> None:
         """Writes a checkpoint of the run as it is now."""
@@ -79,9 +79,14 @@ class RunState:
 
     def saves_epoch(self, epoch: int) -> bool:
         every = self.cfg.checkpoint
-        if epoch == self.cfg.epochs:
+        if epoch == self.cfg.epochs or self.server.is_over:
             return bool(every.every_epochs or every.every_steps)
         return bool(every.every_epochs) and epoch % every.every_epochs == 0
+
+    def keeps_own(self, epoch: int) -> bool:
+        """Whether clients without an average hand in their state after an epoch, as it may be needed without them."""
+        is_compared = self.server.verdict.compares and evaluates(self.cfg, epoch)
+        return is_compared or self.cfg.membership.sample is not None
 
     def directive(self) -> str | None:
         """What is asked of the clients after the current step: their state, to "save" it or before a "stop".

@@ -22,6 +22,7 @@ from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
+from splitlearn.exchange.rounds import RoundReply
 from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.rates import Rates
@@ -30,7 +31,8 @@ from splitlearn.roles.member import Member
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
 from splitlearn.roles.runstate import RunState
-from splitlearn.segments.trainable import Trainable, are_finite, state_of
+from splitlearn.roles.verdict import Verdict
+from splitlearn.segments.trainable import Trainable, are_finite, nbytes_of, state_of
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
 from splitlearn.topologies import topology_from
@@ -47,6 +49,7 @@ class Server:
 
     Attributes:
         client_states: the clients' weights, as averaged or handed on last: one, or without averaging each client's.
+        own_states: without averaging, each client's after an epoch that may be the best or the last; else None.
     """
 
     def __init__(self, cfg: DictConfig, device: torch.device, recorder: Recorder, checkpoints: Checkpoints):
@@ -59,8 +62,9 @@ class Server:
             cfg, self.agreement, self.progress, lambda text: recorder.display.note(escape(text)), self.stop.request
         )
         self.conversation = Conversation(self)
-        self.runstate = RunState(self, checkpoints)
+        self.runstate, self.verdict = RunState(self, checkpoints), Verdict(self)
         self.client_states: list[Any] = []
+        self.own_states: list[Any] | None = None
         self.trainable: Trainable | None = None
 
     @property
@@ -75,16 +79,19 @@ class Server:
         """
         self.runstate.find()
         self.roster.meet(self)
+        self.start_epoch()
         self.recorder.start(self.topology.num_steps(self.roster))
         self.progress.num_updates = self.progress.num_updates or self.topology.num_steps(
             self.roster, self.cfg.accumulate
         )
         self.schedule = Rates(self.cfg, self.progress.num_updates)
         with self.stop:
-            while self.progress.epoch <= self.cfg.epochs:
-                epoch = self.progress.epoch
+            while not self.is_over:
+                epoch, self.own_states = self.progress.epoch, None
                 self.trainable.segment.train()
-                self.roster.start_epoch()
+                self.start_epoch()
+                if self.roster.asks and not self.roster.is_open:  # where the roster answers when they ask
+                    self.roster.answer(self.roster.in_round(), "train")
                 self.topology.train(self)
                 self.update()  # in an open run, whose clients may be gone before the last step is complete
                 self.topology.end_epoch(self)
@@ -95,6 +102,7 @@ class Server:
                 if self.runstate.saves_epoch(epoch):
                     self.runstate.save()
             self.runstate.wait()
+            self.verdict.wait()
             self.finish()
         return self.recorder.result
 
@@ -121,12 +129,10 @@ class Server:
 
     def finish(self) -> None:
         """Writes the weights and the summary, and lets the clients go."""
-        for index, state in enumerate(self.client_states):
-            if state is None:  # of a client that never came
-                continue
-            suffix = f"_{index}" if len(self.client_states) > 1 else ""
-            self.recorder.save(f"client_segment{suffix}.pt", state.get("segment", state))
-        self.recorder.save("server_segment.pt", state_of(self.trainable.segment))
+        if self.roster.asks:
+            self.roster.answer(self.roster.here(), "over")
+        for name, state in self.weights().items():
+            self.recorder.save(name, state)
         self.recorder.finish()
         for client in self.roster.due(self.roster.here(), Goodbye, "did not say goodbye"):
             with self.roster.excusing(client):
@@ -135,7 +141,38 @@ class Server:
         if self.roster.is_open:
             self.inbox.fail("the run has ended without this client")
 
+    def weights(self) -> dict[str, Any]:
+        """The weights that the run has now, by the file that they go to at its end."""
+        states = self.own_states or self.client_states
+        names = [f"client_segment_{client}.pt" for client in range(len(states))]
+        found = dict(zip(names if len(states) > 1 else ["client_segment.pt"], states, strict=True))
+        found = {name: state.get("segment", state) for name, state in found.items() if state is not None}  # who came
+        return {**found, "server_segment.pt": state_of(self.trainable.segment)}
+
     # Training
+
+    @property
+    def is_over(self) -> bool:
+        return self.progress.epoch > self.cfg.epochs or self.recorder.stopped_early is not None
+
+    def start_epoch(self) -> None:
+        self.roster.start_epoch()
+        if self.roster.sample is not None and not self.topology.keeps_own:
+            for member in self.roster.members.values():
+                if member.state_epoch != self.progress.epoch:
+                    member.state = None  # each begins its next round with the newest
+
+    def part(self, client: int, part: str) -> RoundReply:
+        """What a client does next. Who trains in a round begins it with the newest weights and a new optimizer."""
+        member, state = self.roster.members[client], None
+        begins = self.roster.sample is not None and not self.topology.hands_on
+        if member.state is not None and member.state_epoch == self.progress.epoch:
+            begins = False  # it comes back to its round
+        if not self.topology.keeps_own and (part == "evaluate" or (part == "train" and begins)):
+            newest = self.client_states[0]
+            state = {"segment": newest.get("segment", newest), "optimizer": {}}
+        self.recorder.ledger.book("weights_down", nbytes_of(state))
+        return RoundReply(part, self.progress.epoch, self.topology.num_steps(self.roster), state)
 
     def gather(self) -> list[int]:
         """The clients whose next batch is due; none if the epoch is over."""
@@ -149,6 +186,7 @@ class Server:
 
     def step(self, participants: list[int]) -> None:
         """One step of all segments on a batch of each participant."""
+        self.roster.hear_waiting()
         self.begin_step(participants)
         directive = self.runstate.directive()
         told_later = self.topology.averages_steps  # with the mean of the gradients
@@ -159,7 +197,7 @@ class Server:
         self.recorder.step(self.progress, measured, self.rates["lr"])
         if directive:
             others = None if self.topology.hands_on and directive == "save" else directive
-            self.roster.hear_states(self.roster.here() if told_later else participants, others)
+            self.roster.hear_states(self.roster.in_round() if told_later else participants, others)
             self.topology.take_states(self, participants)
             self.runstate.save()
         elif leaving := [client for client in participants if self.roster.is_leaving(client)]:
@@ -202,12 +240,18 @@ class Server:
 
     # Evaluation
 
+    def also_evaluate(self) -> list[int]:
+        """Who evaluates beside those of the round: all others after the last epoch, and where results are compared."""
+        is_for_all = self.verdict.compares or self.progress.epoch == self.cfg.epochs
+        return self.roster.waiting() if is_for_all else []
+
     @torch.no_grad()
     def evaluate(self) -> None:
         """Loss and metrics over the test samples of the clients that are there."""
         self.trainable.segment.eval()
         outcomes = self.conversation.evaluate()
         if outcomes:
-            return self.recorder.evaluation(self.progress.epoch, outcomes, self.roster.num_test_in_all())
+            self.recorder.evaluation(self.progress.epoch, outcomes, self.roster.num_test_in_all())
+            return self.verdict.hear()
         if self.progress.epoch == self.cfg.epochs:
             raise PeerError(f"no client is left for the last evaluation: go on with resume={self.recorder.folder}")

@@ -8,6 +8,9 @@ from concurrent.futures import Future
 from typing import Any
 
 
+LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
+
+
 class Overdue(Exception):
     """This client was asked to end, and an answer that waits for others does not come."""
 

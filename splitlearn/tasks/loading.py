@@ -41,7 +41,8 @@ class EpochBatches(Sampler):
         if self.shuffle:
             stream = generator(self.seed, "shuffle", self.client, self.epoch)
             order = torch.randperm(self.num_samples, generator=stream)
-        for indices in order.split(self.batch_size)[self.batch :]:
+        batches = order.split(self.batch_size) if self.num_samples else ()  # no samples are one empty batch else
+        for indices in batches[self.batch :]:
             yield [(self.epoch, index) for index in indices.tolist()]
 
 

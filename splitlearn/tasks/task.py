@@ -93,6 +93,10 @@ class Task(ABC):
             UserError: the data cannot be read, or not be shared out like this.
         """
 
+    def imports(self, cfg: DictConfig) -> tuple[str, ...]:
+        """Modules that `load` imports when it is called: many ranks on one machine then import them once for all."""
+        return ()
+
     @abstractmethod
     def check_about(self, about: Any) -> None:
         """Looks at what a client says that its data are like, before anything is built for them.

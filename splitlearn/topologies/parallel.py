@@ -12,7 +12,7 @@ from splitlearn.errors import PeerError
 from splitlearn.exchange.messages import Gradients, GradientsReply, StepReply, Weights
 from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of
 from splitlearn.topologies.averaging import average_states
-from splitlearn.topologies.topology import Topology, send_weights, take_weights
+from splitlearn.topologies.topology import Topology, is_evaluated, send_weights, take_weights
 
 
 class Parallel(Topology):
@@ -29,7 +29,8 @@ class Parallel(Topology):
     # The server's end
 
     def num_steps(self, roster: Any, accumulate: int = 1) -> int:
-        return max(-(-roster.members[client].num_batches // accumulate) for client in roster.here())
+        batches = (roster.members[client].num_batches for client in roster.in_round())
+        return max((-(-number // accumulate) for number in batches), default=0)
 
     def train(self, server: Any) -> None:
         while participants := server.gather():
@@ -39,7 +40,7 @@ class Parallel(Topology):
         """The mean of the participants' gradients to every client, so that all segments take the same step (Eq. 2)."""
         if not self.averages_steps:
             return
-        taken = [server.roster.take(client, Gradients) for client in server.roster.here()]
+        taken = [server.roster.take(client, Gradients) for client in server.roster.in_round()]
         server.recorder.ledger.book("weights_up", nbytes_of([message.gradients for _, message in taken]))
         gradients = [message.gradients for _, message in taken if message.gradients is not None]
         mean = average_states(gradients) if gradients else None
@@ -53,7 +54,7 @@ class Parallel(Topology):
         is_last = epoch == server.cfg.epochs
         sends = not self.keeps_own or is_last
         done: dict[int, tuple[Any, Any]] = {}
-        for client in roster.due(roster.here(), Weights, f"is too late for epoch {epoch}", waits=False):
+        for client in roster.due(roster.in_round(), Weights, f"is too late for epoch {epoch}", waits=False):
             with roster.excusing(client):
                 request, state = take_weights(server, client, "segment" if sends else None)
                 if roster.is_open and state is not None and not are_finite(state.values()):
@@ -67,11 +68,16 @@ class Parallel(Topology):
             num_samples = [member.num_samples if roster.is_open else member.num_train for member in members]
             by_samples = self.weighting == "samples" and any(num_samples)
             server.client_states = [average_states(states, num_samples if by_samples else None)]
-        directive = "save" if server.runstate.saves_epoch(epoch) else None
+        keeps = self.keeps_own and server.runstate.keeps_own(epoch)
+        directive = "save" if keeps or server.runstate.saves_epoch(epoch) else None
+        # Those that were drawn get the newest weights when they are again, and before only to evaluate with.
+        is_wanted = not self.keeps_own and (server.cfg.membership.sample is None or is_evaluated(server))
         for request, _ in done.values():
-            send_weights(server, request, None if self.keeps_own else server.client_states[0], directive)
+            send_weights(server, request, server.client_states[0] if is_wanted else None, directive)
         if directive:
             roster.hear_states(done)
+        if keeps:
+            server.own_states = [self._own(server, client, {}) for client in range(server.cfg.num_clients)]
 
     def _own(self, server: Any, client: int, done: dict[int, tuple[Any, Any]]) -> Any:
         """The last weights that a client has handed in; None where there are none."""
@@ -90,7 +96,7 @@ class Parallel(Topology):
         segment = client.trainable.segment
         sends = not self.keeps_own or client.progress.epoch == client.cfg.epochs
         reply = client.exchange_weights(state_of(segment) if sends else None)
-        if not self.keeps_own:
+        if reply.state is not None:
             load_state(segment, reply.state)
         client.obey(reply.directive)
 

@@ -21,7 +21,7 @@ class Sequential(Topology):
     # The server's end
 
     def num_steps(self, roster: Any, accumulate: int = 1) -> int:
-        return sum(-(-roster.members[client].num_batches // accumulate) for client in roster.here())
+        return sum(-(-roster.members[client].num_batches // accumulate) for client in roster.in_round())
 
     def train(self, server: Any) -> None:
         for client in self.order(server):
@@ -40,7 +40,7 @@ class Sequential(Topology):
 
     def end_epoch(self, server: Any) -> None:
         if is_evaluated(server):
-            for client in server.roster.here():
+            for client in server.roster.in_round():
                 self._hand_over(server, client)  # all evaluate with the newest
 
     def take_states(self, server: Any, participants: list[int]) -> None:

@@ -20,9 +20,10 @@ from splitlearn.transport.guard import refuse
 from splitlearn.transport.handshake import LINE_NBYTES, MALFORMED, Line, calls_key
 from splitlearn.transport.token import is_signed, sign
 
-MAX_STRANGERS = 64  # connections that have not proved anything yet
+MAX_STRANGERS = 64  # connections that have not proved anything yet, beside one for each client
 KEEPALIVES = 3  # without an answer
 IDS = 1 << 15  # RPC's worker ids are 16-bit integers; 0 is the server
+BACKLOG = 1024  # connections that the system holds until they are accepted: all clients may come at once
 
 
 class FrontDesk:
@@ -56,7 +57,7 @@ class FrontDesk:
         self._next_id = 1
         self._present: Counter[int] = Counter()  # connections by client
         self._visits: dict[int, Visit] = {}  # the last one by client
-        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS)
+        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS + num_clients)
         try:
             self._server = _Listener((host, port), _Handler)
         except OSError as error:
@@ -84,7 +85,7 @@ class FrontDesk:
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         if not self._strangers.acquire(blocking=False):
-            return refuse("connection", f"{peer} is one of more than {MAX_STRANGERS} that have not signed in")
+            return refuse("connection", f"{peer} is one of too many that have not signed in")
         try:
             line = Line(connection)
             visit = self._check(line)
@@ -149,6 +150,7 @@ class FrontDesk:
 class _Listener(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
     block_on_close = False
+    request_queue_size = BACKLOG
 
 
 class _Handler(socketserver.BaseRequestHandler):

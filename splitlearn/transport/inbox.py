@@ -13,6 +13,7 @@ from splitlearn.errors import PeerError
 
 LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
 RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
+MAX_NAMES = 4  # of clients in a sentence
 REPLACED = "another process has joined as this client: give each its own client.index"
 
 
@@ -53,13 +54,18 @@ class Inbox:
         num_clients: how many there can be.
         timeout_s: how long a request may take to come.
         is_open: the failure of one client is not the run's: it is a request like others.
+        meanwhile: by kind of request that may wait for longer than a call, what it is answered when the client sends it
+            again, so that the client knows that the server is there, and asks anew.
 
     Attributes:
         is_alive: whether a client, that nothing was heard of, is still there; given by the transport.
     """
 
-    def __init__(self, num_clients: int, timeout_s: float, is_open: bool = False):
+    def __init__(
+        self, num_clients: int, timeout_s: float, is_open: bool = False, meanwhile: dict[str, Any] | None = None
+    ):
         self.num_clients, self.timeout_s, self.is_open = num_clients, timeout_s, is_open
+        self.meanwhile = meanwhile or {}
         self.is_alive: Callable[[int], bool] = lambda client: True
         self._latest: list[Request | None] = [None] * num_clients
         self._sessions: list[str | None] = [None] * num_clients
@@ -74,6 +80,9 @@ class Inbox:
             latest = self._latest[client]
             if session == self._sessions[client] and latest is not None and number <= latest.number:
                 if number == latest.number:
+                    if kind in self.meanwhile and not latest.is_taken:
+                        latest.is_taken = True
+                        latest.reply(self.meanwhile[kind])
                     return latest.future
                 request.fail("was answered before")  # a straying copy, that nobody waits for
                 return request.future
@@ -99,26 +108,26 @@ class Inbox:
             return request.future
 
     def meet(self, come_within_s: float) -> list[Request]:
-        """Waits for the hello of every client.
+        """Waits for the hello of every client, so long after the last one that came.
 
         Raises:
             PeerError: a client failed, or did not come.
         """
-        started = time.monotonic()
+        last_came_at, num_left = time.monotonic(), 2 * self.num_clients
         with self.changed:
-            while len(self.new_requests()) < self.num_clients:
+            while missing := sorted(set(range(self.num_clients)) - self.new_requests().keys()):
+                absent = [client for client in missing if not self.is_alive(client)]
+                if len(missing) + len(absent) < num_left:  # many that start on one machine come one after the other
+                    last_came_at, num_left = time.monotonic(), len(missing) + len(absent)
+                waited_s = time.monotonic() - last_came_at
+                if (absent and waited_s > come_within_s) or waited_s > self.timeout_s:
+                    raise PeerError(
+                        f"{_names(absent or missing)} did not come within {waited_s:.0f} s: start all of"
+                        f" num_clients={self.num_clients} clients, or raise rpc.connect_timeout_s"
+                    )
                 self.changed.wait(LOOK_EVERY_S)
                 if self._failure:
                     raise PeerError(self._failure)
-                missing = [client for client in range(self.num_clients) if client not in self.new_requests()]
-                taken_s = time.monotonic() - started
-                absent = [client for client in missing if not self.is_alive(client)]
-                if (absent and taken_s > come_within_s) or (missing and taken_s > self.timeout_s):
-                    names = " and ".join(f"client {client}" for client in absent or missing)
-                    raise PeerError(
-                        f"{names} did not come within {taken_s:.0f} s: start all of num_clients={self.num_clients}"
-                        " clients, or raise rpc.connect_timeout_s"
-                    )
         return [self.take(client, "hello") for client in range(self.num_clients)]
 
     def take(self, client: int, kind: str) -> Request:
@@ -164,3 +173,9 @@ class Inbox:
     def _is_new(self, client: int) -> bool:
         request = self._latest[client]
         return request is not None and not request.is_taken
+
+
+def _names(clients: list[int]) -> str:
+    more = len(clients) - MAX_NAMES
+    names = [f"client {client}" for client in clients[:MAX_NAMES]] + [f"{more} others"] * (more > 0)
+    return " and ".join(names)

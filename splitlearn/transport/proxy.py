@@ -45,7 +45,7 @@ class ServerProxy:
         self._number += 1
         what = self.client, self._session, self._number, kind
         deadline = time.monotonic() + self.patience.call_s
-        wait_s = self.patience.retry_s
+        wait_s = min(self.patience.retry_s, self.patience.call_s / 4)
         num_reconnects = 0
         while True:
             remaining_s = deadline - time.monotonic()

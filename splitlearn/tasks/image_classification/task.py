@@ -88,6 +88,9 @@ class ImageClassification(Task):
                 f"task.class_weights has {len(self.class_weights)} numbers, but the data {about['num_classes']} classes"
             )
 
+    def imports(self, cfg: DictConfig) -> tuple[str, ...]:
+        return ("sklearn.datasets", "sklearn.model_selection") if cfg.data.name == "digits" else ()
+
     def check_about(self, about: Any) -> None:
         names = {"num_classes", "num_train_of_class"} if self.counts else {"num_classes"}
         if not isinstance(about, dict) or about.keys() != names:
