@@ -33,6 +33,7 @@ class Batch:
         half: the client's, of the exchange.
         passage: its way over the channels.
         parts: that it is computed with.
+        num_samples: in it.
         buffers: before the forward pass, where it may be undone; None else.
         message: to send; None where the batch is left out, because it is not finite.
         answer: to it.
@@ -42,6 +43,7 @@ class Batch:
     half: ClientHalf
     passage: Passage
     parts: Parts | Older
+    num_samples: int
     buffers: list[Tensor] | None
     message: Part | None = None
     answer: Future | None = None
@@ -68,13 +70,16 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             stopwatch=client.stopwatch,
         )
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
-        batch = Batch(half, passage, parts, buffers_of(client.trainable.segment) if may_be_undone else None)
+        buffers = buffers_of(client.trainable.segment) if may_be_undone else None
+        batch = Batch(half, passage, parts, client.task.num_samples(targets), buffers)
         _advance(client, batch, None)
     return batch
 
 
 def send(client: Any, batch: Batch) -> None:
     """Sends the batch's next message; `receive` takes the answer."""
+    if batch.message:
+        client.screen.crossed("up", batch.message)
     part = batch.message and batch.message.body()
     step = Step(part, batch.passage.take_errors(), client.wants_to_stop())
     _, answered = client.exchange.rounds[batch.number]
@@ -118,6 +123,9 @@ def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[b
             load_buffers(client.trainable.segment, batch.buffers)
             batch.half.close()
             return False, reply.directive
+        client.screen.crossed("down", reply.part)
+        for part in (batch.message, reply.part):
+            client.screen.trained(part, batch.num_samples)
         with client.stopwatch("client compute"):
             is_over = _advance(client, batch, reply.part)
         if is_over:

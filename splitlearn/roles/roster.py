@@ -24,7 +24,10 @@ from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
 from splitlearn.roles.attendance import Attendance
 from splitlearn.roles.member import Member
-from splitlearn.transport.inbox import LOOK_EVERY_S
+from splitlearn.roles.waiting import Repeated
+from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
+
+QUIET_S = 1.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
 
 
 class Host(Protocol):
@@ -49,13 +52,15 @@ class Roster(Attendance):
             UserError: clients of a fixed fleet did not come, or do not fit.
         """
         self.host = host
+        self._waits = Repeated(self._tell, QUIET_S[self.inbox.where is None])
         if self.is_open:
-            while len(self.here()) < self.quorum:
+            while (number := len(self.here())) < self.quorum:
+                self._waits(f"waiting for clients: {number} of membership.quorum={self.quorum} are there")
                 with self.inbox.changed:
                     self.inbox.changed.wait_for(self.inbox.new_requests, LOOK_EVERY_S)
                 self.sort_out()
             return
-        requests = self.inbox.meet(self.cfg.rpc.connect_timeout_s)
+        requests = self.inbox.meet(self.cfg.rpc.connect_timeout_s, self._wait_for_missing)
         hellos = [
             Hello.parse(request.body, f"client {client}", self.agreement) for client, request in enumerate(requests)
         ]
@@ -67,6 +72,13 @@ class Roster(Attendance):
             self._enrol(client, hello)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
+
+    def _wait_for_missing(self, missing: list[int]) -> None:
+        number, timeout_s = self.cfg.num_clients, self.cfg.rpc.connect_timeout_s
+        if absent := [client for client in missing if not self.inbox.is_alive(client)]:
+            self._waits(f"waiting for {names_of(absent)} of {number} (rpc.connect_timeout_s={timeout_s:g})")
+        else:
+            self._waits(f"waiting for {names_of(missing)} of {number}, which signed in, to load data")
 
     def _compare(self, client: int, hello: Hello) -> None:
         """

@@ -126,8 +126,7 @@ class Server:
             with self.roster.excusing(client):
                 request, _ = self.roster.take(client, Goodbye)
                 request.reply(GoodbyeReply(self.recorder.result).body())
-        if self.roster.is_open:
-            self.inbox.fail("the run has ended without this client")
+        self.inbox.fail("the run has ended without this client")
 
     # Training
 

@@ -10,10 +10,19 @@ from typing import Any
 from torch.futures import Future
 
 from splitlearn.errors import PeerError
+from splitlearn.transport.frontdesk import RETURN_WITHIN_S
 
 LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
-RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
+MAX_NAMES = 8
 REPLACED = "another process has joined as this client: give each its own client.index"
+
+
+def names_of(clients: list[int]) -> str:
+    """Clients in words."""
+    if len(clients) > MAX_NAMES:
+        return f"{len(clients)} clients"
+    *others, last = map(str, clients)
+    return f"clients {', '.join(others)} and {last}" if others else f"client {last}"
 
 
 class Request:
@@ -56,11 +65,15 @@ class Inbox:
 
     Attributes:
         is_alive: whether a client, that nothing was heard of, is still there; given by the transport.
+        troubles: what kept a client from coming, in words, by client; likewise.
+        where: the address that clients on other machines have to reach; likewise.
     """
 
     def __init__(self, num_clients: int, timeout_s: float, is_open: bool = False):
         self.num_clients, self.timeout_s, self.is_open = num_clients, timeout_s, is_open
         self.is_alive: Callable[[int], bool] = lambda client: True
+        self.troubles: dict[int, str] = {}
+        self.where: str | None = None
         self._latest: list[Request | None] = [None] * num_clients
         self._sessions: list[str | None] = [None] * num_clients
         self._failure: str | None = None
@@ -98,26 +111,28 @@ class Inbox:
             self.changed.notify_all()
             return request.future
 
-    def meet(self, come_within_s: float) -> list[Request]:
-        """Waits for the hello of every client.
+    def meet(self, come_within_s: float, waiting: Callable[[list[int]], None] = lambda missing: None) -> list[Request]:
+        """Waits for the hello of every client; `waiting` is called about once a second with those that are missing.
 
         Raises:
             PeerError: a client failed, or did not come.
         """
         started = time.monotonic()
         with self.changed:
-            while len(self.new_requests()) < self.num_clients:
+            while missing := [client for client in range(self.num_clients) if client not in self.new_requests()]:
+                waiting(missing)
                 self.changed.wait(LOOK_EVERY_S)
                 if self._failure:
                     raise PeerError(self._failure)
-                missing = [client for client in range(self.num_clients) if client not in self.new_requests()]
+                missing = [client for client in missing if client not in self.new_requests()]
                 taken_s = time.monotonic() - started
                 absent = [client for client in missing if not self.is_alive(client)]
                 if (absent and taken_s > come_within_s) or (missing and taken_s > self.timeout_s):
-                    names = " and ".join(f"client {client}" for client in absent or missing)
+                    troubles = "; ".join(f"client {client} {self.troubles[client]}" for client in sorted(self.troubles))
                     raise PeerError(
-                        f"{names} did not come within {taken_s:.0f} s: start all of num_clients={self.num_clients}"
-                        " clients, or raise rpc.connect_timeout_s"
+                        f"{names_of(absent or missing)} did not come within {taken_s:.0f} s"
+                        f"{f' ({troubles})' if troubles else ''}: start all of num_clients={self.num_clients} clients,"
+                        f"{f' let them reach {self.where},' if self.where else ''} or raise rpc.connect_timeout_s"
                     )
         return [self.take(client, "hello") for client in range(self.num_clients)]
 
