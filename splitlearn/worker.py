@@ -17,9 +17,11 @@ from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.exchange.messages import Failed
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
+from splitlearn.measure.screen import Screen
 from splitlearn.roles.client import Client
 from splitlearn.roles.server import Server
-from splitlearn.transport import Patience, Place, read_token
+from splitlearn.tasks import task_from
+from splitlearn.transport import Patience, Place, ServerProxy, read_token
 
 DEFAULT_NUM_CLIENTS = 2
 
@@ -44,6 +46,7 @@ def place_from(cfg: DictConfig) -> Place | None:
             num_clients=world_size - 1,
             host=os.environ["MASTER_ADDR"],
             port=int(os.environ["MASTER_PORT"]),
+            desk_port=0 if str(cfg.rpc.port) == os.environ["MASTER_PORT"] else cfg.rpc.port,
             one_machine=os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"],
         )
     if cfg.role is None:
@@ -98,9 +101,9 @@ def _end_with_launcher() -> None:
 def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes) -> float:
     device = config.device_from(cfg.server.device, "server.device")
     display = Display()
-    if not place.one_machine and not place.host.startswith("127.") and place.host != "localhost":
-        display.note(f"RPC listens on {place.host} without encryption: keep strangers away (see docs/reliability.md)")
-    elif place.is_fleet and "TORCHELASTIC_RUN_ID" in os.environ:
+    if not place.one_machine and not place.host.startswith("127.") and place.host not in ("localhost", "::1"):
+        display.note("what crosses is not encrypted: keep strangers away (see docs/reliability.md)")
+    if place.is_fleet and "TORCHELASTIC_RUN_ID" in os.environ:
         display.note(
             f"torchrun's store listens on every interface of this machine, port {place.port}: keep strangers away (see"
             " docs/reliability.md)"
@@ -108,30 +111,51 @@ def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience,
     recorder = Recorder(cfg, folder, display)
     server = Server(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
     try:
-        with transport.connect(place, patience, token, server):
+        with transport.connect(place, patience, token, server, display.tell):
             try:
                 return server.run()
             except BaseException as error:
-                server.inbox.fail(_in_words(error))
+                server.inbox.fail(f"the server ended the run: {_in_words(error)}")
                 raise
     finally:
         recorder.close()
 
 
 def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes) -> float:
-    with transport.connect(place, patience, token) as server:
+    screen = _screen_of(place)
+    try:
+        with transport.connect(place, patience, token, tell=screen.tell) as server:
+            result = _be_client(cfg, place, server, screen)
+    except KeyboardInterrupt:
+        screen.tell("interrupted")
+        raise
+    first = task_from(cfg).metrics[0]
+    screen.tell(f"the run has finished, with a test {first.title} of {first.form(result)}")
+    return result
+
+
+def _screen_of(place: Place) -> Screen:
+    """A client's screen: shown where the server's console is another."""
+    local, world = (os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    is_beside_server = place.one_machine or (world and (local == world or os.environ.get("GROUP_RANK") == "0"))
+    screen = Screen(f"client {place.rank - 1}" if place.is_fleet and local != "1" else "", not is_beside_server)
+    screen.tell(f"splitlearn client {place.rank - 1} of {place.num_clients}")
+    return screen
+
+
+def _be_client(cfg: DictConfig, place: Place, server: ServerProxy, screen: Screen) -> float:
+    try:
+        device = config.device_from(cfg.client.device, "client.device")
+        return Client(cfg, place.rank - 1, device, server, screen).run()
+    except (PeerError, Stopped):
+        raise
+    except BaseException as error:
         try:
-            device = config.device_from(cfg.client.device, "client.device")
-            return Client(cfg, place.rank - 1, device, server).run()
-        except (PeerError, Stopped):
-            raise
-        except BaseException as error:
-            try:
-                server.call(Failed.kind, *Failed(_in_words(error)).body())
-            except PeerError as answer:
-                if isinstance(error, UserError):
-                    error.is_told = answer.is_told
-            raise
+            server.call(Failed.kind, *Failed(_in_words(error)).body())
+        except PeerError as answer:
+            if isinstance(error, UserError):
+                error.is_told = answer.is_told
+        raise
 
 
 def _in_words(error: BaseException) -> str:

@@ -34,7 +34,14 @@ class Part:
 
     def targets_bytes(self) -> int:
         """Bytes of targets in it."""
-        return sum(getattr(self, name).nbytes for name, hint in _hints(type(self)).items() if hint is Targets)
+        return self._bytes_of(Targets)
+
+    def payload_bytes(self) -> int:
+        """Bytes of payloads in it."""
+        return self._bytes_of(Wire)
+
+    def _bytes_of(self, kind: Any) -> int:
+        return sum(getattr(self, name).nbytes for name, hint in _hints(type(self)).items() if hint is kind)
 
     @classmethod
     def parse(cls, body: Any, agreement: Agreement) -> Part:

@@ -31,6 +31,10 @@ class Display:
     def note(self, text: str) -> None:
         self.console.print(f"[yellow]{text}[/]", soft_wrap=True)
 
+    def tell(self, text: str) -> None:
+        """A line as it is, from any thread."""
+        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def start(self, num_epochs: int, num_steps: int, done: int, num_clients: int) -> None:
         """Shows progress, after `done` steps, through epochs of `num_steps` steps of up to `num_clients` clients."""
         self.num_epochs, self.num_steps, self.num_clients = num_epochs, num_steps, num_clients
@@ -64,21 +68,12 @@ class Display:
     ) -> None:
         if self._progress:  # where clients come and go, an epoch had more steps or fewer
             self._progress.update(self._task, completed=epoch * self.num_steps)
-        width = len(str(self.num_epochs))
-        train, test = "no batch was finite", ""
         first = task.metrics[0]
-        if "loss" in line:
-            shown = f" train {first.form(line[first.name]):>6}" if first.name in line else ""
-            train = f"loss {line['loss']:.4f}{shown}"
-        if evaluation:
-            test = f" test {first.form(evaluation[first.name]):>6}"
-            if evaluation["samples"] != evaluation["samples_in_all"]:
-                test += f" {over_in_words(evaluation, self.num_clients)}"
-        self.console.print(
-            f"epoch {epoch:{width}}/{self.num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
-            f" {line['seconds']:.1f} s",
-            soft_wrap=True,
-        )
+        test = f" test {first.form(evaluation[first.name]):>6}" if evaluation else ""
+        if evaluation and evaluation["samples"] != evaluation["samples_in_all"]:
+            test += f" {over_in_words(evaluation, self.num_clients)}"
+        text = epoch_line(epoch, self.num_epochs, line, task, up_bytes, down_bytes, test)
+        self.console.print(text, soft_wrap=True)
 
     def stop(self) -> None:
         if self._progress:
@@ -115,6 +110,20 @@ class Display:
             + " · ".join(f"{phase} {1e3 * seconds:.1f}" for phase, seconds in phases.items()),
             soft_wrap=True,
         )
+
+
+def epoch_line(
+    epoch: int, num_epochs: int, line: dict[str, Any], task: Task, up_bytes: int, down_bytes: int, test: str = ""
+) -> str:
+    """What an epoch came to: `line` has its seconds and, where there were any batches, its loss and metrics."""
+    train, first = "no batch was finite", task.metrics[0]
+    if "loss" in line:
+        shown = f" train {first.form(line[first.name]):>6}" if first.name in line else ""
+        train = f"loss {line['loss']:.4f}{shown}"
+    return (
+        f"epoch {epoch:{len(str(num_epochs))}}/{num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
+        f" {line['seconds']:.1f} s"
+    )
 
 
 def _times(value: float) -> str:

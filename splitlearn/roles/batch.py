@@ -34,6 +34,7 @@ class Batch:
         half: the client's, of the exchange.
         passage: its way over the channels.
         parts: that it is computed with.
+        num_samples: in it.
         buffers: before the forward pass, where it may be undone; None else.
         share: of the samples of an optimizer step (see Trainable.share).
         message: to send; None where the batch is left out, because it is not finite.
@@ -44,6 +45,7 @@ class Batch:
     half: ClientHalf
     passage: Passage
     parts: Parts | Older
+    num_samples: int
     buffers: list[Tensor] | None
     share: float
     message: Part | None = None
@@ -72,13 +74,16 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         )
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
-        batch = Batch(half, passage, parts, buffers, share_of(progress.batch, client.data.num_train, cfg))
+        num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
+        batch = Batch(half, passage, parts, num_samples, buffers, share)
         _advance(client, batch, None)
     return batch
 
 
 def send(client: Any, batch: Batch) -> None:
     """Sends the batch's next message; `receive` takes the answer."""
+    if batch.message:
+        client.screen.crossed("up", batch.message)
     part = batch.message and batch.message.body()
     step = Step(part, batch.passage.take_errors(), client.wants_to_stop())
     _, answered = client.exchange.rounds[batch.number]
@@ -122,6 +127,9 @@ def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[f
             load_buffers(client.trainable.segment, batch.buffers)
             batch.half.close()
             return 0.0, reply
+        client.screen.crossed("down", reply.part)
+        for part in (batch.message, reply.part):
+            client.screen.trained(part, batch.num_samples)
         with client.stopwatch("client compute"):
             is_over = _advance(client, batch, reply.part)
         if is_over:

@@ -29,6 +29,7 @@ from splitlearn.exchange.messages import (
     WeightsReply,
     Welcome,
 )
+from splitlearn.measure.screen import Screen
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.entering import enters
 from splitlearn.roles.evaluation import evaluate
@@ -53,10 +54,14 @@ class Client:
         index: which client this is, 0 to num_clients-1.
         device: of its parts of the network.
         server: takes this client's calls.
+        screen: shows the user how it goes; None where another rank does.
     """
 
-    def __init__(self, cfg: DictConfig, index: int, device: torch.device, server: ServerProxy):
+    def __init__(
+        self, cfg: DictConfig, index: int, device: torch.device, server: ServerProxy, screen: Screen | None = None
+    ):
         self.cfg, self.index, self.device, self.server = cfg, index, device, server
+        self.screen = screen or Screen(is_shown=False)
         self.task, self.exchange, self.topology = task_from(cfg), exchange_from(cfg), topology_from(cfg)
         self.channels = channels_of(cfg, self.exchange)
         self.agreement = Agreement(cfg, self.task, self.channels)
@@ -68,6 +73,8 @@ class Client:
     def run(self) -> float:
         """Trains and evaluates with the others; returns the run's result, the first of the task's metrics."""
         self.load_data()
+        if self.cfg.num_clients > 1:
+            self.screen.tell("waiting for the other clients")
         with self.stop:
             while True:
                 try:
@@ -77,6 +84,7 @@ class Client:
                 except Rejoin:
                     if self.wants_to_stop():
                         raise Stopped(LEFT, self.stop.asked_by) from None
+                    self.screen.tell("joining again: the server was started anew, or went on without this client")
                 except Overdue as overdue:
                     raise Stopped(self.leave(*overdue.args), self.stop.asked_by) from None
                 except PeerError as error:
@@ -103,6 +111,12 @@ class Client:
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
         self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
         self.is_in = True
+        goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
+        self.screen.tell(
+            f"joined as client {self.index} of {self.cfg.num_clients}, {data.num_train:,} training samples, cut"
+            f" {self.cfg.cut}{goes_on}"
+        )
+        self.screen.start()
 
     def train(self) -> None:
         """What is left of the run."""
@@ -110,6 +124,7 @@ class Client:
             self.topology.train_client(self)
             if evaluates(self.cfg, self.progress.epoch):
                 evaluate(self)
+            self.screen.epoch(self.progress.epoch, self.cfg.epochs, self.task)
             self.progress.end_epoch()
 
     def train_batches(self) -> None:

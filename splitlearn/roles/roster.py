@@ -25,8 +25,11 @@ from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, We
 from splitlearn.exchange.rounds import Round, RoundReply
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import Rounds
+from splitlearn.roles.waiting import Repeated
 from splitlearn.tasks.origin import Origin, disagreement, same_data
-from splitlearn.transport.inbox import LOOK_EVERY_S
+from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
+
+QUIET_S = 1.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
 
 
 class Host(Protocol):
@@ -54,13 +57,15 @@ class Roster(Rounds):
             UserError: clients of a fixed fleet did not come, or do not fit.
         """
         self.host = host
+        self._waits = Repeated(self._tell, QUIET_S[self.inbox.where is None])
         if self.is_open:
-            while len(self.here()) < self.quorum:
+            while (number := len(self.here())) < self.quorum:
+                self._waits(f"waiting for clients: {number} of membership.quorum={self.quorum} are there")
                 with self.inbox.changed:
                     self.inbox.changed.wait_for(self.inbox.new_requests, LOOK_EVERY_S)
                 self.sort_out()
             return
-        requests = self.inbox.meet(self.cfg.rpc.connect_timeout_s)
+        requests = self.inbox.meet(self.cfg.rpc.connect_timeout_s, self._wait_for_missing)
         hellos = [
             Hello.parse(request.body, f"client {client}", self.agreement) for client, request in enumerate(requests)
         ]
@@ -72,6 +77,13 @@ class Roster(Rounds):
         host.build(self.about)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
+
+    def _wait_for_missing(self, missing: list[int]) -> None:
+        number, timeout_s = self.cfg.num_clients, self.cfg.rpc.connect_timeout_s
+        if absent := [client for client in missing if not self.inbox.is_alive(client)]:
+            self._waits(f"waiting for {names_of(absent)} of {number} (rpc.connect_timeout_s={timeout_s:g})")
+        else:
+            self._waits(f"waiting for {names_of(missing)} of {number}, which signed in, to load data")
 
     def _compare(self, client: int, hello: Hello) -> None:
         """

@@ -138,8 +138,7 @@ class Server:
             with self.roster.excusing(client):
                 request, _ = self.roster.take(client, Goodbye)
                 request.reply(GoodbyeReply(self.recorder.result).body())
-        if self.roster.is_open:
-            self.inbox.fail("the run has ended without this client")
+        self.inbox.fail("the run has ended without this client")
 
     def weights(self) -> dict[str, Any]:
         """The weights that the run has now, by the file that they go to at its end."""

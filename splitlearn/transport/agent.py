@@ -5,6 +5,11 @@ torchrun starts all anew. `start_agent` does what it does inside, for one. It ne
 others' addresses in a store, so that one of its own is enough. Checked with torch 2.11 to 2.15.
 """
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed as dist
 import torch.distributed.rpc as rpc
@@ -12,9 +17,14 @@ import torch.distributed.rpc as rpc
 from splitlearn.errors import UserError
 from splitlearn.transport.place import SERVER, Patience
 
+INTERFACE = "TP_SOCKET_IFNAME"  # the environment variable that says where RPC listens
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+
 
 def start_agent(name: str, number: int, patience: Patience, server_address: str | None = None) -> str:
     """Starts this process's RPC agent, which knows itself and, on a client, the server; returns its address.
+
+    It listens on the loopback alone: what comes from other machines comes by relay.py.
 
     Raises:
         UserError: this version of torch keeps its parts elsewhere.
@@ -32,8 +42,11 @@ def start_agent(name: str, number: int, patience: Patience, server_address: str 
                 (f"addrs/{SERVER}", server_address),
             ):
                 store.set(key, value)
-        autograd._init(number)
-        agent = TensorPipeAgent(store, name, number, None, _options(patience), {}, [])
+        # For distributed autograd, which nothing here uses. It would take one number for ever, and a client that comes
+        # back to a server that was started anew may get another one.
+        autograd._init(0)
+        with _loopback():
+            agent = TensorPipeAgent(store, name, number, None, _options(patience), {}, [])
         rpc.api._init_rpc_states(agent)
         return store.get(f"addrs/{name}").decode()
     except (ImportError, AttributeError, TypeError) as error:
@@ -44,6 +57,20 @@ def start_agent(name: str, number: int, patience: Patience, server_address: str 
 
 def _options(patience: Patience) -> rpc.TensorPipeRpcBackendOptions:
     return rpc.TensorPipeRpcBackendOptions(_transports=["uv"], _channels=["basic"], rpc_timeout=patience.call_s)
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """The interface that RPC listens on, for what is started within this alone."""
+    before = os.environ.get(INTERFACE)
+    os.environ[INTERFACE] = LOOPBACK
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[INTERFACE]
+        else:
+            os.environ[INTERFACE] = before
 
 
 def stop_agent() -> None:

@@ -7,34 +7,30 @@ launching process has started together, the TCP store that they share.
 
 from __future__ import annotations
 
-import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed.rpc as rpc
 
-from splitlearn.errors import PeerError
 from splitlearn.transport import delivery
-from splitlearn.transport.agent import has_agent, start_agent, stop_agent
-from splitlearn.transport.entry import Unreachable, enter
+from splitlearn.transport.agent import start_agent, stop_agent
+from splitlearn.transport.entry import NoServer, Unreachable
 from splitlearn.transport.frontdesk import FrontDesk
-from splitlearn.transport.interface import bound_interface
-from splitlearn.transport.place import SERVER, Patience, Place
+from splitlearn.transport.link import RECONNECT_EVERY_S, Link
+from splitlearn.transport.place import SERVER, Patience, Place, shown
 from splitlearn.transport.proxy import ServerProxy
-from splitlearn.transport.store import announce, count_fleet, desk_in, join_store
+from splitlearn.transport.store import announce, count_fleet, desk_in, join_store, own_address
 from splitlearn.transport.unpickler import closed
 
 FAREWELL_S = 10.0  # how long the server waits at the end for clients that have not left, such as one that is stopped
-RECONNECT_EVERY_S = 0.5
-FLEET_RECONNECT_S = 5.0  # then the launcher knows better
-
-_worker_id = 0  # of this process, as its first server gave it; RPC takes no other one after
 
 
 @contextmanager
-def connect(place: Place, patience: Patience, token: bytes, served: Any = None) -> Iterator[ServerProxy | None]:
+def connect(
+    place: Place, patience: Patience, token: bytes, served: Any = None, tell: Callable[[str], None] = lambda text: None
+) -> Iterator[ServerProxy | None]:
     """Meets the other ranks, starts RPC, and ends it on the way out.
 
     Args:
@@ -42,6 +38,7 @@ def connect(place: Place, patience: Patience, token: bytes, served: Any = None) 
         patience: how long what may take.
         token: lets clients in (see frontdesk.py); the same on all ranks.
         served: on the server, the object with an `inbox`.
+        tell: shows the user a line; any thread may call it.
 
     Yields:
         A ServerProxy on a client; None on the server.
@@ -51,91 +48,89 @@ def connect(place: Place, patience: Patience, token: bytes, served: Any = None) 
     """
     if place.is_fleet:
         count_fleet()
-    with closed([delivery.deliver]), bound_interface(place) as address:
+    with closed([delivery.deliver]):
         if place.rank == 0:
-            with _serve(place, address, patience, token, served):
+            with _serve(place, patience, token, served, tell):
                 yield None
         else:
-            with _enter(place, patience, token) as proxy:
+            with _enter(place, patience, token, tell) as proxy:
                 yield proxy
 
 
 @contextmanager
-def _serve(place: Place, address: str, patience: Patience, token: bytes, served: Any) -> Iterator[None]:
+def _serve(place: Place, patience: Patience, token: bytes, served: Any, tell: Callable[[str], None]) -> Iterator[None]:
     inbox = served.inbox
 
     def notify() -> None:
         with inbox.changed:
             inbox.changed.notify_all()
 
-    rpc_address = start_agent(SERVER, 0, patience)
-    desk = None
+    rpc_address = start_agent(SERVER, 0, patience).removeprefix("uv://")
+    desk, why = None, "its run is over"
     try:
-        host, port = (address, 0) if place.is_fleet else (place.host, place.port)
-        desk = FrontDesk(host, port, rpc_address, place.num_clients, token, notify, inbox.is_open, patience.call_s)
+        host, port = (own_address(place), place.desk_port) if place.is_fleet else (place.host, place.port)
+        desk = FrontDesk(
+            host, port, rpc_address, place.num_clients, token, notify, inbox.is_open, patience.call_s, tell
+        )
         delivery.served = rpc.RRef(delivery.Served(inbox, desk))
-        inbox.is_alive = desk.is_present
+        inbox.is_alive, inbox.troubles = desk.is_present, desk.troubles
+        if not place.one_machine:
+            inbox.where = shown(place.host, desk.port)
+            tell(f"listening at {inbox.where}{_beside(place, host)}")
         if place.is_fleet:
-            announce(join_store(place, patience.connect_s), host, desk.port)
+            announce(join_store(place, patience.connect_s), desk.port)
         yield
+    except BaseException as error:
+        why = str(error) or type(error).__name__
+        raise
     finally:
         if desk is not None:
             deadline = time.monotonic() + FAREWELL_S  # so that the last answers arrive
-            while time.monotonic() < deadline and any(map(desk.is_present, range(place.num_clients))):
+            while time.monotonic() < deadline and any(map(desk.is_expected, range(place.num_clients))):
                 time.sleep(0.02)
-            desk.close()
+            desk.close(why)
         delivery.served = None
         stop_agent()
 
 
+def _beside(place: Place, host: str) -> str:
+    if place.is_fleet:
+        return f", beside torchrun's store at {shown(place.host, place.port)}: clients have to reach both ports"
+    index = f"<0 to {place.num_clients - 1}>" if place.num_clients > 1 else "0"
+    return (
+        f": start each client with role=client num_clients={place.num_clients} client.index={index}"
+        " rpc.host=<this machine> rpc.port=<this port> and the same options"
+    )
+
+
+def _explained(error: Unreachable, place: Place) -> Unreachable:
+    """What to do where torchrun's store is reached and the server is not."""
+    if place.one_machine or not place.is_fleet:
+        return error
+    return Unreachable(
+        f"{error}. torchrun's store at {shown(place.host, place.port)} does answer: let the other port through the"
+        " firewall too, which rpc.port=<number> fixes on the server"
+    )
+
+
 @contextmanager
-def _enter(place: Place, patience: Patience, token: bytes) -> Iterator[ServerProxy]:
-    global _worker_id
-    client, session = place.rank - 1, secrets.token_hex(16)
+def _enter(place: Place, patience: Patience, token: bytes, tell: Callable[[str], None]) -> Iterator[ServerProxy]:
     deadline = time.monotonic() + patience.connect_s
+    tell(f"waiting for the server at {shown(place.host, place.port)} (rpc.connect_timeout_s={patience.connect_s:g})")
     store = join_store(place, patience.connect_s) if place.is_fleet else None
-    while True:
-        host, port = desk_in(store, place, deadline) if store else (place.host, place.port)
-        try:
-            timeout_s = RECONNECT_EVERY_S if store else patience.connect_s
-            entry = enter(host, port, client, _worker_id, session, token, timeout_s)
-            break
-        except Unreachable:
-            # A fleet that torchrun has started again finds the desk of the one before, until its server has come.
-            if store is None or time.monotonic() > deadline:
-                raise
-            time.sleep(RECONNECT_EVERY_S)
-
-    def reconnect(deadline: float) -> tuple[str, bytes]:
-        """Connects anew, to the same server or to one that was started since, which may take until `deadline`.
-
-        Returns:
-            The address of its RPC, and the key to sign with.
-        """
-        nonlocal entry
-        before = entry  # stays connected until then, so that a server that is there does not take this client for gone
-        stop_agent()
-        if place.is_fleet:
-            deadline = min(deadline, time.monotonic() + FLEET_RECONNECT_S)
-        while True:
-            time.sleep(RECONNECT_EVERY_S)
-            try:
-                entry = enter(host, port, client, _worker_id, session, token, RECONNECT_EVERY_S)
-                break
-            except Unreachable:
-                if time.monotonic() > deadline:
-                    raise PeerError(
-                        f"the server at {host}:{port} is gone: its process ended or the connection broke"
-                    ) from None
-        before.connection.close()
-        start_agent(place.name, entry.id, patience, entry.address)
-        return entry.address, entry.key
-
+    link = Link(place, place.host, place.port, patience, token, tell)
     try:
-        _worker_id = entry.id
-        start_agent(place.name, entry.id, patience, entry.address)
-        yield ServerProxy(client, f"{host}:{port}", patience, session, entry.key, reconnect)
+        while True:
+            if store:
+                link.port = desk_in(store, place, deadline)
+            try:
+                link.open(deadline, RECONNECT_EVERY_S if store else max(RECONNECT_EVERY_S, deadline - time.monotonic()))
+                break
+            except Unreachable as error:
+                # A fleet that torchrun has started again finds the desk of the one before, until its server has come.
+                if time.monotonic() > deadline or (isinstance(error, NoServer) and not store):
+                    raise _explained(error, place) from None
+                time.sleep(RECONNECT_EVERY_S)
+        yield ServerProxy(link)
     finally:
-        entry.connection.close()
-        if has_agent():
-            stop_agent()
+        link.close()

@@ -8,8 +8,11 @@ import time
 from dataclasses import dataclass
 
 from splitlearn.errors import PeerError
-from splitlearn.transport.handshake import MALFORMED, Line, calls_key
+from splitlearn.transport.handshake import MALFORMED, Line, Strange, calls_key
+from splitlearn.transport.place import shown
 from splitlearn.transport.token import TOKEN_VARIABLE, is_signed, sign
+
+ATTEMPT_S = 2.0, 5.0  # of a connection to one address, since a name may have several and only one that answers
 
 
 @dataclass
@@ -26,23 +29,36 @@ class Unreachable(PeerError):
     """No server is there, or it went away meanwhile. A later one may let this client in."""
 
 
-def enter(host: str, port: int, client: int, number: int, session: str, token: bytes, timeout_s: float) -> Entry:
-    """Signs in at the server's front desk, which may take `timeout_s` to be there.
+class NoServer(Unreachable):
+    """Something is there that is no server of ours."""
+
+
+def enter(
+    host: str,
+    port: int,
+    client: int,
+    number: int,
+    session: str,
+    token: bytes,
+    timeout_s: float,
+    within_s: float | None = None,
+) -> Entry:
+    """Signs in at the server's front desk, which may take `timeout_s` to be there, and `within_s` to let it in.
 
     Raises:
         Unreachable: no server came, or it went away.
         PeerError: it has another token, or does not let this client in.
     """
     connection = reach(host, port, timeout_s)
-    refused = f"the server at {host}:{port} does not let client {client} in"
-    mend = f"give all the same {TOKEN_VARIABLE} or rpc.token_file, and the same num_clients"
+    where = shown(host, port)
+    refused = f"the server at {where} does not let client {client} in"
     try:
-        line = Line(connection)
+        line = Line(connection, within_s)
         nonce = secrets.token_hex(16)
         line.send({"nonce": nonce, "client": client, "id": number, "session": session})
         answer = line.receive()
         if not is_signed(answer["proof"], token, "server", nonce):
-            raise PeerError(f"{refused} (it has another token): {mend}")
+            raise PeerError(f"{refused} (it has another token): give all the same {TOKEN_VARIABLE} or rpc.token_file")
         other = str(answer["nonce"])
         line.send({"proof": sign(token, "client", other, client, number, session)})
         told = line.receive()
@@ -54,7 +70,42 @@ def enter(host: str, port: int, client: int, number: int, session: str, token: b
         connection.close()
         if isinstance(error, PeerError):
             raise
-        raise Unreachable(f"{refused} ({error}): {mend}") from None
+        if isinstance(error, TimeoutError):
+            raise Unreachable(
+                f"{where} takes the connection of client {client} and says nothing: the server is stopped, or another"
+                " program has that port (rpc.host, rpc.port)"
+            ) from None
+        if isinstance(error, Strange | KeyError | TypeError):
+            raise NoServer(
+                f"what answers at {where} is no server of splitlearn ({error}): set rpc.host and rpc.port to the"
+                " server's"
+            ) from None
+        raise Unreachable(
+            f"{where} ends the connection of client {client} ({error}): start the server, or set rpc.host and rpc.port"
+        ) from None
+
+
+def open_rpc(host: str, port: int, client: int, session: str, key: bytes, within_s: float) -> socket.socket:
+    """A connection to the server's RPC agent, through the front desk's port.
+
+    Raises:
+        PeerError: it is not let through.
+    """
+    connection = reach(host, port, min(ATTEMPT_S[1], within_s))
+    try:
+        line = Line(connection, within_s)
+        line.send({"rpc": session, "client": client})
+        line.send({"proof": sign(key, "rpc", str(line.receive()["nonce"]))})
+        told = line.receive()
+        if told.get("open") is not True:
+            raise PeerError(f"refused: {told['refused']}")
+        connection.settimeout(None)
+        return connection
+    except MALFORMED as error:
+        connection.close()
+        if isinstance(error, PeerError):
+            raise
+        raise Unreachable(str(error)) from None
 
 
 def reach(host: str, port: int, timeout_s: float) -> socket.socket:
@@ -62,11 +113,20 @@ def reach(host: str, port: int, timeout_s: float) -> socket.socket:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return socket.create_connection((host, port), timeout=max(0.1, timeout_s))
-        except OSError as error:
+            remaining_s = deadline - time.monotonic()
+            return socket.create_connection((host, port), timeout=min(max(ATTEMPT_S[0], remaining_s), ATTEMPT_S[1]))
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, UnicodeError) or (
+                isinstance(error, socket.gaierror) and error.errno != socket.EAI_AGAIN
+            ):
+                raise PeerError(
+                    f"rpc.host={host} is not known ({getattr(error, 'strerror', error)}): give the server's name or"
+                    " address, with torchrun as its --master-addr"
+                ) from None
             if time.monotonic() > deadline:
+                why = "no answer: a firewall may drop it" if isinstance(error, TimeoutError) else error.strerror
                 raise Unreachable(
-                    f"no server at {host}:{port} within {timeout_s:g} s ({error.strerror or error}): start it, or set"
-                    " rpc.host, rpc.port and rpc.connect_timeout_s"
+                    f"no server at {shown(host, port)} ({why or error}): start it, or set rpc.host, rpc.port and"
+                    " rpc.connect_timeout_s"
                 ) from None
             time.sleep(min(0.2, timeout_s))

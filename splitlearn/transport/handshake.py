@@ -5,10 +5,16 @@ Both prove that they have the token without sending it: each signs what the othe
     client: {"nonce": …, "client": 3, "id": 0 or that of before, "session": drawn once by each process for each run}
     server: {"nonce": …, "proof": sign("server", client's nonce)}
     client: {"proof": sign("client", server's nonce, client, id, session)}
-    server: {"address": "uv://…", "id": …} or {"refused": why}
+    server: {"address": "127.0.0.1:…", "id": …} or {"refused": why}
+            … and when the server ends, if it can: {"ended": why}; when the client leaves: {}
 
 What was drawn gives both a key, which signs the client's calls as long as this connection lasts. So what somebody has
-recorded of an earlier one is worth nothing.
+recorded of an earlier one is worth nothing. With it a client opens connections of RPC at the same port (see relay.py):
+
+    client: {"rpc": session, "client": 3}
+    server: {"nonce": …}
+    client: {"proof": sign with the key("rpc", server's nonce)}
+    server: {"open": true} or {"refused": why}, and from then on both are RPC's
 """
 
 import json
@@ -23,11 +29,21 @@ HANDSHAKE_S = 10.0
 MALFORMED = (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError)
 
 
-class Line:
-    """A connection that signs in: messages of one line of JSON each, all of them within HANDSHAKE_S."""
+class Strange(ValueError):
+    """What came is no line of a sign-in."""
 
-    def __init__(self, connection: socket.socket):
-        self._connection, self._deadline = connection, time.monotonic() + HANDSHAKE_S
+
+class Line:
+    """A connection that signs in: messages of one line of JSON each, all of them within HANDSHAKE_S.
+
+    Args:
+        connection: to talk on.
+        within_s: where all of them have less time than that.
+    """
+
+    def __init__(self, connection: socket.socket, within_s: float | None = None):
+        seconds = HANDSHAKE_S if within_s is None else min(HANDSHAKE_S, within_s)
+        self._connection, self._deadline = connection, time.monotonic() + seconds
 
     def send(self, message: dict) -> None:
         self._connection.sendall(json.dumps(message).encode() + b"\n")
@@ -38,11 +54,14 @@ class Line:
             self._connection.settimeout(max(0.001, self._deadline - time.monotonic()))
             part = self._connection.recv(LINE_NBYTES - len(line))
             if not part:
-                raise ValueError("the connection ended" if len(line) < LINE_NBYTES else "too long a line")
+                raise ValueError("the connection ended") if len(line) < LINE_NBYTES else Strange("too long a line")
             line += part
-        message = json.loads(line)
+        try:
+            message = json.loads(line)
+        except ValueError:
+            raise Strange(f"it says {line[:40]!r}") from None
         if not isinstance(message, dict):
-            raise ValueError("not a message")
+            raise Strange("not a message")
         return message
 
 

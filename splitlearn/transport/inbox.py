@@ -10,11 +10,18 @@ from typing import Any
 from torch.futures import Future
 
 from splitlearn.errors import PeerError
+from splitlearn.transport.frontdesk import RETURN_WITHIN_S
 
 LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
-RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
 MAX_NAMES = 4  # of clients in a sentence
 REPLACED = "another process has joined as this client: give each its own client.index"
+
+
+def names_of(clients: list[int]) -> str:
+    """Clients in words, the first few by their numbers."""
+    more = len(clients) - MAX_NAMES
+    *others, last = [*map(str, clients[:MAX_NAMES]), *([f"{more} others"] if more > 0 else [])]
+    return f"clients {', '.join(others)} and {last}" if others else f"client {last}"
 
 
 class Request:
@@ -59,6 +66,8 @@ class Inbox:
 
     Attributes:
         is_alive: whether a client, that nothing was heard of, is still there; given by the transport.
+        troubles: what kept a client from coming, in words, by client; likewise.
+        where: the address that clients on other machines have to reach; likewise.
     """
 
     def __init__(
@@ -67,6 +76,8 @@ class Inbox:
         self.num_clients, self.timeout_s, self.is_open = num_clients, timeout_s, is_open
         self.meanwhile = meanwhile or {}
         self.is_alive: Callable[[int], bool] = lambda client: True
+        self.troubles: dict[int, str] = {}
+        self.where: str | None = None
         self._latest: list[Request | None] = [None] * num_clients
         self._sessions: list[str | None] = [None] * num_clients
         self._failure: str | None = None
@@ -107,8 +118,12 @@ class Inbox:
             self.changed.notify_all()
             return request.future
 
-    def meet(self, come_within_s: float) -> list[Request]:
+    def meet(
+        self, come_within_s: float, waiting: Callable[[list[int]], None] = lambda missing: None
+    ) -> list[Request]:
         """Waits for the hello of every client, so long after the last one that came.
+
+        `waiting` is called about once a second with those that are missing.
 
         Raises:
             PeerError: a client failed, or did not come.
@@ -121,10 +136,13 @@ class Inbox:
                     last_came_at, num_left = time.monotonic(), len(missing) + len(absent)
                 waited_s = time.monotonic() - last_came_at
                 if (absent and waited_s > come_within_s) or waited_s > self.timeout_s:
+                    troubles = "; ".join(f"client {client} {self.troubles[client]}" for client in sorted(self.troubles))
                     raise PeerError(
-                        f"{_names(absent or missing)} did not come within {waited_s:.0f} s: start all of"
-                        f" num_clients={self.num_clients} clients, or raise rpc.connect_timeout_s"
+                        f"{names_of(absent or missing)} did not come within {waited_s:.0f} s"
+                        f"{f' ({troubles})' if troubles else ''}: start all of num_clients={self.num_clients} clients,"
+                        f"{f' let them reach {self.where},' if self.where else ''} or raise rpc.connect_timeout_s"
                     )
+                waiting(missing)
                 self.changed.wait(LOOK_EVERY_S)
                 if self._failure:
                     raise PeerError(self._failure)
@@ -173,9 +191,3 @@ class Inbox:
     def _is_new(self, client: int) -> bool:
         request = self._latest[client]
         return request is not None and not request.is_taken
-
-
-def _names(clients: list[int]) -> str:
-    more = len(clients) - MAX_NAMES
-    names = [f"client {client}" for client in clients[:MAX_NAMES]] + [f"{more} others"] * (more > 0)
-    return " and ".join(names)

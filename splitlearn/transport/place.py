@@ -14,6 +14,7 @@ class Place:
         num_clients: clients in the run.
         host, port: where the ranks meet.
         is_fleet: all ranks were started together, and meet at a TCP store; else at the server's front desk.
+        desk_port: where the front desk of a fleet is, beside the store; 0 for a free one.
         one_machine: all ranks are on this machine, on one console.
     """
 
@@ -22,11 +23,17 @@ class Place:
     host: str
     port: int
     is_fleet: bool = True
+    desk_port: int = 0
     one_machine: bool = False
 
     @property
     def name(self) -> str:
         return rank_name(self.rank)
+
+
+def shown(host: str, port: int) -> str:
+    """An address in words."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def rank_name(rank: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch.distributed.rpc as rpc
@@ -12,27 +11,16 @@ from torch.futures import Future
 
 from splitlearn.errors import PeerError, Rejoin
 from splitlearn.transport.delivery import deliver
-from splitlearn.transport.interface import INTERFACE
-from splitlearn.transport.place import SERVER, Patience
+from splitlearn.transport.link import PROOF_S, Link
+from splitlearn.transport.place import SERVER
 from splitlearn.transport.token import sign
-
-MAX_RECONNECTS = 10  # in a row, with the server there each time and its RPC not
 
 
 class ServerProxy:
-    """The client's side: calls to the server."""
+    """The client's side: calls to the server, over a link that is kept up."""
 
-    def __init__(
-        self,
-        client: int,
-        address: str,
-        patience: Patience,
-        session: str,
-        key: bytes,
-        reconnect: Callable[[float], tuple[str, bytes]],
-    ):
-        self.client, self.address, self.patience = client, address, patience
-        self._session, self._key, self._reconnect = session, key, reconnect
+    def __init__(self, link: Link):
+        self.link, self.client, self.patience = link, link.client, link.patience
         self._number = 0
 
     def call(self, kind: str, *body: Any) -> Any:
@@ -43,35 +31,33 @@ class ServerProxy:
             Rejoin: the server does not know this client any more, and waits for its hello.
         """
         self._number += 1
-        what = self.client, self._session, self._number, kind
+        what = self.client, self.link.session, self._number, kind
         deadline = time.monotonic() + self.patience.call_s
         wait_s = min(self.patience.retry_s, self.patience.call_s / 4)
-        num_reconnects = 0
+        is_told = False
         while True:
-            remaining_s = deadline - time.monotonic()
+            remaining_s, renewals = deadline - time.monotonic(), self.link.renewals
             try:
                 timeout_s = max(0.1, min(wait_s, remaining_s))
-                arguments = (*what, sign(self._key, *what), body)
+                arguments = (*what, sign(self.link.key, *what), body)
                 status, value = _wait(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=timeout_s))
-                if status == "unsigned":  # the front desk takes this client for gone
-                    raise RuntimeError(value)
-                break
+                if status != "unsigned":
+                    break
+                is_late = False  # the front desk takes this client for gone
             except RuntimeError as error:
-                if "timeout" not in str(error).lower():
-                    rpc_address, self._key = self._reconnect(deadline)
-                    num_reconnects += 1
-                    if num_reconnects == MAX_RECONNECTS:
-                        raise PeerError(
-                            f"the server at {self.address} lets client {self.client} in, but its RPC at {rpc_address}"
-                            f" cannot be reached: let that port through its firewall, and unset {INTERFACE}"
-                        ) from error
-                elif remaining_s > wait_s:
-                    wait_s *= 2  # the call or its answer was lost, or the server is only slow: it applies it once
-                else:
-                    raise PeerError(
-                        f"the server at {self.address} did not answer within {self.patience.call_s:.0f} s"
-                        " (rpc.timeout_s)"
-                    ) from error
+                is_late = "timeout" in str(error).lower()
+            if remaining_s <= (wait_s if is_late else 0):
+                raise PeerError(
+                    f"the server at {self.link.where} did not answer within {self.patience.call_s:.0f} s"
+                    " (rpc.timeout_s)"
+                )
+            if is_late and self.link.answers(min(PROOF_S, wait_s)):
+                if not is_told:
+                    self.link.tell(f"the server has not answered for {timeout_s:.0f} s: it waits for other clients")
+                is_told = True
+                wait_s *= 2  # or the call or its answer was lost: it is sent again, and applied once
+            else:
+                self.link.renew(renewals, deadline)
         if status == "rejoin":
             raise Rejoin
         if status == "failed":
@@ -82,11 +68,7 @@ class ServerProxy:
 
     def give_up(self) -> None:
         """Calls that still wait, in other threads, end with the connection instead of connecting anew."""
-
-        def refuse(_: float) -> str:
-            raise PeerError("this client has left")
-
-        self._reconnect = refuse
+        self.link.give_up()
 
 
 def _wait(future: Future) -> Any:

@@ -1,5 +1,6 @@
 """The TCP store that ranks which were started together meet at, and where it says that the server's front desk is."""
 
+import ipaddress
 import socket
 import time
 from datetime import timedelta
@@ -39,13 +40,33 @@ def join_store(place: Place, timeout_s: float) -> dist.TCPStore:
     return dist.TCPStore(place.host, place.port, is_master=False, timeout=timedelta(seconds=timeout_s))
 
 
-def announce(store: dist.TCPStore, host: str, port: int) -> None:
-    """Says where the server's front desk is."""
-    store.set(_desk_key(), f"{host}:{port}")
+def own_address(place: Place) -> str:
+    """This machine's address that a fleet's clients find it at; "", all of them, where its own name is the loopback's.
+
+    Raises:
+        UserError: where the ranks meet is no address that can be reached.
+    """
+    if place.one_machine:
+        return "127.0.0.1"
+    try:
+        family, *_, address = socket.getaddrinfo(place.host, place.port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except (OSError, UnicodeError) as error:
+        raise UserError(
+            f"MASTER_ADDR={place.host} cannot be reached ({error}): give the server's name or address"
+        ) from None
+    return "" if ipaddress.ip_address(own.split("%")[0]).is_loopback else own
 
 
-def desk_in(store: dist.TCPStore, place: Place, deadline: float) -> tuple[str, int]:
-    """Where the store says that the server's front desk is."""
+def announce(store: dist.TCPStore, port: int) -> None:
+    """Says at which port of the machine that the ranks meet at the server's front desk is."""
+    store.set(_desk_key(), str(port))
+
+
+def desk_in(store: dist.TCPStore, place: Place, deadline: float) -> int:
+    """The port that the store says that the server's front desk is at."""
     try:
         store.wait([_desk_key()], timedelta(seconds=max(0.1, deadline - time.monotonic())))
     except RuntimeError:  # DistStoreError
@@ -53,8 +74,7 @@ def desk_in(store: dist.TCPStore, place: Place, deadline: float) -> tuple[str, i
             f"the server did not come to {place.host}:{place.port} in time: start all ranks, or raise"
             " rpc.connect_timeout_s"
         ) from None
-    host, port = store.get(_desk_key()).decode().rsplit(":", 1)
-    return host, int(port)
+    return int(store.get(_desk_key()))
 
 
 def _desk_key() -> str:

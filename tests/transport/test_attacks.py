@@ -69,7 +69,7 @@ def under_torchrun(tmp_path):
         server, client = sorted(children(launcher.pid))  # they are started in order
         port = int(re.search(r"store listens on .* port (\d+)", (tmp_path / "out.txt").read_text())[1])
         store = TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=5))
-        desk = int(store.get("splitlearn/1").decode().rsplit(":", 1)[1])
+        desk = int(store.get("splitlearn/1"))
         yield tmp_path, [*(listening(server) - {desk}), *listening(client)]
 
 

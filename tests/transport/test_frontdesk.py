@@ -1,3 +1,4 @@
+import os
 import socket
 import threading
 import time
@@ -5,7 +6,7 @@ import time
 import pytest
 
 from splitlearn.errors import PeerError, UserError
-from splitlearn.transport import entry, frontdesk, handshake
+from splitlearn.transport import entry, frontdesk, handshake, relay
 from splitlearn.transport.guard import refusals
 
 TOKEN = b"secret"  # as in conftest.py
@@ -42,6 +43,48 @@ def test_a_sign_in_gives_both_sides_a_key_of_its_own_for_as_long_as_it_lasts(des
     assert eventually(lambda: desk.key_of(0, "a") is None)
 
 
+def test_a_process_keeps_its_id_whatever_of_its_connections_broke(desk):
+    first = enter(desk, session="a")
+    again = enter(desk, number=first.id, session="a")  # while the old connection stays
+    third = enter(desk, number=first.id, session="a")
+    assert first.id == again.id == third.id
+    first.connection.close()
+    assert eventually(lambda: desk._present[0] == 2)
+    assert enter(desk, 1).id != first.id  # the old connection's end does not set it free
+
+
+def test_a_process_that_did_not_say_that_it_leaves_is_expected_for_a_while(desk, monkeypatch):
+    monkeypatch.setattr(frontdesk, "RETURN_WITHIN_S", 0.3)
+    assert not desk.is_expected(0)
+    first, second = enter(desk, 0), enter(desk, 1)
+    first.connection.close()
+    second.connection.sendall(b"{}\n")
+    second.connection.close()
+    assert eventually(lambda: not desk.is_present(0) and not desk.is_present(1))
+    assert desk.is_expected(0) and not desk.is_expected(1)
+    assert eventually(lambda: not desk.is_expected(0))
+
+
+def test_rpc_is_carried_for_who_is_signed_in_alone(desk):
+    with socket.create_server(("127.0.0.1", int(desk.address.rsplit(":", 1)[1]))) as agent:
+        signed_in = enter(desk, session="a")
+        for client, session, key in ((0, "b", signed_in.key), (1, "a", signed_in.key), (0, "a", TOKEN), ([], {}, b"")):
+            with pytest.raises(PeerError, match="this client is not signed in"):
+                entry.open_rpc("127.0.0.1", desk.port, client, session, key, 1)
+        near = entry.open_rpc("127.0.0.1", desk.port, 0, "a", signed_in.key, 1)
+        far, _ = agent.accept()
+        large = os.urandom(1 << 20)
+        threading.Thread(target=near.sendall, args=(large,), daemon=True).start()
+        received = b""
+        while len(received) < len(large):
+            received += far.recv(1 << 16)
+        assert received == large
+        far.sendall(b"back")
+        assert near.recv(10) == b"back"
+        far.close()
+        assert near.recv(10) == b""  # the end of one side is the other's
+
+
 def test_another_process_of_a_client_that_is_connected_is_refused(desk):
     first = enter(desk, session="a")
     with pytest.raises(PeerError, match="another process is connected as client 0: give each its own"):
@@ -73,11 +116,12 @@ def test_who_signs_in_slowly_does_not_stay(desk, monkeypatch):
 
 def test_a_machine_that_vanishes_is_noticed(desk):
     connection = socket.create_connection(("127.0.0.1", desk.port))
-    frontdesk._keep_alive(connection, silence_s=600)
+    relay.keep_alive(connection, silence_s=600)
     options = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
     idle_s, every_s, count = (connection.getsockopt(socket.IPPROTO_TCP, option) for option in options)
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) and idle_s + count * every_s == 600
-    frontdesk._keep_alive(connection, silence_s=1e9)  # more than the system takes
+    assert idle_s <= 60  # a router forgets a connection that nothing comes over
+    relay.keep_alive(connection, silence_s=1e9)  # more than the system takes
 
 
 @pytest.mark.parametrize("options", [{"token": b"wrong"}, {"client": 2}, {"client": -1}])

@@ -94,7 +94,7 @@ def test_a_client_that_does_not_come_is_named(monkeypatch):
     box = Inbox(3, timeout_s=5)
     box.is_alive = lambda client: False
     deliver(box, 1, 1, "hello")
-    with pytest.raises(PeerError, match="client 0 and client 2 did not come"):
+    with pytest.raises(PeerError, match="clients 0 and 2 did not come"):
         box.meet(come_within_s=0.05)
 
 

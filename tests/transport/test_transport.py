@@ -1,15 +1,18 @@
 """How ranks meet."""
 
 import os
+import socket
 import threading
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from router import DESK, Router
 
 from splitlearn.errors import PeerError, UserError
-from splitlearn.transport import Patience, Place, ServerProxy, connect, connection, host_store, proxy, store
+from splitlearn.transport import Inbox, Patience, Place, agent, connect, connection, entry, host_store, link, store
 from splitlearn.transport.frontdesk import FrontDesk
-from splitlearn.transport.interface import INTERFACE, bound_interface
 
 TOKEN = b"secret"  # as in conftest.py
 
@@ -38,47 +41,124 @@ def test_a_wait_for_the_server_is_bounded(free_port):
             pass
 
 
-@pytest.mark.parametrize("host", ["::1", "nowhere.invalid", "x" * 300])
-def test_a_host_that_cannot_be_reached_is_named(host):
-    place = Place(rank=0, num_clients=1, host=host, port=1, is_fleet=False)
-    with pytest.raises(UserError, match=f"rpc.host={host} cannot be reached"), bound_interface(place):
+@pytest.mark.parametrize("host", ["nowhere.invalid", "x" * 300])
+def test_a_host_that_is_not_known_is_named_at_once(host):
+    place = Place(rank=1, num_clients=1, host=host, port=1, is_fleet=False)
+    with pytest.raises(UserError, match=f"rpc.host={host} is not known"), connect(place, Patience(1, 1, 60), TOKEN):
         pass
+    with pytest.raises(UserError, match=f"cannot listen on rpc.host={host}"):
+        FrontDesk(host, 1, "", 1, TOKEN)
+    with pytest.raises(UserError, match=f"MASTER_ADDR={host} cannot be reached"):
+        store.own_address(Place(rank=0, num_clients=1, host=host, port=1))
+
+
+@pytest.mark.parametrize("host", ["localhost", "::1"])
+def test_names_and_ipv6_addresses_do(host):
+    desk = FrontDesk(host, 0, "127.0.0.1:1", 1, TOKEN)
+    entry.enter(host, desk.port, 0, 0, "session", TOKEN, 1).connection.close()
+    desk.close()
 
 
 def test_a_client_looks_for_the_desk_again_until_the_server_has_come_anew(desk, monkeypatch, free_port):
     monkeypatch.setattr(connection, "RECONNECT_EVERY_S", 0.05)
     monkeypatch.setattr(store, "num_fleets", 7)
-    monkeypatch.setattr(connection, "start_agent", lambda *_: "")
+    monkeypatch.setattr(link.Link, "_start", lambda *_: None)
     meeting = host_store("127.0.0.1", 0)
-    meeting.set("splitlearn/7", f"127.0.0.1:{free_port}")  # of ranks that were killed
-    threading.Timer(0.3, meeting.set, ("splitlearn/7", f"127.0.0.1:{desk.port}")).start()
+    meeting.set("splitlearn/7", str(free_port))  # of ranks that were killed
+    threading.Timer(0.3, meeting.set, ("splitlearn/7", str(desk.port))).start()
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=meeting.port)
-    with connection._enter(place, Patience(1, 1, 5), TOKEN) as server:
-        assert server.address == f"127.0.0.1:{desk.port}" and desk.is_present(0)
-    meeting.set("splitlearn/7", f"127.0.0.1:{free_port}")
-    with pytest.raises(PeerError, match="no server at"), connection._enter(place, Patience(1, 1, 0.2), TOKEN):
+    with connection._enter(place, Patience(1, 1, 5), TOKEN, print) as server:
+        assert server.link.where == f"127.0.0.1:{desk.port}" and desk.is_present(0)
+    meeting.set("splitlearn/7", str(free_port))
+    told = f"no server at 127.0.0.1:{free_port} .* let the other port through the firewall too, which rpc.port=<number>"
+    with pytest.raises(PeerError, match=told), connection._enter(place, Patience(1, 1, 0.2), TOKEN, print):
         pass
 
 
-def test_a_server_whose_rpc_cannot_be_reached_is_told_of(monkeypatch):
-    def break_off(*arguments, **options):
-        raise RuntimeError("connection refused")
-
-    monkeypatch.setattr(proxy.rpc, "rpc_async", break_off)
-    server = ServerProxy(
-        0, "there:1", Patience(10, 10, 10), "session", b"key", reconnect=lambda deadline: ("uv://there:2", b"key")
-    )
-    with pytest.raises(PeerError, match="at there:1 lets client 0 in, but its RPC at uv://there:2 cannot be reached"):
-        server.call("hello")
+def test_rpc_listens_on_the_loopback_alone_whatever_the_environment_says(monkeypatch):
+    monkeypatch.setenv(agent.INTERFACE, "eth7")
+    address = agent.start_agent("server", 0, Patience(1, 1, 1))
+    agent.stop_agent()
+    assert address.startswith("uv://127.0.0.1:") and os.environ[agent.INTERFACE] == "eth7"
 
 
-def test_the_interface_is_chosen_for_a_run_alone(desk, monkeypatch):
-    monkeypatch.delenv(INTERFACE, raising=False)
+def test_a_way_that_lets_only_one_connection_pass_is_told_of_in_time_on_both_sides(free_port):
+    told = []
+    desk = FrontDesk("127.0.0.1", 0, f"127.0.0.1:{free_port}", 1, TOKEN, tell=told.append)
+    router = Router(desk.port, lets_in=lambda kind: kind == DESK)
+    place = Place(rank=1, num_clients=1, host="127.0.0.1", port=router.port, is_fleet=False)
+    started = time.monotonic()
+    sentence = "client 0 is signed in at .*, but its calls do not come through .*: let 4 connections"
+    with pytest.raises(PeerError, match=sentence), connect(place, Patience(600, 30, 1), TOKEN):
+        pass
+    assert time.monotonic() < started + 5
+    while not told and time.monotonic() < started + 10:
+        time.sleep(0.02)
+    desk.close()
+    assert "client 0 signed in from 127.0.0.1" in told[-1] and "none of its calls arrived" in told[-1]
+    box = Inbox(1, timeout_s=60)
+    box.is_alive, box.troubles, box.where = desk.is_present, desk.troubles, "10.0.0.1:29500"
+    with pytest.raises(
+        PeerError, match=r"client 0 did not come .*none of its calls arrived\).* let them reach 10.0.0.1:29500"
+    ):
+        box.meet(0.1)
+
+
+@pytest.mark.parametrize(
+    ("says", "told"),
+    [
+        (
+            b"HTTP/1.1 400 Bad Request\r\n\r\n",
+            r"is no server of splitlearn .*HTTP/1.1 400.*: set rpc.host and rpc.port",
+        ),
+        (b'{"error": "unknown"}\n', "is no server of splitlearn"),
+        (b"", "ends the connection of client 0"),
+        (None, "takes the connection of client 0 and says nothing: the server is stopped, or another program"),
+    ],
+    ids=["http", "json", "closes", "mute"],
+)
+def test_another_program_at_the_port_is_told_of_in_time(says, told):
+    listener = socket.create_server(("127.0.0.1", 0))
+    held = []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            held.append(connection)
+            if says is not None:
+                connection.recv(100)
+                connection.sendall(says)
+                connection.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    place = Place(rank=1, num_clients=1, host="127.0.0.1", port=listener.getsockname()[1], is_fleet=False)
+    started = time.monotonic()
+    with pytest.raises(PeerError, match=told), connect(place, Patience(600, 30, 1), TOKEN):
+        pass
+    assert time.monotonic() < started + 5
+    listener.close()
+
+
+def test_a_network_that_answers_nothing_is_told_of_in_time():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as stack:
+        for _ in range(2):  # what a full queue does not take is dropped, as a firewall does
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        started = time.monotonic()
+        with pytest.raises(PeerError, match=r"no server at .* \(no answer: a firewall may drop it\)"):
+            entry.reach(*listener.getsockname(), 0.5)
+        assert time.monotonic() < started + 5
+
+
+def test_the_server_says_that_it_has_ended_and_why(desk):
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
-    with bound_interface(place) as address:
-        assert address == "127.0.0.1" and os.environ[INTERFACE] == "lo"
-    assert INTERFACE not in os.environ  # or what else this process starts would listen there
-    monkeypatch.setenv(INTERFACE, "eth7")
-    with bound_interface(place):
-        assert os.environ[INTERFACE] == "eth7"
-    assert os.environ[INTERFACE] == "eth7"
+    made = link.Link(place, place.host, place.port, Patience(60, 30, 5), TOKEN, print)
+    made._sign_in(1, time.monotonic() + 5)
+    desk.close("interrupted")
+    with pytest.raises(PeerError, match="has ended: interrupted"):
+        made.renew(0, time.monotonic() + 60)
+    made.close()

@@ -1,0 +1,209 @@
+"""A client's way to the server, and what brings it back: its connection to the front desk, and those of RPC.
+
+How it works: either may break alone, or both, or the server is started anew. Where the front desk's connection breaks,
+a thread signs in again while calls go on. Where a call fails or is not answered, and the server does not answer the
+question whether it is there either, all is opened anew. The session stays the same, so that the server takes no call
+twice.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+import torch.distributed.rpc as rpc
+
+from splitlearn.errors import PeerError
+from splitlearn.transport.agent import has_agent, start_agent, stop_agent
+from splitlearn.transport.delivery import PROOF, deliver
+from splitlearn.transport.entry import Entry, Unreachable, enter, open_rpc
+from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES
+from splitlearn.transport.place import SERVER, Patience, Place, shown
+from splitlearn.transport.relay import Forward, end, keep_alive
+from splitlearn.transport.token import sign
+
+RECONNECT_EVERY_S = 0.5
+LAUNCHED_RECONNECT_S = 5.0, 30.0  # on one machine and on several: then the launcher knows better
+NUM_CONNECTIONS = 4  # of a client: to the front desk, and RPC's
+PROOF_S = 10.0  # how long the server may take to say that it is there
+
+
+class Link:
+    """
+    Args:
+        place: the client's.
+        host, port: of the server's front desk.
+        patience: how long what may take.
+        token: lets the client in.
+        tell: shows the user a line.
+
+    Attributes:
+        session: of this client's calls.
+        renewals: how often RPC was started anew.
+    """
+
+    def __init__(
+        self, place: Place, host: str, port: int, patience: Patience, token: bytes, tell: Callable[[str], None]
+    ):
+        self.place, self.host, self.port, self.patience = place, host, port, patience
+        self.token, self.tell = token, tell
+        self.client, self.session, self.renewals = place.rank - 1, secrets.token_hex(16), 0
+        self._entry: Entry | None = None
+        self._forward: Forward | None = None
+        self._ended: str | None = None  # why the server has ended, as it says
+        self._is_broken = self._is_closed = False
+        self._lock = threading.RLock()
+
+    @property
+    def where(self) -> str:
+        return shown(self.host, self.port)
+
+    @property
+    def key(self) -> bytes:
+        """What calls are signed with."""
+        return self._entry.key
+
+    def open(self, deadline: float, desk_s: float) -> None:
+        """Signs in, which the server may take `desk_s` to be there for, and makes sure that calls arrive.
+
+        Raises:
+            Unreachable: no server is there, or calls to it do not come through by the deadline.
+            PeerError: it does not let this client in.
+        """
+        with self._lock:
+            self._sign_in(desk_s, deadline)
+            self.tell(f"found the server at {self.where}")
+            self._start(deadline)
+
+    def renew(self, renewals: int, deadline: float) -> None:
+        """Opens all anew, to the same server or to one that was started since, which may take until `deadline`.
+
+        Args:
+            renewals: before the call that failed; where another thread has done it since, there is nothing to do.
+            deadline: of time.monotonic().
+
+        Raises:
+            PeerError: it did not work.
+        """
+        with self._lock:
+            if renewals != self.renewals:
+                return
+            if self.place.is_fleet:
+                deadline = min(deadline, time.monotonic() + LAUNCHED_RECONNECT_S[not self.place.one_machine])
+            self._break(deadline)
+            while True:
+                time.sleep(RECONNECT_EVERY_S)
+                if self._is_closed:
+                    raise PeerError("this client has left")
+                if self._ended is not None:
+                    raise PeerError(f"the server at {self.where} has ended: {self._ended}")
+                try:
+                    self._sign_in(RECONNECT_EVERY_S, deadline)
+                    self._start(deadline)
+                    break
+                except Unreachable as error:
+                    if time.monotonic() > deadline:
+                        raise PeerError(
+                            f"the server at {self.where} is gone: its process ended or the connection broke ({error})"
+                        ) from None
+            self.renewals += 1
+            self._mend()
+
+    def answers(self, within_s: float) -> bool:
+        """Whether the server says that it is there, which it does whatever else it is doing."""
+        what = self.client, self.session, 0, PROOF
+        try:
+            arguments = (*what, sign(self.key, *what), ())
+            status, _ = rpc.rpc_sync(SERVER, deliver, args=arguments, timeout=max(0.1, within_s))
+            return status == "done"
+        except RuntimeError:
+            return False
+
+    def give_up(self) -> None:
+        """Nothing is opened again."""
+        self._is_closed = True
+
+    def close(self) -> None:
+        self.give_up()
+        if self._entry is not None:
+            with suppress(OSError):
+                self._entry.connection.sendall(b"{}\n")  # that it leaves
+            end(self._entry.connection)
+        self._stop()
+
+    def _sign_in(self, desk_s: float, deadline: float) -> None:
+        within_s = max(1.0, min(HANDSHAKE_S, deadline - time.monotonic()))
+        before = self._entry  # stays open until then, or a server that is there would take this client for gone
+        number = before.id if before else 0
+        self._entry = enter(self.host, self.port, self.client, number, self.session, self.token, desk_s, within_s)
+        if before is not None:
+            end(before.connection)
+        keep_alive(self._entry.connection, self.patience.call_s)
+        threading.Thread(target=self._watch, args=(self._entry,), name="front desk's watch", daemon=True).start()
+
+    def _start(self, deadline: float) -> None:
+        """Starts RPC, and makes sure that calls arrive."""
+        self._stop()
+        address = f"uv://{self._entry.address}"
+        if not self.place.one_machine:  # where RPC listens on the loopback of the server's machine
+            self._forward = Forward(self._dial, self._entry.address)
+            address = self._forward.address
+        start_agent(self.place.name, self._entry.id, self.patience, address)
+        if not self.answers(min(PROOF_S, deadline - time.monotonic())):
+            trouble = (self._forward and self._forward.trouble) or f"no answer from {address}"
+            raise Unreachable(
+                f"client {self.client} is signed in at {self.where}, but its calls do not come through ({trouble}): let"
+                f" {NUM_CONNECTIONS} connections of a client pass to that port at the same time"
+            )
+
+    def _dial(self):
+        connection = open_rpc(self.host, self.port, self.client, self.session, self.key, HANDSHAKE_S)
+        keep_alive(connection, self.patience.call_s)
+        return connection
+
+    def _stop(self) -> None:
+        if has_agent():
+            stop_agent()
+        if self._forward is not None:
+            self._forward.close()
+            self._forward = None
+
+    def _watch(self, entry: Entry) -> None:
+        """Signs in again where the front desk's connection breaks, unless `renew` does."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            self._ended = str(json.loads(entry.connection.recv(LINE_NBYTES))["ended"])
+        while not (self._is_closed or self._ended):
+            with self._lock:
+                if self._entry is not entry or self._is_closed:
+                    break
+                self._break(None)
+                try:
+                    self._sign_in(RECONNECT_EVERY_S, time.monotonic() + HANDSHAKE_S)
+                    self._mend()
+                    break
+                except Unreachable:
+                    pass
+                except PeerError as error:  # it is not let in any more, which the next call is told
+                    self.tell(str(error))
+                    break
+            time.sleep(RECONNECT_EVERY_S)
+        entry.connection.close()
+
+    def _break(self, deadline: float | None) -> None:
+        if not self._is_broken:
+            self._is_broken = True
+            until = (
+                ""
+                if deadline is None
+                else time.strftime(" until %H:%M:%S", time.localtime(time.time() + deadline - time.monotonic()))
+            )
+            self.tell(f"the connection to the server at {self.where} broke: trying again{until}")
+
+    def _mend(self) -> None:
+        if self._is_broken:
+            self._is_broken = False
+            self.tell("the connection to the server is back")
