@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-
 LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
 
 

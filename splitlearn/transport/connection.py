@@ -19,6 +19,7 @@ from splitlearn.errors import PeerError
 from splitlearn.transport import delivery
 from splitlearn.transport.agent import has_agent, start_agent, stop_agent
 from splitlearn.transport.entry import Unreachable, enter
+from splitlearn.transport.files import allow_files
 from splitlearn.transport.frontdesk import FrontDesk
 from splitlearn.transport.interface import bound_interface
 from splitlearn.transport.place import SERVER, Patience, Place
@@ -62,6 +63,7 @@ def connect(place: Place, patience: Patience, token: bytes, served: Any = None) 
 
 @contextmanager
 def _serve(place: Place, address: str, patience: Patience, token: bytes, served: Any) -> Iterator[None]:
+    allow_files(place.num_clients)
     inbox = served.inbox
 
     def notify() -> None:
