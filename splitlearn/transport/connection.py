@@ -100,7 +100,8 @@ def _enter(place: Place, patience: Patience, token: bytes) -> Iterator[ServerPro
         host, port = desk_in(store, place, deadline) if store else (place.host, place.port)
         try:
             timeout_s = RECONNECT_EVERY_S if store else patience.connect_s
-            entry = enter(host, port, client, _worker_id, session, token, timeout_s)
+            # Its answer may take as long: with many clients on few cores, the server is one process among them.
+            entry = enter(host, port, client, _worker_id, session, token, timeout_s, patience.connect_s)
             break
         except Unreachable:
             # A fleet that torchrun has started again finds the desk of the one before, until its server has come.

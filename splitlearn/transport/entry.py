@@ -26,8 +26,17 @@ class Unreachable(PeerError):
     """No server is there, or it went away meanwhile. A later one may let this client in."""
 
 
-def enter(host: str, port: int, client: int, number: int, session: str, token: bytes, timeout_s: float) -> Entry:
-    """Signs in at the server's front desk, which may take `timeout_s` to be there.
+def enter(
+    host: str,
+    port: int,
+    client: int,
+    number: int,
+    session: str,
+    token: bytes,
+    timeout_s: float,
+    answer_s: float | None = None,
+) -> Entry:
+    """Signs in at the server's front desk, which may take `timeout_s` to be there, and then `answer_s` to let it in.
 
     Raises:
         Unreachable: no server came, or it went away.
@@ -37,7 +46,7 @@ def enter(host: str, port: int, client: int, number: int, session: str, token: b
     refused = f"the server at {host}:{port} does not let client {client} in"
     mend = f"give all the same {TOKEN_VARIABLE} or rpc.token_file, and the same num_clients"
     try:
-        line = Line(connection)
+        line = Line(connection, answer_s)
         nonce = secrets.token_hex(16)
         line.send({"nonce": nonce, "client": client, "id": number, "session": session})
         answer = line.receive()

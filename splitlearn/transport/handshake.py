@@ -24,10 +24,10 @@ MALFORMED = (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowE
 
 
 class Line:
-    """A connection that signs in: messages of one line of JSON each, all of them within HANDSHAKE_S."""
+    """A connection that signs in: messages of one line of JSON each, all of them within HANDSHAKE_S, or `within_s`."""
 
-    def __init__(self, connection: socket.socket):
-        self._connection, self._deadline = connection, time.monotonic() + HANDSHAKE_S
+    def __init__(self, connection: socket.socket, within_s: float | None = None):
+        self._connection, self._deadline = connection, time.monotonic() + (within_s or HANDSHAKE_S)
 
     def send(self, message: dict) -> None:
         self._connection.sendall(json.dumps(message).encode() + b"\n")

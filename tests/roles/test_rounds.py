@@ -6,15 +6,17 @@ import time
 from collections import Counter, defaultdict
 
 import pytest
+import test_malformed
 import torch
-from runs import TINY, metrics, summary
+from runs import TINY, metrics, summary, wait_for
 from simulation import compose
 from test_malformed import CPU, OPTIONS, Proxy, Thread, built_before  # noqa: F401  a fixture
+from test_membership import Machine
 from test_resume import assert_same
 
-from splitlearn import saved
+from splitlearn import local, saved
 from splitlearn.checkpoints import Checkpoints
-from splitlearn.errors import Stopped
+from splitlearn.errors import PeerError, Stopped
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 from splitlearn.roles import client as client_role
@@ -241,6 +243,16 @@ def test_without_need_nobody_asks(tmp_path):
     assert all("round" not in calls for calls in noted.values())
 
 
+@pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "open"])
+@pytest.mark.parametrize("options", [["early_stopping.patience=9"], ["membership.sample=1"]], ids=" ".join)
+def test_a_malformed_question_ends_a_run_or_the_client(options, is_open, tmp_path):
+    cfg = compose(*OPTIONS, *TINY, *options, f"membership.open={is_open}", "membership.step_deadline_s=60", "seed=1")
+    assert order(cfg.seed, 1, 2) == [1, 0]  # so that client 1 is asked first
+    _, error, told = test_malformed.play(tmp_path, cfg, test_malformed.instead("round", lambda body: (5,)))
+    assert isinstance(told, PeerError) and "client 1 sent a malformed round: " in str(told)
+    assert error is None if is_open else str(error) == str(told)
+
+
 # The best
 
 
@@ -260,3 +272,81 @@ def test_the_weights_of_the_best_evaluation_are_kept(overrides, tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in one)
     run = saved.load(tmp_path / "whole", best=True)
     assert run.step == found["best_weights"]["step"] < saved.load(tmp_path / "whole").step
+
+
+# Real runs
+
+
+@pytest.mark.slow
+def test_a_round_may_take_longer_than_a_call(tmp_path):
+    options = ["num_clients=3", "membership.sample=1", "batch_size=1", "arch=resnet18", "cut=shallow", "epochs=2"]
+    options += ["data.max_train_samples=750", "data.max_test_samples=9", "rpc.timeout_s=8", "rpc.retry_s=30"]
+    local.run(compose(*options, "log.tensorboard=false"), tmp_path)
+    assert all(line["seconds"] > 8 for line in metrics(tmp_path, "epoch")), "the epochs are too short to show it"
+
+
+@pytest.mark.slow
+def test_a_fixed_fleet_ends_with_a_client_that_waits_and_goes_on(free_port, tmp_path):
+    options = [*TINY, "num_clients=3", "membership.sample=1", "batch_size=2", "epochs=60"]
+    local.run(compose(*options), tmp_path / "whole")
+    with Machine(tmp_path / "part", free_port, *options) as machine:
+        server, *clients = machine.start("server"), *(machine.start("client", index) for index in range(3))
+        wait_for(server.out, "epoch  3/60")
+        waiting = clients[order(0, metrics(tmp_path / "part" / "run", "step")[-1]["epoch"], 3)[-1]]
+        waiting.terminate()
+        assert [process.wait(60) for process in (server, *clients)] == [128 + signal.SIGTERM] * 4
+        ranks = [machine.start("server"), *(machine.start("client", index) for index in range(3))]
+        assert [process.wait(120) for process in ranks] == [0] * 4
+        assert not any("Traceback" in path.read_text() for path in tmp_path.rglob("out.txt"))
+    assert_same(tmp_path / "part" / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_clients_of_an_open_run_come_and_go_whether_they_wait_or_not(free_port, tmp_path):
+    options = [*TINY, "num_clients=4", "membership.sample=2", "membership.open=true", "batch_size=2", "epochs=1000"]
+    with Machine(tmp_path, free_port, *options, "membership.step_deadline_s=2", "evaluate.every=1000") as machine:
+        server = machine.start("server")
+        clients = [machine.start("client", index) for index in range(4)]
+        wait_for(server.out, "(4 of 4 are there)")
+
+        def epochs_go_on(number: int = 3) -> set[int]:
+            """Who takes part in the epochs after the current one."""
+            now = metrics(tmp_path / "run", "step")[-1]["epoch"]
+            width = len("1000")
+            wait_for(server.out, f"epoch {now + number:{width}}/1000")
+            steps = metrics(tmp_path / "run", "step")
+            return {client for line in steps if now < line["epoch"] <= now + number for client in line["clients"]}
+
+        assert len(epochs_go_on(10)) >= 3
+        clients[3].kill()
+        clients[3].wait()
+        epochs_go_on(1)
+        assert 3 not in epochs_go_on(10)
+        clients[2].terminate()
+        assert clients[2].wait(30) == 128 + signal.SIGTERM
+        assert "left the run" in clients[2].out.read_text()
+        assert epochs_go_on(10) == {0, 1}
+        for index in (2, 3):
+            clients[index] = machine.start("client", index)
+            wait_for(server.out, f"client {index} joined", times=2)
+        assert epochs_go_on(20) == {0, 1, 2, 3}
+
+        server.kill()
+        server = machine.start("server")
+        wait_for(server.out, "(4 of 4 are there)")
+        epochs_go_on()
+        server.terminate()
+        assert [process.wait(60) for process in (server, *clients)] == [128 + signal.SIGTERM] * 5
+        assert not any("Traceback" in path.read_text() for path in tmp_path.glob("*/out.txt"))
+    done = Counter((line["epoch"], client) for line in metrics(tmp_path / "run", "step") for client in line["clients"])
+    assert max(done.values()) <= 8  # of 16 samples: none of a client's batches was used twice
+
+
+@pytest.mark.slow
+def test_forty_clients(tmp_path):
+    options = ["num_clients=40", "membership.sample=4", "epochs=3", "batch_size=8", "data.max_train_samples=640"]
+    local.run(compose(*options, "data.max_test_samples=80", "log.tensorboard=false"), tmp_path)
+    drawn = {epoch: set(order(0, epoch, 40)[:4]) for epoch in (1, 2, 3)}
+    assert all(set(line["clients"]) == drawn[line["epoch"]] for line in metrics(tmp_path, "step"))
+    labels = [line["labels_up_bytes"] for line in metrics(tmp_path, "epoch")]
+    assert labels == [4 * 16 + 4 * 2, 4 * 16 + 4 * 2, 4 * 16 + 80]
