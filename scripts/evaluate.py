@@ -3,9 +3,10 @@
     python scripts/evaluate.py outputs/2026-01-31/12-00-00
     python scripts/evaluate.py outputs/2026-01-31/12-00-00 data.root=/data/cifar10 compressor=ms_best
 
-Overrides, as for launch.py, come after what the run was started with. A run that has not finished gives its last
-checkpoint. The batches are the run's own, each client's after the other's: what a compressor makes of a sample may
-depend on which others share its batch.
+With --best it is the network of the best evaluation, which checkpoint.best=true keeps. Overrides, as for launch.py,
+come after what the run was started with. A run that has not finished gives its last checkpoint. The batches are the
+run's own, each client's after the other's: what a compressor makes of a sample may depend on which others share its
+batch.
 """
 
 import argparse
@@ -23,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
+    parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
 
@@ -34,7 +36,7 @@ def main() -> None:
     from splitlearn.tasks import task_from
 
     try:
-        run = saved.load(arguments.run, arguments.client)
+        run = saved.load(arguments.run, arguments.client, arguments.best)
         cfg = run.cfg
         if arguments.overrides:
             before = OmegaConf.load(arguments.run / ".hydra" / "overrides.yaml")

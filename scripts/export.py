@@ -5,7 +5,7 @@
 
 The result is a plain state_dict, {name: tensor}, that loads into the network as torchvision builds it (for vgg16 and
 vgg19, and resnet18 and resnet34 on small images, as splitlearn.tasks builds it). A run that has not finished gives its
-last checkpoint.
+last checkpoint, and --best the weights of the best evaluation, which checkpoint.best=true keeps.
 """
 
 import argparse
@@ -21,13 +21,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("file", type=Path, help="to write: .pt, or .safetensors")
     parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
+    parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
     arguments = parser.parse_args()
 
     from splitlearn import saved
     from splitlearn.errors import UserError
 
     try:
-        run = saved.load(arguments.run, arguments.client)
+        run = saved.load(arguments.run, arguments.client, arguments.best)
     except UserError as error:
         sys.exit(str(error))
     state = {name: tensor.contiguous() for name, tensor in run.model().state_dict().items()}

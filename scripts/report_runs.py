@@ -55,7 +55,7 @@ class Run:
         self.is_finished = (folder / "summary.json").exists()
         if self.is_finished:
             self.summary = json.loads((folder / "summary.json").read_text())
-            self.points = points(folder, self.cfg.num_clients)
+            self.points = points(folder, config.num_in_epoch(self.cfg))
 
     def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
         """Setting (network, data, and the options that are not the same in all runs), cut, and compressor."""

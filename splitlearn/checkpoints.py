@@ -41,14 +41,19 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
         self._writer = Writer()
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
+    def save(self, step: int, state: dict[str, Any], after: Callable[[], None] = lambda: None) -> None:
         """Starts to write the state after `step` steps, once the one before is written. It must not change any more.
+
+        Args:
+            step: how many.
+            state: of the run.
+            after: waits for what has to be on the disk before.
 
         Raises:
             UserError: this or an earlier state could not be written.
         """
         self.wait()
-        self._writer.start(self._write, step, state)
+        self._writer.start(self._write, step, state, after)
 
     def wait(self) -> None:
         """Until the last state is on the disk. Raises as `save` does."""
@@ -88,7 +93,8 @@ class Checkpoints:
         for path in self.folder.glob("step-*"):  # unfinished ones too
             path.unlink()
 
-    def _write(self, step: int, state: dict[str, Any]) -> None:
+    def _write(self, step: int, state: dict[str, Any], after: Callable[[], None]) -> None:
+        after()
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("*.unfinished"):  # of a process that was killed
             path.unlink()
@@ -98,7 +104,7 @@ class Checkpoints:
 
 
 class Writer:
-    """Writes in a thread of its own; what fails there is raised by `wait`. Not a daemon: what was started is written."""
+    """Writes in a thread of its own; `wait` raises what fails there. Not a daemon: what was started is written."""
 
     def __init__(self):
         self._thread: threading.Thread | None = None

@@ -136,6 +136,11 @@ def check(cfg: DictConfig) -> None:
             compressor_from(cfg, key)
 
 
+def num_in_epoch(cfg: DictConfig) -> int:
+    """How many clients train in an epoch, where all are there."""
+    return cfg.membership.get("sample") or cfg.num_clients
+
+
 def evaluates(cfg: DictConfig, epoch: int) -> bool:
     """Whether an epoch, from 1, ends with an evaluation; the last one does."""
     return epoch % cfg.evaluate.every == 0 or epoch == cfg.epochs

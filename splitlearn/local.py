@@ -21,7 +21,7 @@ from splitlearn import saved
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
-from splitlearn.transport import Place, host_store, rank_name
+from splitlearn.transport import Place, allow_files, host_store, rank_name
 from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
 
 GRACE_S = 10.0  # for the other ranks to end by themselves after one has failed
@@ -48,6 +48,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
         first = task_from(cfg).metrics[0]
         print(f"finished before, with a test {first.title} of {first.form(result)}: {folder}")
         return result
+    allow_files(num_ranks)
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over

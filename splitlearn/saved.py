@@ -53,26 +53,32 @@ class SavedRun:
         return built
 
 
-def load(folder: Path, client: int = 0) -> SavedRun:
+def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
     """Loads the run in `folder`: its final weights, or of a run that has not finished those of its last checkpoint.
 
     Args:
         folder: of the run.
         client: whose segment, where each client has its own (topology.average=never, or a checkpoint within an epoch).
+        best: the weights of the best evaluation, which checkpoint.best keeps.
 
     Raises:
-        UserError: there is no run with weights in the folder, or no such client in it.
+        UserError: there is no run with such weights in the folder, or no such client in it.
     """
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no run: there is no config.yaml")
     cfg = OmegaConf.load(folder / "config.yaml")
-    if summary := _summary(folder):
-        paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob("client_segment_*.pt")}
-        paths = dict(sorted(paths.items())) or {0: folder / "client_segment.pt"}
+    summary = _summary(folder)
+    state = None if summary else Checkpoints(folder / "checkpoints", keep=1).latest()
+    if summary or best:
+        kept = (summary or (state["recorder"] if state else {})).get("best_weights")
+        if best and not kept:
+            raise UserError(f"{folder} holds no best weights: a run keeps them with checkpoint.best=true")
+        about = {name: summary[name] for name in task_from(cfg).default_about(cfg)} if summary else state["about"]
+        prefix, step = ("best_", kept["step"]) if best else ("", summary["steps"])
+        paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(f"{prefix}client_segment_*.pt")}
+        paths = dict(sorted(paths.items())) or {0: folder / f"{prefix}client_segment.pt"}
         path = _of_client(paths, client, folder)
-        about = {name: summary[name] for name in task_from(cfg).default_about(cfg)}
-        return SavedRun(cfg, about, _read(path), _read(folder / "server_segment.pt"), summary["steps"])
-    state = Checkpoints(folder / "checkpoints", keep=1).latest()
+        return SavedRun(cfg, about, _read(path), _read(folder / f"{prefix}server_segment.pt"), step)
     if state is None:
         raise UserError(f"{folder} holds a run without weights: it has neither finished nor a checkpoint")
     states, members, progress = state["clients"]["states"], state["clients"]["members"], state["progress"]

@@ -138,7 +138,7 @@ def test_random_compressors_draw_by_their_seed(seeds, same):
         "precision=fp8",
         "role=boss",
         "num_clients=0",
-        "num_clients=33",
+        "num_clients=32768",
         "num_clients=two",
         "num_clients=1.5",
         "batch_size=0",
@@ -161,6 +161,11 @@ def test_random_compressors_draw_by_their_seed(seeds, same):
         "data.max_test_samples=-5",
         "membership.open=maybe",
         "membership.quorum=0",
+        "membership.sample=0",
+        "membership.sample=half",
+        "early_stopping.patience=0",
+        "early_stopping.min_delta=-0.1",
+        "checkpoint.best=often",
         "membership.step_deadline_s=0",
     ],
 )
@@ -179,6 +184,12 @@ def test_held_out_part_must_be_a_part():
     "overrides, match",
     [
         (["num_clients=2", "membership.quorum=3"], r"^membership\.quorum=3 is more than num_clients=2"),
+        (["num_clients=2", "membership.sample=3"], r"^membership\.sample=3 is more than num_clients=2"),
+        (["membership.sample=3"], r"^membership\.sample=3 needs num_clients="),
+        (
+            ["num_clients=4", "membership.sample=2", "membership.open=true", "membership.quorum=3"],
+            r"^membership\.quorum=3 is more than membership\.sample=2",
+        ),
         (["membership.open=true", "topology=sequential"], r"^membership\.open=true .* use topology=parallel"),
         (["membership.open=true", "topology.average=step"], r"^membership\.open=true .* topology\.average=epoch"),
     ],

@@ -50,6 +50,9 @@ def assert_same(found: Path, expected: Path) -> None:
         ["topology.average=step", "partition=dirichlet", "optimizer=adam"],
         pytest.param(["topology.average=never", "partition=dirichlet", "evaluate.every=2"], marks=pytest.mark.slow),
         ["topology=sequential", "partition=dirichlet", "compressor=rt"],
+        ["membership.sample=1", "compressor=rt", "early_stopping.patience=5", "checkpoint.best=true"],
+        pytest.param(["membership.sample=1", "topology.average=never", "optimizer=adam"], marks=pytest.mark.slow),
+        pytest.param(["membership.sample=1", "topology=sequential"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -66,7 +69,7 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
         for path in (part / "checkpoints").iterdir():
             if int(path.stem.split("-")[1]) > last:
                 path.unlink()
-        for path in (part / "summary.json", *part.glob("*_segment*.pt")):
+        for path in (part / "summary.json", *part.glob("[cs]*_segment*.pt")):  # the best stay from before
             path.unlink()
         local.run(cfg, part)
         assert_same(part, whole)

@@ -1,5 +1,6 @@
 """What a run has left can be exported and evaluated."""
 
+import json
 import shutil
 
 import pytest
@@ -20,7 +21,7 @@ EXPORT, EVALUATE = (ROOT / "scripts" / name for name in ("export.py", "evaluate.
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    local.run(compose(*SMALL), folder)
+    local.run(compose(*SMALL, "checkpoint.best=true"), folder)
     return folder
 
 
@@ -43,6 +44,44 @@ def test_an_export_loads_into_the_uncut_network(trained, suffix, run_here, tmp_p
     state, expected = load(path), saved.load(trained).model().state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.fixture
+def trained_on(trained, tmp_path):
+    """The same run, as if it had gone on for an epoch that spoiled the weights, and did not become the best."""
+    folder = shutil.copytree(trained, tmp_path / "trained_on")
+    found = summary(folder)
+    (folder / "summary.json").write_text(json.dumps({**found, "steps": 2 * found["steps"], "test_top1": 0.0}))
+    for path in folder.glob("[cs]*_segment.pt"):
+        torch.save({name: torch.zeros_like(tensor) for name, tensor in torch.load(path).items()}, path)
+    return folder
+
+
+def test_the_best_weights_are_exported_and_evaluated(trained, trained_on, run_here, tmp_path):
+    status, out = run_here(EXPORT, str(trained_on), str(tmp_path / "model.pt"), "--best")
+    assert status == 0 and "convnet after step 3" in out
+    state, expected = torch.load(tmp_path / "model.pt"), saved.load(trained).model().state_dict()
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    (ms, *_), (spoiled, *_) = (
+        [cells(line) for line in run_here(EVALUATE, str(trained_on), *best)[1].splitlines() if line.startswith("| as")]
+        for best in (["--best"], [])
+    )
+    assert ms[2] == f"{summary(trained)['best_weights']['top1']:.2%}" and ms[3:5] != spoiled[3:5]
+
+
+def test_of_a_run_that_has_not_finished_too(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "summary.json").unlink()
+    run, expected = saved.load(folder, best=True), saved.load(trained)
+    assert run.step == 3 and all(torch.equal(run.client[name], expected.client[name]) for name in expected.client)
+
+
+@pytest.mark.parametrize("script", [EXPORT, EVALUATE])
+def test_best_weights_that_were_not_kept_are_one_sentence(script, trained, run_here, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "summary.json").write_text(json.dumps({**summary(folder), "best_weights": None}))
+    status, out = run_here(script, str(folder), *(["model.pt"] if script == EXPORT else []), "--best")
+    assert "holds no best weights: a run keeps them with checkpoint.best=true" in f"{status}{out}" and status != 0
 
 
 def test_evaluation_repeats_the_runs_own(trained, run_here):

@@ -4,6 +4,7 @@
       │  Hello ───────────────────────────►    configuration, and what the data are
       │  ◄─────────────────────────── Welcome    where the run is, and the state to go on from
       │
+      │  Round ◄────► RoundReply               before an epoch, where not all train in it (see rounds.py)
       │  Step ────────────────────────────►    once a round of the exchange, such as payload and targets;
       │  ◄────────────────────────── StepReply    cut gradient, and whether to hand in a State or to end
       │  Gradients ◄──► GradientsReply         each step, with topology.average=step

@@ -93,6 +93,14 @@ class Display:
             f" {summary['steps']:,} steps, {summary['seconds']:.1f} s",
             soft_wrap=True,
         )
+        if summary["stopped_early"]:
+            self.note(summary["stopped_early"])
+        if kept := summary["best_weights"]:
+            self.console.print(
+                f"kept beside the last weights: those after epoch {kept['epoch']}, with {first.title}"
+                f" {first.form(kept[first.name])} (--best)",
+                soft_wrap=True,
+            )
         if "seconds_over_link" in summary:
             self.console.print(
                 f"over each client's link: about {summary['seconds_over_link']:.1f} s (estimated from the bytes)",

@@ -53,8 +53,8 @@ class Recorder:
         self.seconds: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()  # before this process
         self.last_evaluation: dict[str, float] = {}
-        self.best: float | None = None  # result so far, and
-        self.best_epoch: int | None = None  # after which
+        self.best: float | None = None  # result so far
+        self.best_epoch: int | None = None
         self.best_weights: dict[str, float] | None = None  # the evaluation of those that are kept, see verdict.py
         self.stopped_early: str | None = None  # why
         self.step_number = 0
@@ -76,7 +76,8 @@ class Recorder:
         path = self.folder / "metrics.jsonl"
         self._seconds_before = 0.0, 0.0  # of the run and of the epoch
         if state is None:
-            (self.folder / "summary.json").unlink(missing_ok=True)
+            for old in (self.folder / "summary.json", *self.folder.glob("best_*_segment*.pt")):
+                old.unlink(missing_ok=True)
             path.write_bytes(b"")
         else:
             found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"]

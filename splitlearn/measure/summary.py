@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from splitlearn.config import compressor_from
+from splitlearn.config import compressor_from, num_in_epoch
 from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import Task
@@ -26,10 +26,11 @@ def headline_of(
     where = " and ".join(f"{cut.path} ({'×'.join(map(str, cut.shape))})" for cut in cuts)
     samples = "" if num_samples is None else f", {num_samples:,} samples"
     up_to = "up to " if cfg.membership.open else ""
+    in_epoch = f", {num} in each epoch" if (num := cfg.membership.sample) else ""
     codecs = " · ".join(f"{word(spec)} {compressor_from(cfg, spec.config).label}" for spec in specs)
     return (
         f"{network} cut after {where} · {data}{samples} · {cfg.topology.name},"
-        f" {up_to}{cfg.num_clients} client{'s' * (cfg.num_clients > 1)} · {codecs}"
+        f" {up_to}{cfg.num_clients} client{'s' * (cfg.num_clients > 1)}{in_epoch} · {codecs}"
     )
 
 
@@ -80,7 +81,7 @@ def seconds_on_link(cfg: DictConfig, totals: Counter[str]) -> float:
         "down": totals["weights_down_bytes"] + totals["evaluation_down_bytes"],
     }
     return sum(
-        8e-6 * (totals[f"link_{way}_bytes"] + num_bytes / cfg.num_clients) / rate
+        8e-6 * (totals[f"link_{way}_bytes"] + num_bytes / num_in_epoch(cfg)) / rate
         for way, num_bytes in shared_bytes.items()
         if (rate := cfg.link[f"{way}_mbits"])
     )

@@ -1,4 +1,4 @@
-"""A client's way into an epoch: it asks what its part is, where the run has something to say to that (see rounds.py)."""
+"""A client's way into an epoch: it asks what its part is, where the run has something to say to that."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Rounds(Attendance):
         """One that waits may have been asked to end, which ends the run of a fixed fleet."""
         if not self.asks or self.is_open:
             return
-        for client, request in self.inbox.new_requests().items():
-            if request.kind == Round.kind:
-                if Round.parse(request.body, f"client {client}", self.agreement).wants_to_stop:
-                    self.let_go(client)
+        asking = {client: one for client, one in self.inbox.new_requests().items() if one.kind == Round.kind}
+        for client, request in asking.items():
+            if Round.parse(request.body, f"client {client}", self.agreement).wants_to_stop:
+                self.let_go(client)

@@ -71,6 +71,7 @@ class RunState:
                 "recorder": server.recorder.state(),
                 "seconds": dict(server.stopwatch.seconds),
             },
+            after=server.verdict.wait,
         )
 
     def wait(self) -> None:

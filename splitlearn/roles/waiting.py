@@ -9,8 +9,6 @@ from concurrent.futures import Future
 from typing import Any
 
 TELL_EVERY_S = 5.0
-
-
 LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
 
 

@@ -8,6 +8,7 @@ and a message can name nothing but `deliver` (see guard.py).
 """
 
 from splitlearn.transport.connection import connect
+from splitlearn.transport.files import allow_files
 from splitlearn.transport.guard import refusals
 from splitlearn.transport.inbox import Inbox, Request
 from splitlearn.transport.place import Patience, Place, rank_name
@@ -21,6 +22,7 @@ __all__ = [
     "Place",
     "Request",
     "ServerProxy",
+    "allow_files",
     "connect",
     "host_store",
     "rank_name",

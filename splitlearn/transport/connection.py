@@ -17,6 +17,7 @@ import torch.distributed.rpc as rpc
 from splitlearn.transport import delivery
 from splitlearn.transport.agent import start_agent, stop_agent
 from splitlearn.transport.entry import NoServer, Unreachable
+from splitlearn.transport.files import allow_files
 from splitlearn.transport.frontdesk import FrontDesk
 from splitlearn.transport.link import RECONNECT_EVERY_S, Link
 from splitlearn.transport.place import SERVER, Patience, Place, shown
@@ -59,6 +60,7 @@ def connect(
 
 @contextmanager
 def _serve(place: Place, patience: Patience, token: bytes, served: Any, tell: Callable[[str], None]) -> Iterator[None]:
+    allow_files(place.num_clients)
     inbox = served.inbox
 
     def notify() -> None:

@@ -118,9 +118,7 @@ class Inbox:
             self.changed.notify_all()
             return request.future
 
-    def meet(
-        self, come_within_s: float, waiting: Callable[[list[int]], None] = lambda missing: None
-    ) -> list[Request]:
+    def meet(self, come_within_s: float, waiting: Callable[[list[int]], None] = lambda missing: None) -> list[Request]:
         """Waits for the hello of every client, so long after the last one that came.
 
         `waiting` is called about once a second with those that are missing.

@@ -28,6 +28,7 @@ from splitlearn.exchange.messages import (
     Weights,
     WeightsReply,
 )
+from splitlearn.exchange.rounds import Round, RoundReply
 from splitlearn.segments.trainable import Trainable, gradients_of, state_of
 from splitlearn.tasks import task_from
 
@@ -83,6 +84,7 @@ def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
         (State, fresh.state(), True),
         (Failed, "no data"),
         (Goodbye,),
+        (Round, True),
     ):
         assert kind.parse(tuple(body), "client 1", agreement).body() == tuple(body)
     for part, body in zip(parts_of(agreement), training, strict=True):
@@ -162,6 +164,8 @@ def malformed() -> dict[str, tuple]:
         "an optimizer of another kind": (State, (whole | {"optimizer": other}, False), None, "does not keep"),
         "a failure that is none": (Failed, (torch.zeros(3),), None, "reason"),
         "a goodbye with more": (Goodbye, (1,), None, "0 parts"),
+        "a round that wants to stop twice": (Round, (2,), None, "stop"),
+        "a round of nothing": (Round, (), None, "1 parts"),
     }
     (part,) = parts_of(agreement)
     for what, (body, wrong) in {
@@ -248,6 +252,13 @@ def answers() -> dict[str, tuple]:
         "weights that are 2 times the answer": (WeightsReply, (None, None, 2), None),
         "a result of NaN": (GoodbyeReply, (math.nan,), None),
         "a result in words": (GoodbyeReply, ("good",), None),
+        "a part that there is not": (RoundReply, ("dance", 1, 5, None), None),
+        "a part in a list": (RoundReply, (["train"], 1, 5, None), None),
+        "an epoch after the last": (RoundReply, ("train", 1000, 5, None), None),
+        "an epoch in words": (RoundReply, ("train", "first", 5, None), None),
+        "steps below 0": (RoundReply, ("train", 1, -1, None), None),
+        "a round's weights of other names": (RoundReply, ("train", 1, 5, {"segment": {}, "optimizer": {}}), None),
+        "a round's weights in a tensor": (RoundReply, ("evaluate", 1, 5, torch.zeros(3)), None),
     }
     for what, body in {
         "one part": (1,),

@@ -1,4 +1,5 @@
 import threading
+import time
 
 import pytest
 
@@ -40,6 +41,22 @@ def test_a_repeated_call_is_answered_from_memory_and_not_taken_twice(make):
     stray = deliver(box, 0, 1, "step", "a")  # was on its way for long
     assert box.take(0, "step").body == ("b",)
     assert stray.wait()[0] == "failed"
+
+
+def test_a_request_that_may_wait_for_long_is_told_so_when_it_is_sent_again():
+    box = Inbox(1, timeout_s=5, meanwhile={"round": "wait"})
+    deliver(box, 0, 0, "hello")
+    deliver(box, 0, 0, "hello")
+    box.take(0, "hello").reply("welcome")
+    first = deliver(box, 0, 1, "round")
+    assert not first.done() and list(box.new_requests()) == [0]
+    again = deliver(box, 0, 1, "round")
+    assert first.wait() == again.wait() == ("done", "wait") and not box.new_requests()
+    deliver(box, 0, 2, "round")
+    request = box.take(0, "round")
+    again = deliver(box, 0, 2, "round")  # the server answers in a moment
+    request.reply("train")
+    assert again.wait() == ("done", "train")
 
 
 def test_requests_are_taken_in_the_order_that_the_server_asks_for(make):
@@ -95,6 +112,26 @@ def test_a_client_that_does_not_come_is_named(monkeypatch):
     box.is_alive = lambda client: False
     deliver(box, 1, 1, "hello")
     with pytest.raises(PeerError, match="clients 0 and 2 did not come"):
+        box.meet(come_within_s=0.05)
+
+
+def test_clients_that_come_one_after_the_other_have_the_time_from_the_last_on(monkeypatch):
+    monkeypatch.setattr(inbox, "LOOK_EVERY_S", 0.01)
+    box = Inbox(8, timeout_s=5)
+    box.is_alive = lambda client: client in box.new_requests()
+    for client in range(7):
+        threading.Timer(0.2 * client, deliver, (box, client, 1, "hello")).start()
+    started = time.monotonic()
+    with pytest.raises(PeerError, match=r"^client 7 did not come within 1 s"):
+        box.meet(come_within_s=0.6)
+    assert time.monotonic() - started > 1.5
+
+
+def test_a_sentence_names_a_few_of_many_clients(monkeypatch):
+    monkeypatch.setattr(inbox, "LOOK_EVERY_S", 0.01)
+    box = Inbox(100, timeout_s=5)
+    box.is_alive = lambda client: False
+    with pytest.raises(PeerError, match="client 0 and client 1 and client 2 and client 3 and 96 others did not come"):
         box.meet(come_within_s=0.05)
 
 
