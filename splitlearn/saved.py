@@ -40,7 +40,8 @@ class SavedRun:
     def model(self) -> nn.Module:
         """The uncut network with these weights, on the CPU, in evaluation mode."""
         model = task_from(self.cfg).network(self.cfg, self.about)
-        model.load_state_dict(self.client | self.server)
+        unknown = model.load_state_dict(self.client | self.server, strict=False).unexpected_keys
+        assert not unknown, unknown  # what is missing is not used, or another name of what is there
         return model.eval()
 
     def network(self) -> Network:

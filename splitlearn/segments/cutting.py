@@ -3,18 +3,25 @@
 How it works: the model is traced with torch.fx, but only the modules around the cut are opened; all others stay
 whole, so that they keep their parameters' names, their dropout and their batch norm. The client segment is what the
 cut module's output is computed from, the server segment is the rest. The cut module's output must be all that
-crosses: a cut inside a residual block, which the skip connection crosses too, is refused.
+crosses: a cut inside a residual block, which the skip connection crosses too, is refused. What the opened modules do
+only in training (`self.training`) is found by tracing both, and stays so. At last the halves and the model are run
+once: a cut through which they differ is refused too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache, partial
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from splitlearn.errors import UserError
+from splitlearn.segments.tracing import Refusal, in_short, mode, modules_around, trace
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,10 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, 
     """Cuts `model` after the module at path `cut`.
 
     Args:
-        model: any model that maps one tensor to one tensor. Both segments share its parameters, under the same names.
+        model: any model that maps one tensor to one tensor; optional arguments of its forward have their defaults.
+            Both segments share its parameters, under the same names.
         cut: path of a module, such as "layer2" or "features.25".
-        example: an input of the model, (B, …), used to find the valid cuts where this one is not.
+        example: an input of the model, (B, …), that the halves are tried with, and the valid cuts found.
 
     Returns:
         (client_segment, server_segment), with server_segment(client_segment(x)) == model(x).
@@ -51,58 +59,87 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, 
     Raises:
         UserError: no such module, or more than its output crosses the cut; names the valid cuts.
     """
+    if example.is_floating_point() and not example.is_meta and not example.any():  # zeros hide differences
+        example = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
+    expected = _run(model, example)
     try:
+        if not isinstance(expected, Tensor):
+            raise Refusal(f"the model gives a {type(expected).__name__}, where one tensor is needed")
         if cut not in dict(model.named_modules()) or not cut:
-            raise _Refusal("no module has this path")
-        tracer = _Tracer(opened={cut[:i] for i, letter in enumerate(cut) if letter == "."} | {""})
-        return _divide(model, tracer.trace(model), tracer.outputs.get(cut))
-    except fx.proxy.TraceError as error:
-        raise UserError(f"cut={cut} is not possible: the modules around it depend on their data ({error})") from None
-    except _Refusal as refusal:
-        valid = ", ".join(point.path for point in valid_cuts(model, example))
+            raise Refusal("no module has this path")
+        graph, outputs = trace(model, modules_around(cut))
+        client, server = _divide(model, graph, outputs.get(cut))
+        smashed = _run(client, example)
+        if not _is_map(smashed, len(example)):
+            raise Refusal("the module's output is not one tensor of floats with the samples as its first dimension")
+        found = _run(server, smashed)
+        if found.shape != expected.shape or not (found.is_meta or torch.allclose(found, expected, equal_nan=True)):
+            raise Refusal("the halves do not compute what the model does")
+        return client, server
+    except Refusal as refusal:
+        valid = ", ".join(point.path for point in valid_cuts(model, example)) or "none"
         raise UserError(f"cut={cut} is not possible: {refusal}. Valid cuts: {valid}") from None
 
 
 def valid_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     """All cuts that `split` accepts, in the order of computation; of modules with the same output the outermost."""
-    tracer = _Tracer()
-    graph = tracer.trace(model)
-    training = model.training
-    with torch.no_grad():
-        ShapeProp(fx.GraphModule(model, graph).eval()).propagate(example)
-    model.train(training)
-    points: dict[fx.Node, CutPoint] = {}
-    for path, node in sorted(tracer.outputs.items(), key=lambda item: item[0].count("."), reverse=True):
-        meta = node.meta.get("tensor_meta")
+    if not isinstance(_run(model, example), Tensor):
+        return []
+    try:
+        (graph, outputs), accepts = trace(model), lambda path: True
+    except Refusal:  # the modes differ somewhere: each cut is tried on its own
         try:
-            _parts(graph, node, model)
-        except _Refusal:
+            graph, outputs = trace(model, modes=(False,))
+        except Refusal:
+            return []
+        accepts = partial(_is_possible, model)
+    with mode(model, False), torch.no_grad():
+        ShapeProp(fx.GraphModule(model, graph).eval()).propagate(example)
+    tensors_of = cache(partial(_tensors, model))
+    points: dict[fx.Node, CutPoint] = {}
+    for path, node in sorted(outputs.items(), key=lambda item: item[0].count("."), reverse=True):
+        found = node.meta.get("tensor_meta")
+        try:
+            _parts(graph, node, tensors_of)
+        except Refusal:
             continue
-        if isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point:
-            points[node] = CutPoint(path, tuple(meta.shape[1:]), meta.dtype)
+        if _is_map(found, len(example)) and accepts(path):
+            points[node] = CutPoint(path, tuple(found.shape[1:]), found.dtype)
     return [points[node] for node in graph.nodes if node in points]
 
 
-class _Refusal(Exception):
-    """Why a cut is not possible."""
+def _is_possible(model: nn.Module, path: str) -> bool:
+    try:
+        trace(model, modules_around(path))
+        return True
+    except Refusal:
+        return False
 
 
-class _Tracer(fx.Tracer):
-    """Records the node that each module's output is; opens the modules in `opened`, or all that torch.fx would."""
+def _is_map(found: Any, num_samples: int) -> bool:
+    """Whether it is a tensor of floats, or what ShapeProp says of one, with the samples as its first dimension."""
+    is_tensor = isinstance(found, (Tensor, TensorMetadata))
+    return is_tensor and found.dtype.is_floating_point and found.shape[:1] == (num_samples,)
 
-    def __init__(self, opened: set[str] | None = None):
-        super().__init__()
-        self.opened = opened
-        self.outputs: dict[str, fx.Node] = {}
 
-    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return super().is_leaf_module(module, path) if self.opened is None else path not in self.opened
+@torch.no_grad()
+def _run(part: nn.Module, x: Tensor) -> object:
+    """What a part of the model gives in evaluation mode; draws the same each time.
 
-    def call_module(self, module, forward, args, kwargs):
-        output = super().call_module(module, forward, args, kwargs)
-        if isinstance(output, fx.Proxy):
-            self.outputs[self.path_of_module(module)] = output.node
-        return output
+    Raises:
+        UserError: it cannot take this.
+    """
+    with mode(part, False), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        try:
+            return part(x.clone())  # which it may write into
+        except Exception as error:
+            raise UserError(
+                f"the network cannot take {x.dtype} tensor of shape {'×'.join(map(str, x.shape))}: {in_short(error)}"
+            ) from None
+
+
+# Dividing
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -116,34 +153,51 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _parts(graph: fx.Graph, boundary: fx.Node | None, model: nn.Module) -> tuple[list[fx.Node], list[fx.Node]]:
+@lru_cache(maxsize=1)
+def _used(graph: fx.Graph) -> set[fx.Node]:
+    """What the graph's output is computed from."""
+    return _ancestors(next(node for node in graph.nodes if node.op == "output"))
+
+
+def _parts(
+    graph: fx.Graph, boundary: fx.Node | None, tensors_of: Callable[[fx.Node], list[tuple[str, Tensor]]]
+) -> tuple[list[fx.Node], list[fx.Node]]:
     """Nodes of the client and of the server segment, the boundary in the first, the graph's output in the second."""
     if boundary is None:
-        raise _Refusal("the module is not used, or gives more than one tensor")
-    output = next(node for node in graph.nodes if node.op == "output")
-    client = _ancestors(boundary)
-    server = _ancestors(output) - client
-    if boundary not in _ancestors(output):
-        raise _Refusal("the model's output does not depend on it")
+        raise Refusal("the module is not used, or gives more than one tensor")
+    client, used = _ancestors(boundary), _used(graph)
+    server = used - client
+    if boundary not in used:
+        raise Refusal("the model's output does not depend on it")
     if not any(node.op == "placeholder" for node in client):
-        raise _Refusal("it does not depend on the model's input")
+        raise Refusal("it does not depend on the model's input")
     crossing = {node for node in client if node is not boundary and any(user in server for user in node.users)}
     if crossing:
-        raise _Refusal(f"{len(crossing)} more tensor{'s' * (len(crossing) > 1)} would cross it (a skip connection?)")
-    for side, nodes in (("client", client), ("server", server)):
-        if not any(_has_parameters(node, model) for node in nodes):
-            raise _Refusal(f"it leaves the {side} segment without parameters")
+        raise Refusal(f"{len(crossing)} more tensor{'s' * (len(crossing) > 1)} would cross it (a skip connection?)")
+    of_client, of_server = ({t: name for node in nodes for name, t in tensors_of(node)} for nodes in (client, server))
+    for side, tensors in (("client", of_client), ("server", of_server)):
+        if not any(isinstance(tensor, nn.Parameter) for tensor in tensors):
+            raise Refusal(f"it leaves the {side} segment without parameters")
+    if both := of_client.keys() & of_server.keys():
+        raise Refusal(f"both segments would have {of_client[both.pop()]}, and each its own of it after a step")
     return [node for node in graph.nodes if node in client], [node for node in graph.nodes if node in server]
 
 
-def _has_parameters(node: fx.Node, model: nn.Module) -> bool:
+def _tensors(model: nn.Module, node: fx.Node) -> list[tuple[str, Tensor]]:
+    """Parameters and modules' buffers that the node uses, with their names; a buffer by itself does not change."""
     if node.op == "call_module":
-        return any(True for _ in model.get_submodule(node.target).parameters())
-    return node.op == "get_attr" and node.target in dict(model.named_parameters())
+        module = model.get_submodule(node.target)
+        return [(f"{node.target}.{name}", t) for name, t in (*module.named_parameters(), *module.named_buffers())]
+    value = attrgetter(node.target)(model) if node.op == "get_attr" else None
+    return [(node.target, value)] if isinstance(value, nn.Parameter) else []
+
+
+def _has_parameters(node: fx.Node, model: nn.Module) -> bool:
+    return any(isinstance(tensor, nn.Parameter) for _, tensor in _tensors(model, node))
 
 
 def _divide(model: nn.Module, graph: fx.Graph, boundary: fx.Node | None) -> tuple[fx.GraphModule, fx.GraphModule]:
-    client_nodes, server_nodes = _parts(graph, boundary, model)
+    client_nodes, server_nodes = _parts(graph, boundary, partial(_tensors, model))
     client, copies = fx.Graph(), {}
     for node in client_nodes:
         copies[node] = client.node_copy(node, copies.__getitem__)
@@ -156,10 +210,16 @@ def _divide(model: nn.Module, graph: fx.Graph, boundary: fx.Node | None) -> tupl
     copies = {boundary: smashed}
     for node in server_nodes:
         copies[node] = server.node_copy(node, copies.__getitem__)
-    return tuple(
-        fx.GraphModule(model, part, class_name=f"{side}Segment")
-        for side, part in (("Client", client), ("Server", server))
-    )
+    return _module(model, client, "ClientSegment"), _module(model, server, "ServerSegment")
+
+
+def _module(model: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    part, kept = fx.GraphModule(model, graph, class_name=name), model.state_dict().keys()
+    for path, buffer in list(part.named_buffers()):
+        if path not in kept:  # which torch.fx does not look at: it is no part of a state
+            owner, _, field = path.rpartition(".")
+            part.get_submodule(owner).register_buffer(field, buffer, persistent=False)
+    return part
 
 
 def _is_written(node: fx.Node, model: nn.Module) -> bool:
