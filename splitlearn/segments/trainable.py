@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from splitlearn.errors import NonFiniteError
@@ -45,6 +45,24 @@ class Trainable:
             warnings.simplefilter("ignore")  # that the optimizer took no step
             for _ in range(number):
                 self.schedule.step()
+
+
+def rates(config: Mapping[str, Any], num_epochs: int) -> list[list[dict[str, Any]]]:
+    """What an optimizer steps with in each of the first epochs: learning rate, momentum, and so on.
+
+    Args:
+        config: all keys of a run, flat (see config.shared).
+        num_epochs: how many.
+    """
+    cfg = OmegaConf.create()
+    for key, value in config.items():
+        OmegaConf.update(cfg, key, value, force_add=True)
+    trainable, found = Trainable(nn.Linear(1, 1), cfg), []
+    for _ in range(num_epochs):
+        groups = trainable.optimizer.param_groups
+        found.append([{key: value for key, value in group.items() if key != "params"} for group in groups])
+        trainable.skip_epochs(1)
+    return found
 
 
 def state_of(segment: nn.Module) -> dict[str, Tensor]:
