@@ -136,7 +136,7 @@ def go_on(argv: list[str]) -> list[str]:
     folders = [word.split("=", 1)[1] for word in argv if word.startswith("resume=")]
     if not folders or folders[-1] in ("auto", "never", ""):
         return argv
-    folder = Path(folders[-1]).expanduser()
+    folder = Path(os.path.expanduser(folders[-1]))
     if not folder.exists() and folders[-1][0] == folders[-1][-1] in "'\"":
         folder = Path(folders[-1][1:-1])  # quoted for Hydra
     overrides = folder / ".hydra" / "overrides.yaml"

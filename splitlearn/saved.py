@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def weights(folder: str) -> dict[str, Tensor]:
         UserError: there are none, or each client has a network of its own.
     """
     try:
-        run = _load(Path(str(folder)).expanduser())
+        run = _load(Path(os.path.expanduser(str(folder))))
     except UserError as error:
         raise UserError(f"init_from: {error}") from None
     if len(run.clients) > 1 and topology_from(run.cfg).keeps_own:
