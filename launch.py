@@ -6,13 +6,17 @@ python launch.py -m compressor=none,ms cut=shallow,deep
 python launch.py resume=outputs/2026-01-31/12-00-00
 """
 
+import atexit
 import json
 import math
 import os
+import socket
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each peer that leaves is a warning of RPC's
@@ -24,8 +28,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import config, local, worker
-from splitlearn.errors import Stopped, UserError
+from splitlearn.checkpoints import write_texts
+from splitlearn.errors import Stopped, UserError, typed, writing_to
 from splitlearn.exchange.network import print_cuts
+from splitlearn.folder import own_folder, unusable
+from splitlearn.words import FOLDERS, quoted, readable, unquoted
 
 broken: dict[Path, str] = {}  # jobs of a sweep in this process, and why
 TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
@@ -34,15 +41,20 @@ TELLING_S = 5  # how long another rank leaves the server to tell the user what h
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """One run; returns its result, the first of the task's metrics, for sweepers to maximise."""
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder, origin = Path(HydraConfig.get().runtime.output_dir), origin_of(cfg)
     all_ranks_see_it, place = True, None
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
             return print_cuts(cfg) if place is None or place.rank == 0 else None
+        if not is_client() and not (folder / ".hydra").exists():
+            with writing_to(folder):
+                write_texts(folder, origin)
         config.check(cfg)
         all_ranks_see_it = False
-        return local.run(cfg, folder) if place is None else worker.run_rank(cfg, place, folder)
+        if place is None:
+            return local.run(cfg, folder, origin)
+        return worker.run_rank(cfg, place, folder, origin=origin)
     except Stopped as stopped:
         if not (is_client() and is_on_servers_console()):
             print(f"\n{stopped}", file=sys.stderr)
@@ -75,14 +87,45 @@ def leave_to_torchrun(error: UserError) -> None:
         Path(path).write_text(json.dumps({"message": str(error), "timestamp": int(time.time())}))
 
 
+def origin_of(cfg: DictConfig) -> dict[str, str]:
+    """What Hydra would write into .hydra/ before the run has begun, also where it is then refused."""
+    hydra = HydraConfig.instance().cfg
+    about = {"config.yaml": cfg, "hydra.yaml": hydra, "overrides.yaml": hydra.hydra.overrides.task}
+    return {f".hydra/{name}": OmegaConf.to_yaml(node) for name, node in about.items()}
+
+
 def started_at(form: str) -> str:
     """When this run was started; under torchrun when torchrun was, so that ranks that it restarts find their folder."""
     moment = time.time()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        clock_ticks = int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
         uptime = float(Path("/proc/uptime").read_text().split()[0])
-        moment -= uptime - clock_ticks / os.sysconf("SC_CLK_TCK")
+        moment -= uptime - launcher_ticks() / os.sysconf("SC_CLK_TCK")
     return datetime.fromtimestamp(round(moment)).strftime(form)
+
+
+def launcher_ticks() -> int:
+    """When the process that started this one was started, since the machine was."""
+    return int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
+
+
+@cache
+def new_folder(form: str) -> str:
+    """A folder of this process's own, named after its start; under torchrun of torchrun's own."""
+    launcher = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()} {launcher_ticks()}"
+    wanted = Path(started_at(form))
+    try:
+        folder = own_folder(wanted, launcher)
+    except OSError as error:
+        sys.exit(f"{wanted} cannot be made ({error.strerror}): choose another folder with hydra.run.dir")
+    atexit.register(remove_if_empty, folder.absolute())
+    return str(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def go_on(argv: list[str]) -> list[str]:
@@ -91,15 +134,33 @@ def go_on(argv: list[str]) -> list[str]:
     A client on another machine, which does not have the folder, has to be given the run's options again.
     """
     folders = [word.split("=", 1)[1] for word in argv if word.startswith("resume=")]
-    if not folders or folders[-1] in ("auto", "never"):
+    if not folders or folders[-1] in ("auto", "never", ""):
         return argv
-    folder = Path(folders[-1])
+    folder = Path(os.path.expanduser(folders[-1]))
+    if not folder.exists() and folders[-1][0] == folders[-1][-1] in "'\"":
+        folder = Path(folders[-1][1:-1])  # quoted for Hydra
     overrides = folder / ".hydra" / "overrides.yaml"
     if not is_client() and not overrides.exists():
+        if (folder / "config.yaml").exists():
+            sys.exit(
+                f"resume={folder}: there is no {overrides} any more, with the options that this run was started with:"
+                f" give them again, with {typed('hydra.run.dir', folder)}"
+            )
         sys.exit(f"resume={folder}: no run was started in that folder; there is no {overrides}")
-    before = OmegaConf.load(overrides) if overrides.exists() else []
-    before = [word for word in before if not word.startswith(("resume=", "role=", "client.index="))]
-    return [argv[0], *before, *argv[1:], f"hydra.run.dir={folder}"]
+    now = [word for word in argv[1:] if not word.startswith("resume=")]
+    keys = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
+    before = [
+        word for word in (OmegaConf.load(overrides) if overrides.exists() else []) if word.split("=")[0] not in keys
+    ]
+    return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
+
+
+def check_folders(argv: list[str]) -> None:
+    """Ends the process where the folder that it is given to write into cannot be."""
+    for word in argv:
+        key, _, folder = word.partition("=")
+        if key in FOLDERS and "${" not in folder and (why := unusable(Path(unquoted(folder)))):
+            sys.exit(f"{word}: {why}; choose another folder")
 
 
 def write_nothing() -> tempfile.TemporaryDirectory:
@@ -111,11 +172,16 @@ def write_nothing() -> tempfile.TemporaryDirectory:
 
 
 OmegaConf.register_new_resolver("started_at", started_at, replace=True)
+OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
 
 if __name__ == "__main__":
-    sys.argv = go_on(sys.argv)
+    try:
+        sys.argv = [sys.argv[0], *readable(go_on(sys.argv)[1:])]
+    except UserError as error:
+        sys.exit(str(error))
     if is_client():
         client_folder = write_nothing()
+    check_folders(sys.argv)
     try:
         main()
     except KeyboardInterrupt:

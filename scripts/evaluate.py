@@ -34,13 +34,19 @@ def main() -> None:
     from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
     from splitlearn.exchange.passage import Passage
     from splitlearn.tasks import task_from
+    from splitlearn.words import readable
 
     try:
         run = saved.load(arguments.run, arguments.client, arguments.best)
         cfg = run.cfg
         if arguments.overrides:
-            before = OmegaConf.load(arguments.run / ".hydra" / "overrides.yaml")
-            cfg = OmegaConf.merge(compose(*before, *arguments.overrides), {"num_clients": cfg.num_clients})
+            started_with = arguments.run / ".hydra" / "overrides.yaml"
+            if not started_with.exists():
+                raise UserError(
+                    f"overrides need {started_with}, with what the run was started with, and it is not there"
+                )
+            before = OmegaConf.load(started_with)
+            cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
         task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
         loaders = [task.load(cfg, client, cfg.num_clients).test for client in range(cfg.num_clients)]
         plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})

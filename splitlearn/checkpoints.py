@@ -16,14 +16,14 @@ import os
 import pickle
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from splitlearn.errors import UserError
+from splitlearn.errors import UserError, cannot_write
 
 MAGIC = b"splitlearn checkpoint 2\n"
 PATTERN = "step-*.pt"
@@ -60,10 +60,11 @@ class Checkpoints:
         try:
             self._writer.wait()
         except OSError as error:
-            raise UserError(
-                f"a checkpoint cannot be written to {self.folder} ({error.strerror or error}): make room"
-                f" there, then go on with resume={self.folder.parent}"
-            ) from None
+            raise cannot_write(f"a checkpoint cannot be written to {self.folder}", self.folder.parent, error) from None
+
+    def close(self) -> None:
+        """Until nothing is being written any more, also after an error."""
+        self._writer.close()
 
     def latest(self) -> dict[str, Any] | None:
         """The newest state that is whole, None where there is no checkpoint; warns of newer ones that are not.
@@ -72,15 +73,20 @@ class Checkpoints:
             UserError: there are checkpoints, and none is whole.
         """
         broken = []
-        for path in sorted(self.folder.glob(PATTERN), reverse=True):
+        paths = sorted(self.folder.glob(PATTERN), reverse=True)
+        for path in paths:
             try:
                 state = read(path)
+            except FileNotFoundError:
+                if sorted(self.folder.glob(PATTERN), reverse=True) != paths:
+                    return self.latest()  # the run goes on, and has written a newer one in its place
+                broken.append(f"{path}: it leads nowhere")
             except (OSError, ValueError) as error:
                 broken.append(f"{path}: {error}")
-                continue
-            for one in broken:
-                warnings.warn(f"{one}; the checkpoint before it is used", stacklevel=2)
-            return state
+            else:
+                for one in broken:
+                    warnings.warn(f"{one}; the checkpoint before it is used", stacklevel=2)
+                return state
         if broken:  # nothing is deleted that somebody may mend
             raise UserError(
                 f"no checkpoint of the run is whole ({'; '.join(broken)}): put one back from a copy, or start over with"
@@ -95,7 +101,7 @@ class Checkpoints:
 
     def _write(self, step: int, state: dict[str, Any], after: Callable[[], None]) -> None:
         after()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # the run's own is there, or was removed
         for path in self.folder.glob("*.unfinished"):  # of a process that was killed
             path.unlink()
         write(self.folder / PATTERN.replace("*", f"{step:09}"), state)
@@ -122,9 +128,13 @@ class Writer:
         self._thread = threading.Thread(target=run, name="writer")
         self._thread.start()
 
-    def wait(self) -> None:
+    def close(self) -> None:
+        """Until nothing is being written any more, also after an error."""
         if self._thread is not None:
             self._thread.join()
+
+    def wait(self) -> None:
+        self.close()
         if self._error is not None:
             raise self._error
 
@@ -144,22 +154,45 @@ def serialized(state: Any) -> memoryview:
 
 def write_whole(path: Path, *parts: bytes | memoryview) -> None:
     """Writes a file, so that at any moment, power cuts included, there is the whole file or the one before."""
-    unfinished = path.with_suffix(".unfinished")
+    write_all({path: parts})
+
+
+def write_all(files: Mapping[Path, Iterable[bytes | memoryview]], removed: Iterable[Path] = ()) -> None:
+    """Writes files, each as `write_whole` does: all of them, or where one does not find room, none.
+
+    `removed` are files that they make obsolete; these go before any of the new ones is there.
+    """
+    unfinished = {path.with_suffix(".unfinished"): path for path in files}
     try:
-        with open(unfinished, "wb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(path)
+        for temporary, path in unfinished.items():
+            with open(temporary, "wb") as file:
+                file.writelines(files[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path in removed:
+            path.unlink(missing_ok=True)
+        for temporary, path in unfinished.items():
+            temporary.rename(path)
     except OSError:
-        with suppress(OSError):
-            unfinished.unlink()  # it takes the room that is missing
+        for temporary in unfinished:
+            with suppress(OSError):
+                temporary.unlink()  # it takes the room that is missing
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # the new name
-    finally:
-        os.close(directory)
+    for folder in {path.parent for path in files}:
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)  # the new names
+        finally:
+            os.close(directory)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str], removed: Iterable[Path] = ()) -> None:
+    """Writes texts, by the names of their files in a folder, as `write_all` does; none that is there already."""
+    files = {folder / name: [text.encode()] for name, text in texts.items()}
+    files = {path: parts for path, parts in files.items() if not path.exists() or path.read_bytes() != parts[0]}
+    for path in files:
+        path.parent.mkdir(exist_ok=True)
+    write_all(files, removed)
 
 
 def read(path: Path) -> dict[str, Any]:

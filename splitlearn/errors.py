@@ -1,5 +1,7 @@
 """Errors that a user can mend. Each is one sentence that names the config key or the peer, and what to do."""
 
+import errno
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,6 +52,24 @@ class NonFiniteError(ValueError):
     """A tensor that is to be compressed holds NaN or Inf."""
 
 
+def typed(key: str, folder: Path) -> str:
+    """key=folder, as one types it in a shell."""
+    return shlex.quote(f"{key}={folder}")
+
+
+def cannot_write(what: str, folder: Path, error: OSError) -> UserError:
+    """The error of what, such as "a file cannot be written", happened in a run's folder."""
+    if error.errno in (errno.ENOENT, errno.ESTALE):
+        remedy = "the folder was removed while the run wrote into it; start the run again"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "let this user write there, or choose another folder with hydra.run.dir"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        remedy = "something else is in its place: move it away, or choose another folder with hydra.run.dir"
+    else:
+        remedy = f"make room there, then go on with {typed('resume', folder)}"
+    return UserError(f"{what} ({error.strerror or error}): {remedy}")
+
+
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """
@@ -59,7 +79,4 @@ def writing_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written to ({error.strerror or error}): make room there, then go on with"
-            f" resume={folder}"
-        ) from None
+        raise cannot_write(f"{folder} cannot be written to", folder, error) from None

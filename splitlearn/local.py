@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import saved
 from splitlearn.errors import PeerError, Stopped, UserError
+from splitlearn.folder import held
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
 from splitlearn.transport import Place, allow_files, host_store, rank_name
@@ -27,10 +28,10 @@ from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
 GRACE_S = 10.0  # for the other ranks to end by themselves after one has failed
 
 
-def run(cfg: DictConfig, folder: Path) -> float:
+def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> float:
     """Runs a server and cfg.num_clients clients in processes of their own.
 
-    Returns the run's result, the first of the task's metrics.
+    Returns the run's result, the first of the task's metrics. `origin` as Recorder's.
 
     No process outlives the call, however it ends; nor this process, should it be killed.
 
@@ -49,6 +50,8 @@ def run(cfg: DictConfig, folder: Path) -> float:
         print(f"finished before, with a test {first.title} of {first.form(result)}: {folder}")
         return result
     allow_files(num_ranks)
+    with held(folder):
+        pass  # the server will hold it; where it could not, nothing need be started
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over
@@ -58,7 +61,7 @@ def run(cfg: DictConfig, folder: Path) -> float:
         for rank in range(num_ranks):
             place = Place(rank, num_clients, "127.0.0.1", store.port, one_machine=True)
             pipes[rank], end = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(cfg, place, folder, token, end), name=place.name)
+            process = context.Process(target=_run, args=(cfg, place, folder, token, origin, end), name=place.name)
             process.start()
             processes[rank] = process
             end.close()
@@ -120,12 +123,14 @@ def _outcome(process, pipe: Connection) -> float | UserError:
         return UserError(f"{process.name} ended with {how}")
 
 
-def _run(cfg: DictConfig, place: Place, folder: Path, token: bytes, pipe: Connection) -> None:
+def _run(
+    cfg: DictConfig, place: Place, folder: Path, token: bytes, origin: dict[str, str] | None, pipe: Connection
+) -> None:
     """The main function of one rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        outcome = run_rank(cfg, place, folder, token)
+        outcome = run_rank(cfg, place, folder, token, origin)
     except UserError as error:
         outcome = error
     except Exception as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
 from splitlearn.tasks import task_from
 from splitlearn.topologies import topology_from
+from splitlearn.topologies.averaging import average_states
 
 
 @dataclass
@@ -27,15 +29,18 @@ class SavedRun:
     Attributes:
         cfg: its configuration.
         about: what the network has to know of the data.
-        client, server: weights and buffers of the segments, under the names that they have in the uncut network.
+        clients, server: weights and buffers of the segments, under the names that they have in the uncut network; of
+            one client where all have the same.
         step: training steps that they have seen.
+        client: of the client that was asked for.
     """
 
     cfg: DictConfig
     about: dict[str, Any]
-    client: dict[str, Tensor]
+    clients: dict[int, dict[str, Tensor]]
     server: dict[str, Tensor]
     step: int
+    client: dict[str, Tensor] = field(default_factory=dict)
 
     def model(self) -> nn.Module:
         """The uncut network with these weights, on the CPU, in evaluation mode."""
@@ -65,6 +70,30 @@ def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
     Raises:
         UserError: there is no run with such weights in the folder, or no such client in it.
     """
+    run = _load(folder, best)
+    run.client = _of_client(run.clients, client, folder)
+    return run
+
+
+def weights(folder: str) -> dict[str, Tensor]:
+    """Weights and buffers of the uncut network that the run in `folder` has trained; its clients' mean within an epoch.
+
+    Raises:
+        UserError: there are none, or each client has a network of its own.
+    """
+    try:
+        run = _load(Path(os.path.expanduser(str(folder))))
+    except UserError as error:
+        raise UserError(f"init_from: {error}") from None
+    if len(run.clients) > 1 and topology_from(run.cfg).keeps_own:
+        raise UserError(
+            f"init_from={folder}: there each client has a network of its own (topology.average=never); start from a run"
+            " whose clients share one"
+        )
+    return average_states(list(run.clients.values())) | run.server
+
+
+def _load(folder: Path, best: bool = False) -> SavedRun:
     if not (folder / "config.yaml").exists():
         raise UserError(f"{folder} holds no run: there is no config.yaml")
     cfg = OmegaConf.load(folder / "config.yaml")
@@ -78,15 +107,15 @@ def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
         prefix, step = ("best_", kept["step"]) if best else ("", summary["steps"])
         paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(f"{prefix}client_segment_*.pt")}
         paths = dict(sorted(paths.items())) or {0: folder / f"{prefix}client_segment.pt"}
-        path = _of_client(paths, client, folder)
-        return SavedRun(cfg, about, _read(path), _read(folder / f"{prefix}server_segment.pt"), step)
+        clients = {client: _read(path) for client, path in paths.items()}
+        return SavedRun(cfg, about, clients, _read(folder / f"{prefix}server_segment.pt"), step)
     if state is None:
         raise UserError(f"{folder} holds a run without weights: it has neither finished nor a checkpoint")
     states, members, progress = state["clients"]["states"], state["clients"]["members"], state["progress"]
     own = {client: member["state"] for client, member in sorted(members.items()) if member["state"]}
     differ = own and (topology_from(cfg).keeps_own or progress["epoch_step"])  # else all have the average
-    segment = _of_client(own if differ else {0: states[0]}, client, folder)
-    return SavedRun(cfg, state["about"], segment.get("segment", segment), state["server"]["segment"], progress["step"])
+    clients = {client: one.get("segment", one) for client, one in (own if differ else {0: states[0]}).items()}
+    return SavedRun(cfg, state["about"], clients, state["server"]["segment"], progress["step"])
 
 
 def metrics(folder: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -102,6 +131,10 @@ def finished_result(folder: Path, cfg: DictConfig) -> float | None:
     if shared(OmegaConf.load(folder / "config.yaml")) != shared(cfg):
         return None
     return summary[f"test_{task_from(cfg).metrics[0].name}"]
+
+
+def has_finished(folder: Path) -> bool:
+    return _summary(folder) is not None
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from splitlearn import config, transport
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.exchange.messages import Failed
+from splitlearn.folder import held
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.screen import Screen
@@ -60,7 +62,13 @@ def place_from(cfg: DictConfig) -> Place | None:
     return Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
 
 
-def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = None) -> float:
+def run_rank(
+    cfg: DictConfig,
+    place: Place,
+    folder: Path,
+    token: bytes | None = None,
+    origin: dict[str, str] | None = None,
+) -> float:
     """Plays one rank's role; returns the run's result, the first of the task's metrics, on every rank.
 
     Args:
@@ -68,6 +76,7 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
         place: this rank's.
         folder: where the server writes.
         token: of this run; None takes the user's (see transport/token.py).
+        origin: of the server's Recorder.
 
     Raises:
         UserError: something that the user can mend went wrong, here or on another rank.
@@ -81,7 +90,7 @@ def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = 
     token = token or read_token(cfg.rpc.token_file)
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
-        return _run_server(cfg, place, folder, patience, token)
+        return _run_server(cfg, place, folder, patience, token, origin)
     return _run_client(cfg, place, patience, token)
 
 
@@ -98,7 +107,14 @@ def _end_with_launcher() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes) -> float:
+def _run_server(
+    cfg: DictConfig,
+    place: Place,
+    folder: Path,
+    patience: Patience,
+    token: bytes,
+    origin: dict[str, str] | None,
+) -> float:
     device = config.device_from(cfg.server.device, "server.device")
     display = Display()
     if not place.one_machine and not place.host.startswith("127.") and place.host not in ("localhost", "::1"):
@@ -108,17 +124,16 @@ def _run_server(cfg: DictConfig, place: Place, folder: Path, patience: Patience,
             f"torchrun's store listens on every interface of this machine, port {place.port}: keep strangers away (see"
             " docs/reliability.md)"
         )
-    recorder = Recorder(cfg, folder, display)
-    server = Server(cfg, device, recorder, Checkpoints(folder / "checkpoints", cfg.checkpoint.keep))
-    try:
-        with transport.connect(place, patience, token, server, display.tell):
-            try:
-                return server.run()
-            except BaseException as error:
-                server.inbox.fail(f"the server ended the run: {_in_words(error)}")
-                raise
-    finally:
-        recorder.close()
+    recorder = Recorder(cfg, folder, display, origin)
+    checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint.keep)
+    server = Server(cfg, device, recorder, checkpoints)
+    connected = transport.connect(place, patience, token, server, display.tell)
+    with held(folder, display.note), closing(checkpoints), closing(recorder), connected:
+        try:
+            return server.run()
+        except BaseException as error:
+            server.inbox.fail(f"the server ended the run: {_in_words(error)}")
+            raise
 
 
 def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes) -> float:

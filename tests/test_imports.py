@@ -13,8 +13,8 @@ FLOORS = [
     {"launch"},
     {"local"},
     {"worker"},
-    {"saved"},
     {"roles"},
+    {"saved"},
     {"measure", "topologies"},
     {"exchange"},
     {"tasks", "transport"},
@@ -22,7 +22,7 @@ FLOORS = [
     {"config"},
     {"compressors"},
     {"kernels"},
-    {"checkpoints", "rates", "seeds", "stopping"},
+    {"checkpoints", "folder", "rates", "seeds", "stopping", "words"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -13,6 +13,8 @@ from test_scripts import cells
 from splitlearn import local, saved
 from splitlearn.checkpoints import Checkpoints, write
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
+from splitlearn.words import quoted
 
 SMALL = ["num_clients=2", "epochs=1", "data.max_train_samples=48", "data.max_test_samples=20", "batch_size=8"]
 EXPORT, EVALUATE = (ROOT / "scripts" / name for name in ("export.py", "evaluate.py"))
@@ -92,6 +94,54 @@ def test_evaluation_repeats_the_runs_own(trained, run_here):
     assert ms[1] == found["uplink"]["compressor"] and none[1] == "none"
     assert ms[2:5] == [f"{found['test_top1']:.2%}", f"{found['test_top5']:.2%}", f"{found['test_loss']:.4f}"]
     assert float(none[5].replace(",", "")) > 10 * float(ms[5].replace(",", ""))
+
+
+def test_another_run_starts_from_its_weights_at_another_cut(trained, tmp_path):
+    start = tmp_path / "a start (1)"
+    shutil.copytree(trained, start)
+    options = [*SMALL, "schedule=constant", "exchange=u_shaped", "cut=shallow", "compressor=qu"]
+    cfg = compose(*options, "optimizer.lr=0", "optimizer.weight_decay=0", f"init_from={quoted(str(start))}")
+    local.run(cfg, tmp_path / "run")
+    found, expected = saved.load(tmp_path / "run").model(), saved.load(trained).model()
+    assert all(torch.equal(one, two) for one, two in zip(found.parameters(), expected.parameters(), strict=True))
+    assert any(not torch.equal(one, two) for one, two in zip(found.buffers(), expected.buffers(), strict=True))
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").init_from == str(start)
+    shutil.rmtree(start)  # it goes on without
+    cfg.epochs = 2
+    local.run(cfg, tmp_path / "run")
+    assert summary(tmp_path / "run")["epochs"] == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["arch=resnet18"], r"init_from=.* holds another network: .* missing here, and \d+ more differ; start from"),
+        (["data=image_folder"], r"another network: classifier.bias is \(10,\) there and \(7,\) here, and 1 more"),
+    ],
+)
+def test_a_run_does_not_start_from_another_network(overrides, words, trained):
+    cfg = compose(*SMALL, *overrides)
+    built = network.build(cfg, {"num_classes": 7 if "data=image_folder" in overrides else 10})
+    with pytest.raises(UserError, match=words):
+        network.load(built, saved.weights(trained), f"init_from={trained}")
+
+
+def test_what_there_is_to_start_from(trained, tmp_path):
+    with pytest.raises(UserError, match="init_from: nowhere holds no run"):
+        saved.weights("nowhere")
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    state = torch.load(run / "client_segment.pt")
+    (run / "client_segment.pt").unlink()
+    torch.save(state, run / "client_segment_0.pt")
+    torch.save({name: value + 2 for name, value in state.items()}, run / "client_segment_1.pt")
+    weights, name = saved.weights(run), next(iter(state))
+    torch.testing.assert_close(weights[name], state[name] + 1)  # their mean
+    cfg = OmegaConf.load(run / "config.yaml")
+    cfg.topology.average = "never"
+    OmegaConf.save(cfg, run / "config.yaml")
+    with pytest.raises(UserError, match="each client has a network of its own"):
+        saved.weights(run)
 
 
 def test_a_run_that_has_not_finished_gives_its_last_checkpoint(trained, tmp_path):

@@ -66,6 +66,27 @@ def build(cfg: DictConfig, about: dict[str, Any]) -> Network:
     return Network(client, server, points)
 
 
+def load(built: Network, weights: dict[str, Tensor], source: str) -> None:
+    """Gives a cut network the weights and buffers of an uncut one, which `source` names.
+
+    Raises:
+        UserError: they are another network's.
+    """
+    own = built.client.state_dict() | built.server.state_dict()
+    here, there = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, weights))
+    differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+    if differing:
+        first, others = differing[0], len(differing) - 1
+        raise UserError(
+            f"{source} holds another network: {first} is {there.get(first, 'missing')} there and"
+            f" {here.get(first, 'missing')} here"
+            + f", and {others} more differ" * (others > 0)
+            + "; start from a run with the same arch, image size and classes"
+        )
+    for side in (built.client, built.server):
+        side.load_state_dict({name: weights[name] for name in side.state_dict()})
+
+
 def _last(rest: nn.Module, example: Tensor) -> str:
     points = valid_cuts(rest, example)
     if not points:

@@ -25,7 +25,7 @@ def boards(cfg: DictConfig, folder: Path, step: int) -> list[Board]:
     Raises:
         UserError: one is not installed, or does not start.
     """
-    kinds = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+    kinds = {"wandb": WandB, "mlflow": MLflow, "tensorboard": TensorBoard}  # first what may not start
     found = []
     for name, kind in kinds.items():
         if cfg.log[name]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,7 +27,7 @@ class Display:
 
     def headline(self, text: str, folder: str) -> None:
         self.console.print(f"[bold]splitlearn[/] {text}")
-        self.console.print(f"[dim]writing to[/] {folder}", soft_wrap=True)
+        self.console.print(f"[dim]writing to[/] {escape(folder)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         self.console.print(f"[yellow]{text}[/]", soft_wrap=True)

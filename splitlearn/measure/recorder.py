@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn.checkpoints import serialized, write_whole
+from splitlearn.checkpoints import serialized, write_texts, write_whole
 from splitlearn.errors import UserError, writing_to
 from splitlearn.exchange.channel import Transfer
 from splitlearn.exchange.exchange import Outcome, exchange_from
@@ -41,13 +42,14 @@ class Recorder:
         cfg: the run's configuration.
         folder: where the files go; made if it is missing.
         display: shows progress to the user.
+        origin: files that say what the run was started with: texts by their names in the folder.
 
     Attributes:
         ledger: the bytes.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path, display: Display):
-        self.cfg, self.folder, self.display = cfg, folder, display
+    def __init__(self, cfg: DictConfig, folder: Path, display: Display, origin: dict[str, str] | None = None):
+        self.cfg, self.folder, self.display, self.origin = cfg, folder, display, origin or {}
         self.task, self.specs = task_from(cfg), exchange_from(cfg).channels
         self.ledger = Ledger(self.specs)
         self.seconds: Counter[str] = Counter()
@@ -59,6 +61,7 @@ class Recorder:
         self.stopped_early: str | None = None  # why
         self.step_number = 0
         self._in_epoch: Counter[str] = Counter()
+        self._seconds_before = 0.0, 0.0  # of the run and of the epoch
         self._lines = None
         self._boards: list[Board] = []
 
@@ -74,37 +77,36 @@ class Recorder:
     def _open(self, state: dict[str, Any] | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "metrics.jsonl"
-        self._seconds_before = 0.0, 0.0  # of the run and of the epoch
-        if state is None:
-            for old in (self.folder / "summary.json", *self.folder.glob("best_*_segment*.pt")):
-                old.unlink(missing_ok=True)
-            path.write_bytes(b"")
-        else:
-            found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"]
-            if found < expected:
-                raise UserError(
-                    f"{path} has {found:,} of the {expected:,} bytes that it had at the checkpoint: put it back from a"
-                    " copy, or start over with resume=never"
-                )
-            os.truncate(path, expected)  # what came later is measured again
+        found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"] if state else 0
+        if found < expected:
+            missing = f"{path} has {found:,} of the {expected:,} bytes that it had at the checkpoint"
+            raise UserError(f"{missing}: put it back from a copy, or start over with resume=never")
+        if state is not None:
             self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
-            self.step_number, self.last_evaluation = state["step_number"], state["last_evaluation"]
-            for name in ("best", "best_epoch", "best_weights", "stopped_early"):
+            for name in ("step_number", "last_evaluation", "best", "best_epoch", "best_weights", "stopped_early"):
                 setattr(self, name, state.get(name))
             self.ledger.load(state["ledger"])
             for name in ("seconds", "refused", "_in_epoch"):
                 getattr(self, name).update(state[name.lstrip("_")])
-        OmegaConf.save(self.cfg, self.folder / "config.yaml", resolve=True)
-        self._lines = open(path, "a", buffering=1)  # noqa: SIM115
+        # First what may fail: a start that does leaves the run that is there as it was.
         self._boards = boards(self.cfg, self.folder, self.step_number)
+        texts = self.origin | {"config.yaml": OmegaConf.to_yaml(self.cfg, resolve=True)}
+        stale = self.folder / "summary.json", *self.folder.glob(f"{'[!b]' if state else ''}*_segment*.pt")
+        write_texts(self.folder, texts, removed=stale)  # which are not this run's, or not its last
+        self._lines = open(path, "a" if state else "w", buffering=1)  # noqa: SIM115
+        if state is not None:
+            self._lines.truncate(expected)  # what came later is measured again
 
     def state(self) -> dict[str, Any]:
         """What `open` goes on from. The lines until here are on the disk then, even if the power fails."""
         now = time.perf_counter()
         with writing_to(self.folder):
             os.fsync(self._lines.fileno())
+            about = os.fstat(self._lines.fileno())
+            if not about.st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "metrics.jsonl is gone")
         return {
-            "metrics_nbytes": os.fstat(self._lines.fileno()).st_size,
+            "metrics_nbytes": about.st_size,
             "seconds_of_run": now - self.started_at,
             "seconds_of_epoch": now - self.epoch_started_at,
             "step_number": self.step_number,

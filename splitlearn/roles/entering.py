@@ -27,8 +27,7 @@ def enters(client: Any) -> bool:
             raise Stopped("stopped with the run", client.stop.asked_by or signal.SIGTERM)
         if reply.part == "wait":
             continue
-        if (behind := reply.epoch - client.progress.epoch) > 0:
-            client.trainable.skip_epochs(behind)
+        if reply.epoch > client.progress.epoch:
             client.progress = ClientProgress(reply.epoch, 0, 0)
         client.num_steps = reply.num_steps
         if reply.state is not None:

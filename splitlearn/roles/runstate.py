@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
+from torch import Tensor
+
+from splitlearn import saved
 from splitlearn.checkpoints import Checkpoints
-from splitlearn.config import differences, evaluates, shared
-from splitlearn.errors import Stopped, UserError
+from splitlearn.config import evaluates, shared
+from splitlearn.errors import Stopped, UserError, typed
+from splitlearn.exchange import network
+from splitlearn.exchange.network import Network
+from splitlearn.roles import longer
 from splitlearn.roles.member import Member
 
 
@@ -20,41 +26,64 @@ class RunState:
 
     def __init__(self, server: Any, checkpoints: Checkpoints):
         self.server, self.cfg, self.checkpoints = server, server.cfg, checkpoints
-        self._found: dict[str, Any] | None = None  # until the network is built
+        self._found: dict[str, Any] | None = None  # until the run has begun
+        self._weights: dict[str, Tensor] | None = None  # to start from, until the network is built
 
     def find(self) -> None:
-        """Looks for the state of the run in this folder, to go on from, if it is wanted; opens the recorder."""
-        server = self.server
-        checkpoint = None if self.cfg.resume == "never" else self.checkpoints.latest()
+        """Looks for what to go on from, or to start from, if it is wanted. Nothing is changed yet.
+
+        Raises:
+            UserError: what is in the folder is not what this run could go on from.
+        """
+        server, folder = self.server, self.server.recorder.folder
+        checkpoint = self._found = None if self.cfg.resume == "never" else self.checkpoints.latest()
         if checkpoint is None:
-            self.checkpoints.clear()
-        elif difference := differences(checkpoint["config"], shared(self.cfg), "then", "now"):
-            raise UserError(
-                f"{server.recorder.folder} holds a run that was configured differently: {difference}; go on as it was,"
-                " choose another folder with hydra.run.dir, or start over in it with resume=never"
-            )
-        server.recorder.open(checkpoint and checkpoint["recorder"])
-        self._found = checkpoint
-        if checkpoint:
-            for name, value in checkpoint["progress"].items():
-                setattr(server.progress, name, value)
-            server.roster.members.update(
-                {client: Member(**about) for client, about in checkpoint["clients"]["members"].items()}
-            )
-            if server.roster.is_open:  # which may have a quorum without a client that has data
-                server.roster.about = checkpoint["about"]
-                server.build(checkpoint["about"])
+            if self.cfg.resume != "never" and saved.has_finished(folder):
+                raise UserError(
+                    f"{folder} holds a run that has finished, without a checkpoint to go on from: choose another folder"
+                    " with hydra.run.dir, or start over in it with resume=never"
+                )
+            if self.cfg.resume != "never" and (folder / "metrics.jsonl").exists():
+                server.recorder.display.note(
+                    "the run in this folder has no checkpoint yet: it starts from its beginning"
+                )
+            if self.cfg.init_from is not None:
+                self._weights = saved.weights(self.cfg.init_from)
+            return
+        longer.check(folder, checkpoint["config"], shared(self.cfg), checkpoint["progress"])
+        for name, value in checkpoint["progress"].items():
+            setattr(server.progress, name, value)
+        server.roster.members.update(
+            {client: Member(**about) for client, about in checkpoint["clients"]["members"].items()}
+        )
+        if server.roster.is_open:  # which may have a quorum without a client that has data
+            server.roster.about = checkpoint["about"]
+            server.build(checkpoint["about"])
+
+    def initialise(self, built: Network) -> None:
+        """Gives the network, as it was built, the weights that it is to start from."""
+        if self._weights is not None:
+            network.load(built, self._weights, f"init_from={self.cfg.init_from}")
+            self._weights = None
 
     def restore(self) -> None:
         """Takes over what was found, once the network is built."""
-        checkpoint, self._found = self._found, None
-        if checkpoint is None:
+        if self._found is None:
             return
-        server = self.server
+        server, checkpoint = self.server, self._found
         server.trainable.load(checkpoint["server"])
         server.client_states = checkpoint["clients"]["states"]
         server.stopwatch.seconds.update(checkpoint["seconds"])
-        server.recorder.resumed(server.progress.epoch, server.is_over)
+
+    def begin(self) -> None:
+        """All that could refuse this run has let it pass: from here on the folder is its own."""
+        recorder, checkpoint = self.server.recorder, self._found
+        recorder.open(checkpoint and checkpoint["recorder"])
+        if checkpoint is None:
+            self.checkpoints.clear()
+        else:
+            recorder.resumed(self.server.progress.epoch, self.server.is_over)
+        self._found = None
 
     def save(self) -> None:
         """Writes a checkpoint of the run as it is now."""
@@ -111,6 +140,6 @@ class RunState:
         self.wait()
         raise Stopped(
             f"stopped in epoch {self.server.progress.epoch} after step {self.server.progress.step}, with a checkpoint:"
-            f" go on with resume={self.server.recorder.folder}",
+            f" go on with {typed('resume', self.server.recorder.folder)}",
             self.server.stop.asked_by,
         )

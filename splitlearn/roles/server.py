@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import evaluates
-from splitlearn.errors import NonFiniteError, PeerError, UserError
+from splitlearn.errors import NonFiniteError, PeerError, UserError, typed
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.exchange import channels_of, exchange_from, know
@@ -79,6 +79,7 @@ class Server:
         """
         self.runstate.find()
         self.roster.meet(self)
+        self.runstate.begin()
         self.start_epoch()
         self.recorder.start(self.topology.num_steps(self.roster))
         self.progress.num_updates = self.progress.num_updates or self.topology.num_steps(
@@ -111,6 +112,7 @@ class Server:
     def build(self, about: dict[str, Any]) -> None:
         """Builds the network for the data of the clients, and cuts it."""
         built = network.build(self.cfg, about)
+        self.runstate.initialise(built)
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, about)
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
@@ -121,7 +123,7 @@ class Server:
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from: where it was, with the newest weights."""
         member, progress = self.roster.members[client], self.progress
-        state = member.state or self.client_states[0]
+        state = member.state or next(filter(None, self.client_states))
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
         num_steps = self.topology.num_steps(self.roster)
@@ -253,4 +255,6 @@ class Server:
             self.recorder.evaluation(self.progress.epoch, outcomes, self.roster.num_test_in_all())
             return self.verdict.hear()
         if self.progress.epoch == self.cfg.epochs:
-            raise PeerError(f"no client is left for the last evaluation: go on with resume={self.recorder.folder}")
+            raise PeerError(
+                f"no client is left for the last evaluation: go on with {typed('resume', self.recorder.folder)}"
+            )

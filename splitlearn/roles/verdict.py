@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from splitlearn.checkpoints import Writer, serialized, write_whole
-from splitlearn.errors import UserError
+from splitlearn.errors import cannot_write
 
 
 class Verdict:
@@ -68,7 +68,4 @@ class Verdict:
             self._writer.wait()
         except OSError as error:
             folder = self.server.recorder.folder
-            raise UserError(
-                f"the best weights cannot be written to {folder} ({error.strerror or error}): make room there, then go"
-                f" on with resume={folder}"
-            ) from None
+            raise cannot_write(f"the best weights cannot be written to {folder}", folder, error) from None

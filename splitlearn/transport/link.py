@@ -184,7 +184,7 @@ class Link:
                     break
                 self._break(None)
                 try:
-                    self._sign_in(RECONNECT_EVERY_S, time.monotonic() + HANDSHAKE_S)
+                    self._sign_in(RECONNECT_EVERY_S, HANDSHAKE_S)
                     self._mend()
                     break
                 except Unreachable:

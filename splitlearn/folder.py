@@ -1,0 +1,101 @@
+"""A run's folder: no two runs get the same one, and one process at a time writes into it.
+
+The lock is the operating system's (flock), which ends with the process that holds it, however that ends. On NFS it
+holds between machines; where a file system has none, nothing keeps two runs apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+
+from splitlearn.errors import UserError, writing_to
+
+LOCK = ".lock"
+LAUNCHER = ".torchrun"  # whose run it is
+
+
+@contextmanager
+def held(folder: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Makes a run's folder, and keeps other processes from writing into it. `note` tells where that is not possible.
+
+    Raises:
+        UserError: another process writes into it, or nobody can.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _lock(folder / LOCK, note)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if _is_at(file, folder / LOCK):  # while it is held: after that it may be another's
+                (folder / LOCK).unlink()
+        file.close()
+
+
+def _lock(path: Path, note: Callable[[str], None]):
+    """The lock's file, open and locked."""
+    while True:
+        file = open(path, "a+")  # noqa: SIM115
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(
+                f"{path.parent} is being written to by {holder}: wait until that run has ended, stop it, or choose"
+                " another folder with hydra.run.dir"
+            ) from None
+        except OSError as error:
+            note(f"{path} cannot be locked ({error.strerror}): see to it that no other run writes into this folder")
+        if _is_at(file, path):
+            break
+        file.close()  # who held it has removed it meanwhile
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _is_at(file, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def own_folder(wanted: Path, launcher: str | None) -> Path:
+    """Makes a folder that no other run has: `wanted`, or with -2, -3, … at its end.
+
+    Args:
+        wanted: the folder.
+        launcher: names the torchrun that started this process, whose ranks, started again, get the same folder.
+    """
+    if launcher:
+        for path in wanted.parent.glob(f"*/{LAUNCHER}"):
+            if path.read_text() == launcher:
+                return path.parent
+    for number in count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if folder.is_dir():
+                continue
+            raise
+        if launcher:
+            (folder / LAUNCHER).write_text(launcher)
+        return folder
+
+
+def unusable(folder: Path) -> str | None:
+    """Why no run can write into a folder that is there, or be made; None where one can."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{there} is a file, not a folder"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"this user may not write into {there}"
+    return None

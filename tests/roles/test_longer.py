@@ -1,0 +1,61 @@
+"""Runs that go on for more epochs, where that is sound."""
+
+from pathlib import Path
+
+import pytest
+from simulation import compose
+
+from splitlearn.config import shared
+from splitlearn.errors import UserError
+from splitlearn.roles import longer
+
+FOLDER = Path("a run")
+
+
+def check(then: list[str], now: list[str], epoch: int, epoch_step: int = 0) -> None:
+    configs = (shared(compose(*overrides)) for overrides in (then, now))
+    longer.check(FOLDER, *configs, {"epoch": epoch, "epoch_step": epoch_step})
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "epoch"),
+    [
+        (["schedule=constant"], 60, 31),
+        (["schedule=step"], 60, 31),
+        (["schedule=multistep", "optimizer=adam"], 60, 31),
+        (["schedule=constant"], 20, 20),
+        (["schedule=constant"], 20, 12),
+        (["schedule=cosine"], 60, 1),  # of which nothing is done
+        (["schedule=cosine", "schedule.T_max=30"], 60, 31),
+    ],
+)
+def test_the_number_of_epochs_may_change_where_the_rates_until_then_stay(schedule, epochs, epoch):
+    check([*schedule, "epochs=30"], [*schedule, f"epochs={epochs}"], epoch)
+
+
+def test_so_may_a_milestone_that_is_to_come():
+    then = ["schedule=multistep", "schedule.milestones=[10,20]", "epochs=30"]
+    now = ["schedule=multistep", "schedule.milestones=[10,25]", "epochs=30"]
+    check(then, now, 20)
+    check(then, now, 21)  # the epoch after which the first one steps is the last that is alike
+    with pytest.raises(
+        UserError, match=r"other learning rates .*schedule.milestones \(then \[10, 20\], now \[10, 25\]"
+    ):
+        check(then, now, 21, epoch_step=1)
+
+
+def test_along_a_cosine_every_rate_would_have_been_another():
+    with pytest.raises(UserError, match=r"other learning rates .*epochs \(then 30, now 60\).*'init_from=a run'$"):
+        check(["epochs=30"], ["epochs=60"], 31)
+
+
+@pytest.mark.parametrize(("epoch", "epoch_step", "done"), [(31, 0, 30), (22, 0, 21), (22, 3, 21)])
+def test_epochs_that_are_done_stay(epoch, epoch_step, done):
+    with pytest.raises(UserError, match=f"has done {done} of its 30 epochs, and cannot end with epochs=20"):
+        check(["schedule=constant", "epochs=30"], ["schedule=constant", "epochs=20"], epoch, epoch_step)
+
+
+@pytest.mark.parametrize("change", ["seed=1", "optimizer.lr=0.1", "evaluate.every=2", "init_from=elsewhere"])
+def test_nothing_else_may_change(change):
+    with pytest.raises(UserError, match=f"configured differently: .*{change.split('=')[0]}"):
+        check(["schedule=constant", "epochs=30"], ["schedule=constant", "epochs=60", change], 31)
