@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from splitlearn.measure.evaluation import over_in_words
+from splitlearn.measure.evaluation import over_in_words, parts_in_words
 
 if TYPE_CHECKING:
     from splitlearn.exchange.channel import ChannelSpec
@@ -98,6 +99,8 @@ class Display:
             f" {summary['steps']:,} steps, {summary['seconds']:.1f} s",
             soft_wrap=True,
         )
+        for line in parts_in_words(summary, first):
+            self.console.print(escape(line), soft_wrap=True)
         if "seconds_over_link" in summary:
             self.console.print(
                 f"over each client's link: about {summary['seconds_over_link']:.1f} s (estimated from the bytes)",

@@ -19,15 +19,16 @@ from splitlearn.exchange.channel import Transfer
 from splitlearn.exchange.exchange import Outcome, exchange_from
 from splitlearn.measure.boards import Board, boards
 from splitlearn.measure.display import Display
-from splitlearn.measure.evaluation import evaluation_of
+from splitlearn.measure.evaluation import as_csv, by_class, confusion_of, evaluation_of
 from splitlearn.measure.ledger import Ledger, Measured
 from splitlearn.measure.summary import headline_of, summary_of
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import task_from
 from splitlearn.transport import guard
 
+CONFUSION = "confusion.csv"  # of the last evaluation
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")
-NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all")
+NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all", "by_client", "by_class")
 
 
 class Recorder:
@@ -73,7 +74,8 @@ class Recorder:
         path = self.folder / "metrics.jsonl"
         self._seconds_before = 0.0, 0.0  # of the run and of the epoch
         if state is None:
-            (self.folder / "summary.json").unlink(missing_ok=True)
+            for name in ("summary.json", CONFUSION):
+                (self.folder / name).unlink(missing_ok=True)
             path.write_bytes(b"")
         else:
             found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"]
@@ -171,6 +173,12 @@ class Recorder:
     def evaluation(self, epoch: int, outcomes: list[tuple[int, Outcome]], in_all: int | None) -> None:
         """What all batches of test samples came to (see evaluation_of)."""
         came_to = evaluation_of(outcomes, in_all, self.task)
+        names = self.task.class_names(self.about)
+        confusion = confusion_of((outcome for _, outcome in outcomes), len(names))
+        if confusion is not None:
+            came_to["by_class"] = by_class(confusion, names)
+            with writing_to(self.folder):
+                write_whole(self.folder / CONFUSION, as_csv(confusion, names).encode())
         self.last_evaluation = {"epoch": epoch, "step": self.step_number, **came_to}
         if self.best is None or self.task.metrics[0].is_better(self.result, self.best):
             self.best = self.result
