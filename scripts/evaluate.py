@@ -1,5 +1,7 @@
 """Evaluates a run's network on its test set: through its compressors, as in the run, and without compression.
 
+Then, as configured: each client's accuracy, and which classes were taken for which.
+
     python scripts/evaluate.py outputs/2026-01-31/12-00-00
     python scripts/evaluate.py outputs/2026-01-31/12-00-00 data.root=/data/cifar10 compressor=ms_best
 
@@ -11,12 +13,16 @@ batch.
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 from tables import markdown
+
+from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of
+
+MOST_CLASSES = 30  # in a matrix
+MOST_MISTAKES = 20
 
 
 @torch.no_grad()
@@ -53,11 +59,13 @@ def main() -> None:
         ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
     except UserError as error:
         sys.exit(str(error))
-    rows, first = [], exchange.channels[0].name
+    rows, by_client, confusion, first = [], [], None, exchange.channels[0].name
+    names = task.class_names(run.about)
     for way, channels in ways.items():
         know(channels, network, cfg)
-        totals, num_samples, num_bytes = Counter(), 0, 0
-        for loader in loaders:
+        num_bytes = 0
+        outcomes = []
+        for client, loader in enumerate(loaders):
             for batch in loader:
                 inputs, targets = task.to_device(batch, torch.device("cpu"))
                 ends = [
@@ -68,16 +76,45 @@ def main() -> None:
                     exchange.client_evaluation(network.client, ends[0], task, inputs, targets),
                     exchange.server_evaluation(network.server, ends[1], task),
                 )
-                totals.update(outcome.sums)
-                num_samples += outcome.num_samples
+                outcomes.append((client, outcome))
                 num_bytes += sum(transfer.num_bytes for transfer in ends[1].transfers)
-        figures = [metric.form(totals[metric.name] / num_samples) for metric in task.metrics]
+        found = evaluation_of(outcomes, None, task)
+        num_samples = found["samples"]
+        figures = [metric.form(found[metric.name]) for metric in task.metrics]
+        if not by_client:
+            by_client, confusion = found["by_client"], confusion_of((one for _, one in outcomes), len(names))
         codec = channels[first].evaluation_codec.label
-        rows.append([way, codec, *figures, f"{totals['loss'] / num_samples:.4f}", f"{num_bytes / num_samples:,.0f}"])
+        rows.append([way, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
     name, data = task.headline(cfg)
     print(f"{name} cut={cfg.cut} after step {run.step}, {num_samples:,} test samples of {data}\n")
     titles = [metric.title for metric in task.metrics]
     print(markdown(["", exchange.channels[0].title, *titles, "loss", "bytes a sample"], rows))
+    if len(by_client) > 1:
+        rows = [
+            [client, f"{its['samples']:,}", *(metric.form(its[metric.name]) for metric in task.metrics)]
+            for client, its in by_client.items()
+        ]
+        print("\n" + markdown(["client", "test samples", *titles], rows))
+    if confusion is not None:
+        print("\n" + confusion_table(confusion, names))
+
+
+def confusion_table(confusion: torch.Tensor, names: list[str]) -> str:
+    """Samples of each class (row) by what they were taken for (column); of many classes the most frequent mistakes."""
+    if len(names) <= MOST_CLASSES:
+        shares = by_class(confusion, names)
+        rows = [
+            [name, *(str(count) if count else "·" for count in row), f"{shares[name]:.1%}" if name in shares else "–"]
+            for name, row in zip(names, confusion.tolist(), strict=True)
+        ]
+        return markdown(["is \\ taken for", *names, "right"], rows)
+    wrong = confusion.clone().fill_diagonal_(0).flatten()
+    counts, places = wrong.topk(min(MOST_MISTAKES, int((wrong > 0).sum())))
+    rows = [
+        [names[place // len(names)], names[place % len(names)], str(count)]
+        for place, count in zip(places.tolist(), counts.tolist(), strict=True)
+    ]
+    return markdown(["is", "taken for", "samples"], rows)
 
 
 if __name__ == "__main__":

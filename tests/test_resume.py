@@ -53,6 +53,7 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         ["membership.sample=1", "compressor=rt", "early_stopping.patience=5", "checkpoint.best=true"],
         pytest.param(["membership.sample=1", "topology.average=never", "optimizer=adam"], marks=pytest.mark.slow),
         pytest.param(["membership.sample=1", "topology=sequential"], marks=pytest.mark.slow),
+        ["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -62,8 +63,13 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
     local.run(cfg, whole)
     steps = [line["step"] for line in metrics(whole, "step")]
     per_epoch = len(steps) // 2
-    assert len(list((whole / "checkpoints").iterdir())) >= len(steps)
-    for last in (2, per_epoch):
+    found = sorted(int(path.stem.split("-")[1]) for path in (whole / "checkpoints").iterdir())
+    if cfg.accumulate == 1:
+        assert found == steps
+    else:  # within an epoch, where the optimizers step
+        in_epochs = [(step - 1) % per_epoch + 1 for step in found]
+        assert in_epochs == 2 * [*range(cfg.accumulate, per_epoch, cfg.accumulate), per_epoch]
+    for last in (found[1] if cfg.accumulate == 1 else found[0], per_epoch):
         part = tmp_path / f"from{last}"
         shutil.copytree(whole, part)
         for path in (part / "checkpoints").iterdir():

@@ -1,5 +1,6 @@
 """What a run has left can be exported and evaluated."""
 
+import csv
 import json
 import shutil
 
@@ -174,6 +175,31 @@ def test_a_torn_summary_is_that_of_a_run_that_has_not_finished(content, trained,
     (tmp_path / "run" / "summary.json").write_text(content)
     assert saved.finished_result(tmp_path / "run", cfg) is None
     assert saved.load(tmp_path / "run").step == 3
+
+
+def test_classes_and_clients_are_told_apart_as_the_run_did(trained, run_here):
+    found = summary(trained)
+    header, *rows = csv.reader((trained / "confusion.csv").read_text().splitlines())
+    counts = {name: [int(count) for count in row] for name, *row in rows}
+    assert header == ["class", *counts] and sum(map(sum, counts.values())) == found["tested"]["samples"] == 20
+    right = {name: row[number] for number, (name, row) in enumerate(counts.items())}
+    assert sum(right.values()) / 20 == pytest.approx(found["test_top1"])
+    assert found["by_class"] == {name: right[name] / sum(row) for name, row in counts.items() if any(row)}
+    assert [its["samples"] for its in found["by_client"].values()] == [10, 10]
+    assert sum(its["top1"] for its in found["by_client"].values()) / 2 == pytest.approx(found["test_top1"])
+    (line,) = saved.metrics(trained, "evaluation")
+    assert (line["by_client"], line["by_class"]) == (found["by_client"], found["by_class"])
+
+    status, out = run_here(EVALUATE, str(trained))
+    assert status == 0
+    table = [cells(line) for line in out.splitlines() if line.startswith("| ")]
+    start = [row[0] for row in table].index("is \\ taken for")
+    shown = {name: [int(cell) if cell != "·" else 0 for cell in row] for name, *row, _ in table[start + 1 :]}
+    assert shown == counts
+    by_client = table[[row[0] for row in table].index("client") + 1 : start]
+    assert [float(row[2].rstrip("%")) / 100 for row in by_client] == pytest.approx(
+        [its["top1"] for its in found["by_client"].values()], abs=5e-5
+    )
 
 
 def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):

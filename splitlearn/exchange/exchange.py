@@ -42,14 +42,16 @@ class Outcome:
         num_samples: in it.
         sums: over its samples: {"loss": …, and metrics by name}.
         loss: the mean, as it was computed; None in evaluation.
+        told_apart: of test samples, see Task.told_apart; None where the server has not got the labels.
     """
 
     num_samples: int
     sums: dict[str, float] = field(default_factory=dict)
     loss: float | None = None
+    told_apart: Tensor | None = None
 
 
-ClientHalf = Generator[Part, Part, None]
+ClientHalf = Generator[Part, Part, "Tensor | None"]
 ServerHalf = Generator[Part | None, Part, Outcome]
 
 
@@ -87,7 +89,7 @@ class Exchange:
     def client_evaluation(
         self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor
     ) -> ClientHalf:
-        """The client's half of a batch of test samples."""
+        """The client's half of a batch of test samples; may return Task.told_apart, for who has both halves."""
         raise NotImplementedError
 
     def server_evaluation(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
@@ -129,8 +131,11 @@ def converse(client: ClientHalf, server: ServerHalf) -> Outcome:
         answer = server.send(message)
         try:
             message = client.send(answer)
-        except StopIteration:
-            return conclude(server)
+        except StopIteration as end:
+            outcome = conclude(server)
+            if end.value is not None:
+                outcome.told_apart = end.value
+            return outcome
 
 
 def conclude(half: ServerHalf) -> Outcome:

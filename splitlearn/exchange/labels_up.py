@@ -63,4 +63,5 @@ class LabelsUp(Exchange):
         targets = task.unpack(step.targets, channels.device)
         outputs = parts(channels["smashed"].receive(step.wire, task.num_samples(targets)).tensor)
         yield Nothing()
-        return Outcome(task.num_samples(targets), task.score(outputs, targets, task.evaluated))
+        sums = task.score(outputs, targets, task.evaluated)
+        return Outcome(task.num_samples(targets), sums, told_apart=task.told_apart(outputs, targets))

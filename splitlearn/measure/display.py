@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from splitlearn.measure.evaluation import over_in_words
+from splitlearn.measure.evaluation import over_in_words, parts_in_words
 
 if TYPE_CHECKING:
     from splitlearn.exchange.channel import ChannelSpec
@@ -94,6 +94,8 @@ class Display:
             f" {summary['steps']:,} steps, {summary['seconds']:.1f} s",
             soft_wrap=True,
         )
+        for line in parts_in_words(summary, first):
+            self.console.print(escape(line), soft_wrap=True)
         if summary["stopped_early"]:
             self.note(summary["stopped_early"])
         if kept := summary["best_weights"]:

@@ -20,15 +20,16 @@ from splitlearn.exchange.channel import Transfer
 from splitlearn.exchange.exchange import Outcome, exchange_from
 from splitlearn.measure.boards import Board, boards
 from splitlearn.measure.display import Display
-from splitlearn.measure.evaluation import evaluation_of
+from splitlearn.measure.evaluation import as_csv, by_class, confusion_of, evaluation_of
 from splitlearn.measure.ledger import Ledger, Measured
 from splitlearn.measure.summary import headline_of, summary_of
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import task_from
 from splitlearn.transport import guard
 
+CONFUSION = "confusion.csv"  # of the last evaluation
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")
-NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all")
+NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all", "by_client", "by_class")
 
 
 class Recorder:
@@ -91,7 +92,11 @@ class Recorder:
         # First what may fail: a start that does leaves the run that is there as it was.
         self._boards = boards(self.cfg, self.folder, self.step_number)
         texts = self.origin | {"config.yaml": OmegaConf.to_yaml(self.cfg, resolve=True)}
-        stale = self.folder / "summary.json", *self.folder.glob(f"{'[!b]' if state else ''}*_segment*.pt")
+        stale = (
+            self.folder / "summary.json",
+            self.folder / CONFUSION,
+            *self.folder.glob(f"{'[!b]' if state else ''}*_segment*.pt"),
+        )
         write_texts(self.folder, texts, removed=stale)  # which are not this run's, or not its last
         self._lines = open(path, "a" if state else "w", buffering=1)  # noqa: SIM115
         if state is not None:
@@ -180,6 +185,12 @@ class Recorder:
     def evaluation(self, epoch: int, outcomes: list[tuple[int, Outcome]], in_all: int | None) -> None:
         """What all batches of test samples came to (see evaluation_of)."""
         came_to = evaluation_of(outcomes, in_all, self.task)
+        names = self.task.class_names(self.about)
+        confusion = confusion_of((outcome for _, outcome in outcomes), len(names))
+        if confusion is not None:
+            came_to["by_class"] = by_class(confusion, names)
+            with writing_to(self.folder):
+                write_whole(self.folder / CONFUSION, as_csv(confusion, names).encode())
         self.last_evaluation = {"epoch": epoch, "step": self.step_number, **came_to}
         if self.best is None or self.task.metrics[0].is_better(self.result, self.best):
             self.best, self.best_epoch = self.result, epoch

@@ -13,6 +13,8 @@ from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import Task
 
+PARTS = ("by_client", "by_class")  # of the last evaluation
+
 
 def headline_of(
     cfg: DictConfig, task: Task, specs: Sequence[ChannelSpec], cuts: list[CutPoint], num_samples: int | None
@@ -41,6 +43,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         **{f"test_{name}": recorder.last_evaluation[name] for name in task.evaluated},
         f"best_test_{task.metrics[0].name}": recorder.best,
         "tested": {name: recorder.last_evaluation[name] for name in ("samples", "samples_in_all", "clients")},
+        **{name: recorder.last_evaluation[name] for name in PARTS if name in recorder.last_evaluation},
         "best_epoch": recorder.best_epoch,
         "best_weights": recorder.best_weights,
         "epochs": recorder.last_evaluation["epoch"],

@@ -191,3 +191,11 @@ class Task(ABC):
 
         That loss is the test samples', without what the options of the task add to the loss in training.
         """
+
+    def told_apart(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
+        """What each sample is, and what the outputs take it for: classes, (B, 2) int64; None where there are none."""
+        return None
+
+    def class_names(self, about: dict[str, Any]) -> list[str]:
+        """Of the classes that `told_apart` gives, in order."""
+        return []

@@ -242,12 +242,16 @@ def test_a_malformed_body_is_one_sentence_that_names_the_client(exchange, what):
     assert "\n" not in str(error.value)
 
 
+RATES = {"lr": 0.05, "momentum": 0.9}
+
+
 def answers() -> dict[str, tuple]:
     agreement, _ = known()
     ((_, gradient),) = exchange_from(agreement.cfg).rounds
     found = {
-        "a mean of another shape": (GradientsReply, ([torch.zeros(1)], None), None),
-        "a mean with a directive in tensors": (GradientsReply, (None, torch.zeros(2)), None),
+        "a mean of another shape": (GradientsReply, ([torch.zeros(1)], None, RATES), None),
+        "a mean with a directive in tensors": (GradientsReply, (None, torch.zeros(2), RATES), None),
+        "a mean without a rate": (GradientsReply, (None, None, None), None),
         "weights with a number as directive": (WeightsReply, (None, 5, True), None),
         "weights that are 2 times the answer": (WeightsReply, (None, None, 2), None),
         "a result of NaN": (GoodbyeReply, (math.nan,), None),
@@ -262,17 +266,34 @@ def answers() -> dict[str, tuple]:
     }
     for what, body in {
         "one part": (1,),
-        "no gradient": ((0.5, None), None, 0.1, 0.1),
-        "a loss in words": (("low", WIRE), None, 0.1, 0.1),
-        "a gradient of floats": ((0.5, WIRE.float()), None, 0.1, 0.1),
-        "an unknown directive": ((0.5, WIRE), "dance", 0.1, 0.1),
-        "times in words": ((0.5, WIRE), None, "long", 0.1),
+        "no gradient": ((0.5, None), None, 0.1, 0.1, RATES),
+        "a loss in words": (("low", WIRE), None, 0.1, 0.1, RATES),
+        "a gradient of floats": ((0.5, WIRE.float()), None, 0.1, 0.1, RATES),
+        "an unknown directive": ((0.5, WIRE), "dance", 0.1, 0.1, RATES),
+        "times in words": ((0.5, WIRE), None, "long", 0.1, RATES),
+        "a rate that is no dict": ((0.5, WIRE), None, 0.1, 0.1, 0.1),
+        "no learning rate": ((0.5, WIRE), None, 0.1, 0.1, {"momentum": 0.9}),
+        "a rate of another name": ((0.5, WIRE), None, 0.1, 0.1, RATES | {"params": []}),
+        "a rate of NaN": ((0.5, WIRE), None, 0.1, 0.1, {"lr": math.nan}),
+        "a rate below nothing": ((0.5, WIRE), None, 0.1, 0.1, {"lr": -0.1}),
+        "a rate in tensors": ((0.5, WIRE), None, 0.1, 0.1, {"lr": torch.zeros(2)}),
+        "betas in words": ((0.5, WIRE), None, 0.1, 0.1, RATES | {"betas": ("a", "b")}),
     }.items():
         found[what] = StepReply, body, gradient
     return found
 
 
 ANSWERS = answers()
+
+
+@pytest.mark.parametrize("rates", [None, {"lr": 0.1}, {"lr": 0, "betas": (0.9, 0.999)}, {"lr": 1e-3, "momentum": 0.9}])
+def test_what_an_honest_server_answers_is_fine(rates):
+    agreement, _ = known()
+    ((_, gradient),) = exchange_from(agreement.cfg).rounds
+    reply = StepReply.parse(((0.5, WIRE), "save", 0.1, 0.1, rates), "the server", agreement, gradient)
+    assert reply.rates == rates
+    if rates:
+        assert GradientsReply.parse((None, None, rates), "the server", agreement).rates == rates
 
 
 @pytest.mark.parametrize("what", ANSWERS)

@@ -1,13 +1,23 @@
 """An evaluation says over how many samples of how many clients it is."""
 
+import csv
+
 import pytest
+import torch
 from runs import TINY, metrics, summary
 from simulation import compose
 from test_recorder import CUTS, FIRST, MEASURED
 
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.measure.display import Display
-from splitlearn.measure.evaluation import evaluation_of, over_in_words
+from splitlearn.measure.evaluation import (
+    as_csv,
+    by_class,
+    confusion_of,
+    evaluation_of,
+    over_in_words,
+    parts_in_words,
+)
 from splitlearn.measure.recorder import Recorder
 from splitlearn.tasks.image_classification import ImageClassification
 
@@ -20,6 +30,44 @@ def test_means_are_over_the_samples_and_not_over_the_clients():
     found = evaluation_of([(0, outcome(10, 10)), (2, outcome(30, 10)), (0, outcome(5, 5))], 360, ImageClassification())
     assert found["top1"] == 25 / 45 and found["loss"] == 2.0
     assert (found["samples"], found["samples_in_all"], found["clients"]) == (45, 360, [0, 2])
+
+
+def test_each_client_has_its_own_means():
+    found = evaluation_of([(0, outcome(10, 10)), (2, outcome(30, 10)), (0, outcome(5, 5))], 360, ImageClassification())
+    assert found["by_client"] == {
+        "0": {"top1": 1.0, "top5": 1.0, "loss": 2.0, "samples": 15},
+        "2": {"top1": 1 / 3, "top5": 1.0, "loss": 2.0, "samples": 30},
+    }
+
+
+def sorted_out(truth, taken_for):
+    return Outcome(len(truth), told_apart=torch.tensor([truth, taken_for]).T)
+
+
+def test_a_class_is_as_right_as_its_samples_and_one_without_samples_is_left_out():
+    names = ["cat", "dog, big", "eel"]
+    confusion = confusion_of([sorted_out([0, 0, 0], [0, 1, 0]), sorted_out([1, 0], [1, 2])], 3)
+    assert confusion.tolist() == [[2, 1, 1], [0, 1, 0], [0, 0, 0]]
+    assert by_class(confusion, names) == {"cat": 0.5, "dog, big": 1.0}
+    rows = list(csv.reader(as_csv(confusion, names).splitlines()))
+    assert rows == [["class", *names], ["cat", "2", "1", "1"], ["dog, big", "0", "1", "0"], ["eel", "0", "0", "0"]]
+
+
+def test_where_labels_are_not_known_of_all_there_is_no_confusion_matrix():
+    assert confusion_of([sorted_out([0], [0]), outcome(3, 3)], 3) is None
+    assert confusion_of([sorted_out([0], [0])], 0) is None  # a task without classes
+
+
+def test_it_is_shown_in_two_lines_at_most():
+    (top1, _), by_client = ImageClassification.metrics, {str(one): {"top1": one / 100} for one in (7, 91, 30)}
+    shares = {name: number / 10 for number, name in enumerate("abcdefgh")}
+    assert parts_in_words({"by_client": by_client, "by_class": shares}, top1) == [
+        "accuracy by client: 7.00% (client 7) to 91.00% (client 91)",
+        "accuracy by class: worst a 0.00%, b 10.00%, c 20.00% · best h 70.00%, g 60.00%, f 50.00%",
+    ]
+    (line,) = parts_in_words({"by_client": {"0": {"top1": 1.0}}, "by_class": {"a": 0.1, "b": 0.2}}, top1)
+    assert line == "accuracy by class: worst a 10.00% · best b 20.00%"
+    assert parts_in_words({"by_client": {"0": {"top1": 1.0}}}, top1) == []
 
 
 @pytest.mark.parametrize(

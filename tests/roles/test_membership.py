@@ -37,6 +37,7 @@ class Machine(ExitStack):
 
 def test_with_all_there_it_is_the_same_run(tmp_path):
     options = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "partition=dirichlet"]
+    options += ["accumulate=2", "schedule=one_cycle", "warmup.epochs=0.5"]  # which all ranks must count alike
     cfg = compose(*options, "checkpoint.every_steps=2", "log.tensorboard=false")
     local.run(cfg, tmp_path / "fixed")
     cfg.membership.update(open=True, quorum=2)

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from runs import metrics
-from simulation import compose, optimizer_of
+from simulation import Updates, compose
 from test_resume import assert_same, results
 from torch.func import functional_call
 
@@ -26,8 +26,10 @@ def run(folder: Path, *options: str) -> Path:
     return folder
 
 
-def test_forward_passes_see_weights_one_step_older(tmp_path, one_thread):
+@pytest.mark.parametrize("accumulate", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_forward_passes_see_weights_one_step_older(accumulate, tmp_path, one_thread):
     options = [
+        f"accumulate={accumulate}",
         "client.num_threads=1",
         "server.num_threads=1",
         "pipeline_depth=2",
@@ -40,7 +42,7 @@ def test_forward_passes_see_weights_one_step_older(tmp_path, one_thread):
     loader, _ = loaders(train, test, 0, 1, cfg)
     built = network.build(cfg, {"num_classes": num_classes})
     client, server = built.client.parts[0], built.server
-    optimizers = [optimizer_of(segment, cfg) for segment in (client, server)]
+    updates = [Updates(segment, cfg, num_updates=1) for segment in (client, server)]
     uplink, losses = compressor_from(cfg, "compressor"), []
 
     def weights() -> dict[str, torch.Tensor]:
@@ -53,13 +55,14 @@ def test_forward_passes_see_weights_one_step_older(tmp_path, one_thread):
             uplink.seed(derive(cfg.seed, "uplink", 0, epoch, batch))
             smashed = functional_call(client, older, (images,))
             loss = F.cross_entropy(server(splitlearn.compress(smashed, uplink, None, "gated")), labels)
-            optimizers[1].zero_grad()
             loss.backward()
             before = weights()
             for name, weight in client.named_parameters():
                 weight.grad = older[name].grad
-            for optimizer in optimizers:
-                optimizer.step()
+            for one in updates:
+                one.add(len(labels) / min(8 * accumulate, 70 - (batch - 1) // accumulate * accumulate * 8))
+                if batch in (*range(accumulate, 9, accumulate), 9):
+                    one.step()
             older = before
             losses.append(loss.item())
     assert [line["loss"] for line in metrics(folder, "step")] == losses

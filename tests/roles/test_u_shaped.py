@@ -57,6 +57,8 @@ def test_four_channels_are_measured_and_no_labels(trained):
     for key in ("uplink", "features", "feature_gradient", "downlink"):
         assert found[key]["bytes"] == sum(line[f"{key}_bytes"] for line in metrics(trained, "step")) > 0
         assert found[key]["relative_error"] is not None
+    assert found["by_client"].keys() == {"0", "1"}  # of sums; which sample was taken for what, no client has told
+    assert "by_class" not in found and not (trained / "confusion.csv").exists()
     assert found["features"]["saving"] > 5 and found["uplink"]["saving"] > 10
     assert found["other_bytes"]["labels_up"] == 0
     assert found["other_bytes"]["evaluation_up"] > 0 and found["other_bytes"]["evaluation_down"] > 0

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from splitlearn import config as configuration
+from splitlearn.errors import UserError
 from splitlearn.tasks import Metric, task_from
 from splitlearn.tasks.image_classification import ImageClassification
 
@@ -153,3 +154,59 @@ def test_score_is_a_sum_over_the_samples(noise):
 
 def test_all_are_among_the_five_best_of_fewer_classes():
     assert TASK.score(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0]), ["top5"])["top5"] == 4
+
+
+# Options of the loss
+
+
+def know(counts=(8, 1, 1, 0), **options):
+    task = ImageClassification(**options)
+    about = {"num_classes": len(counts)}
+    task.know(about | {"num_train_of_class": list(counts)} if task.counts else about)
+    return task
+
+
+@pytest.mark.parametrize("weights", [None, [1, 2, 0.5, 1]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_training_has_smoothed_labels_and_weighted_classes_and_the_test_loss_has_not(weights, smoothing, noise):
+    task, outputs, targets = know(label_smoothing=smoothing, class_weights=weights), noise(6, 4), torch.arange(6) % 4
+    expected = nn.CrossEntropyLoss(None if weights is None else torch.tensor(weights), label_smoothing=smoothing)
+    assert torch.equal(task.loss(outputs, targets), expected(outputs, targets))
+    assert task.score(outputs, targets, ["loss"])["loss"] == F.cross_entropy(outputs, targets, reduction="sum").item()
+
+
+def test_balanced_classes_weigh_the_same_over_the_samples_of_all_clients():
+    task = know(class_weights="balanced")
+    one, other = ({"num_classes": 4, "num_train_of_class": counts} for counts in ([3, 0, 1, 0], [5, 1, 0, 0]))
+    task.check_about(one)
+    together = task.together([one, other])
+    assert together == {"num_classes": 4, "num_train_of_class": [8, 1, 1, 0]}
+    task.know(together)
+    assert task.class_weights.tolist() == pytest.approx([10 / 4 / 8, 10 / 4, 10 / 4, 0])
+
+
+@pytest.mark.parametrize(
+    "counts", [None, "many", [1, 2], [1, 2, 3, -1], [1, 2, 3, True], [1, 2, 3, 1 << 60], [1, 2, 3, 0.5]], ids=str
+)
+def test_what_is_no_number_of_samples_for_each_class_is_refused(counts):
+    with pytest.raises(ValueError, match="num_train_of_class"):
+        know(class_weights="balanced").check_about({"num_classes": 4, "num_train_of_class": counts})
+    with pytest.raises(ValueError, match="how many training samples of each"):
+        know(class_weights="balanced").check_about({"num_classes": 4})
+
+
+def test_counts_that_nobody_asked_for_are_refused():
+    with pytest.raises(ValueError, match="nothing else"):
+        know().check_about({"num_classes": 2, "num_train_of_class": [1, 2]})
+
+
+def test_weights_of_another_number_of_classes_are_one_sentence():
+    with pytest.raises(UserError, match=r"task.class_weights has 3 numbers, but the data 4 classes"):
+        know(class_weights=[1, 2, 3])
+
+
+def test_a_sample_is_taken_for_the_class_of_its_highest_score():
+    outputs = torch.tensor([[0.1, 0.9, 0.0], [2.0, -1.0, 0.0]])
+    assert TASK.told_apart(outputs, torch.tensor([1, 2])).tolist() == [[1, 1], [2, 0]]
+    assert TASK.class_names({"num_classes": 3}) == ["0", "1", "2"]
+    assert TASK.class_names({"num_classes": 2, "classes": ["cat", "dog"]}) == ["cat", "dog"]

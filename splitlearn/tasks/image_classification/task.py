@@ -157,6 +157,13 @@ class ImageClassification(Task):
 
         return {name: total(name) for name in names}
 
+    @torch.no_grad()
+    def told_apart(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.stack([targets, outputs.topk(1, dim=1).indices[:, 0]], 1).cpu()  # topk, as in `score`
+
+    def class_names(self, about: dict[str, Any]) -> list[str]:
+        return about.get("classes") or [str(number) for number in range(about["num_classes"])]
+
 
 def num_correct(scores: Tensor, labels: Tensor, k: int) -> int:
     """How many labels, (B), are among the k highest of their scores, (B, classes)."""
