@@ -35,7 +35,7 @@ def deliver(*call: Any) -> Future:
     server = served and served.local_value()
     if server and len(call) == 6:
         *what, signature, body = call
-        key = server.desk.key_of(*what[:2])
+        key = server.desk.visits.key_of(*what[:2])
         if key and is_signed(signature, key, *what):
             if what[3] != PROOF:
                 return server.inbox.deliver(*what, body)
