@@ -20,11 +20,12 @@ from splitlearn.errors import UserError
 from splitlearn.transport.guard import refuse
 from splitlearn.transport.handshake import LINE_NBYTES, MALFORMED, Line, calls_key
 from splitlearn.transport.place import shown
-from splitlearn.transport.relay import keep_alive, relay
+from splitlearn.transport.relay import NUM_CONNECTIONS, keep_alive, relay
 from splitlearn.transport.token import is_signed, sign
 from splitlearn.transport.visits import Visit, Visits
 
-MAX_STRANGERS = 64  # connections that have not proved anything yet
+MAX_STRANGERS = 64  # connections that have not proved anything yet, beside NUM_CONNECTIONS for each client
+BACKLOG = 1024  # connections that the system holds until they are accepted: all clients may come at once
 MAX_WHY = 400  # characters of why the server ends
 
 
@@ -61,7 +62,7 @@ class FrontDesk:
         self.address, self.token, self.on_change = address, token, on_change
         self.silence_s, self.tell = silence_s, tell
         self.visits, self.troubles = Visits(num_clients, replaces), {}
-        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS)
+        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS + NUM_CONNECTIONS * num_clients)
         try:
             self._server = _Listener(host, port)
         except (OSError, UnicodeError) as error:
@@ -88,7 +89,7 @@ class FrontDesk:
 
     def _serve(self, connection: socket.socket, peer: str) -> None:
         if not self._strangers.acquire(blocking=False):
-            return refuse("connection", f"{peer} is one of more than {MAX_STRANGERS} that have not signed in")
+            return refuse("connection", f"{peer} is one of too many that have not signed in")
         visit = None
         try:
             line = Line(connection)
@@ -154,7 +155,7 @@ class FrontDesk:
 class _Listener(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
     block_on_close = False
-    request_queue_size = MAX_STRANGERS
+    request_queue_size = BACKLOG
 
     def __init__(self, host: str, port: int):
         self.address_family, *_, address = socket.getaddrinfo(

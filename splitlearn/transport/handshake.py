@@ -34,16 +34,10 @@ class Strange(ValueError):
 
 
 class Line:
-    """A connection that signs in: messages of one line of JSON each, all of them within HANDSHAKE_S.
-
-    Args:
-        connection: to talk on.
-        within_s: where all of them have less time than that.
-    """
+    """A connection that signs in: messages of one line of JSON each, all of them within HANDSHAKE_S, or `within_s`."""
 
     def __init__(self, connection: socket.socket, within_s: float | None = None):
-        seconds = HANDSHAKE_S if within_s is None else min(HANDSHAKE_S, within_s)
-        self._connection, self._deadline = connection, time.monotonic() + seconds
+        self._connection, self._deadline = connection, time.monotonic() + (within_s or HANDSHAKE_S)
 
     def send(self, message: dict) -> None:
         self._connection.sendall(json.dumps(message).encode() + b"\n")

@@ -163,7 +163,7 @@ def test_a_network_that_answers_nothing_is_told_of_in_time():
 def test_the_server_says_that_it_has_ended_and_why(desk):
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
     made = link.Link(place, place.host, place.port, Patience(60, 30, 5), TOKEN, print)
-    made._sign_in(1, time.monotonic() + 5)
+    made._sign_in(1, 5)
     desk.close("interrupted")
     with pytest.raises(PeerError, match="has ended: interrupted"):
         made.renew(0, time.monotonic() + 60)
