@@ -6,6 +6,9 @@ import signal
 import pytest
 import torch
 from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, session, started, summary, torchrun, wait_for
+from simulation import compose
+
+from splitlearn import worker
 
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
 
@@ -98,6 +101,24 @@ def test_role_by_role_start(one_each):
         assert server.wait(30) == 0
     assert len(job_folders(server_cwd)) == 1
     assert {path.name for path in client_cwd.iterdir()} == {"out.txt"}
+    server_out, port = (server_cwd / "out.txt").read_text(), options[1].split("=")[1]
+    assert (
+        f"listening at 127.0.0.1:{port}: start each client with role=client num_clients=1 client.index=0" in server_out
+    )
+    assert "waiting for client 0 of 1" in server_out
+    shown = [
+        "splitlearn client 0 of 1",
+        f"waiting for the server at 127.0.0.1:{port} (rpc.connect_timeout_s=60)",
+        f"found the server at 127.0.0.1:{port}",
+        "joined as client 0 of 1, 64 training samples, cut medium",
+        "epoch 1/1 loss",
+        "the run has finished, with a test accuracy of",
+    ]
+    assert [line.startswith(start) for line, start in zip(out.splitlines(), shown, strict=True)] == [True] * 6, out
+    # The only client's figures are the server's, all but the accuracies, which it does not know.
+    (at_server,) = [line.split() for line in server_out.splitlines() if line.startswith("epoch")]
+    at_client = out.splitlines()[4].split()
+    assert at_client[:4] == at_server[:4] and at_client[-8:-2] == at_server[-8:-2]
 
 
 @pytest.mark.parametrize(
@@ -117,8 +138,18 @@ def test_a_mistake_is_one_clear_sentence(run_here, overrides, words):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["role=client", "rpc.port=9"], ["no server at 127.0.0.1:9"]),
-        (["role=server", "rpc.port=0"], ["client 0 did not come"]),
+        (
+            ["role=client", "rpc.port=9"],
+            ["no server at 127.0.0.1:9", "splitlearn client 0 of 1", "waiting for the server"],
+        ),
+        (
+            ["role=server", "rpc.port=0"],
+            [
+                "client 0 did not come",
+                "waiting for client 0 of 1 (rpc.connect_timeout_s=1)",
+                "let them reach 127.0.0.1:",
+            ],
+        ),
     ],
     ids=["client", "server"],
 )
@@ -139,6 +170,25 @@ def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
     sentence = "num_clients=4 but torchrun started 2 ranks"
     assert sum(line.startswith(sentence) for line in out.splitlines()) == 1
     assert f"traceback : {sentence}" in out  # once more at the end of torchrun's own report
+
+
+@pytest.mark.parametrize(
+    ("rank", "local", "node", "shown"),
+    [
+        (1, 1, 1, "splitlearn client 0 of 3"),
+        (3, 2, 1, "client 2: splitlearn client 2 of 3"),
+        (1, 2, 0, ""),
+        (1, 4, 0, ""),
+    ],
+    ids=["alone", "two_on_a_node", "beside_the_server", "all_on_one"],
+)
+def test_clients_of_torchrun_have_a_screen_where_the_server_has_another(rank, local, node, shown, monkeypatch, capfd):
+    environment = {"RANK": rank, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": local, "GROUP_RANK": node, "MASTER_PORT": 29500}
+    for name, value in {**environment, "MASTER_ADDR": "10.0.0.1", "TORCHELASTIC_RUN_ID": "1"}.items():
+        monkeypatch.setenv(name, str(value))
+    place = worker.place_from(compose())
+    assert worker._screen_of(place) and capfd.readouterr().out.strip() == shown
+    assert place.desk_port == 0 and worker.place_from(compose("rpc.port=29501")).desk_port == 29501
 
 
 def test_configurations_that_differ_are_found_when_they_meet(one_each):

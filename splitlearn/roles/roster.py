@@ -29,7 +29,7 @@ from splitlearn.roles.waiting import Repeated
 from splitlearn.tasks.origin import Origin, disagreement, same_data
 from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
 
-QUIET_S = 1.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
+QUIET_S = 0.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
 
 
 class Host(Protocol):

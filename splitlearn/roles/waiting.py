@@ -38,7 +38,7 @@ class Repeated:
         first_s: how long a wait is not worth a line.
     """
 
-    def __init__(self, tell: Callable[[str], None], first_s: float = 1.0):
+    def __init__(self, tell: Callable[[str], None], first_s: float):
         self._tell, self._due_at = tell, time.monotonic() + first_s
         self._text: str | None = None
 

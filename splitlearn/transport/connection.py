@@ -75,7 +75,7 @@ def _serve(place: Place, patience: Patience, token: bytes, served: Any, tell: Ca
             host, port, rpc_address, place.num_clients, token, notify, inbox.is_open, patience.call_s, tell
         )
         delivery.served = rpc.RRef(delivery.Served(inbox, desk))
-        inbox.is_alive, inbox.troubles = desk.is_present, desk.troubles
+        inbox.is_alive, inbox.troubles = desk.visits.is_present, desk.troubles
         if not place.one_machine:
             inbox.where = shown(place.host, desk.port)
             tell(f"listening at {inbox.where}{_beside(place, host)}")
@@ -88,7 +88,7 @@ def _serve(place: Place, patience: Patience, token: bytes, served: Any, tell: Ca
     finally:
         if desk is not None:
             deadline = time.monotonic() + FAREWELL_S  # so that the last answers arrive
-            while time.monotonic() < deadline and any(map(desk.is_expected, range(place.num_clients))):
+            while time.monotonic() < deadline and any(map(desk.visits.is_expected, range(place.num_clients))):
                 time.sleep(0.02)
             desk.close(why)
         delivery.served = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch.distributed.rpc as rpc
@@ -35,7 +36,7 @@ def deliver(*call: Any) -> Future:
     server = served and served.local_value()
     if server and len(call) == 6:
         *what, signature, body = call
-        key = server.desk.key_of(*what[:2])
+        key = server.desk.visits.key_of(*what[:2])
         if key and is_signed(signature, key, *what):
             if what[3] != PROOF:
                 return server.inbox.deliver(*what, body)
@@ -49,3 +50,11 @@ def _answered(status: str, value: Any) -> Future:
     answer = Future()
     answer.set_result((status, value))
     return answer
+
+
+def value_of(answer: Future) -> Any:
+    """What a call is answered. Waiting for the future itself could not be interrupted by a signal."""
+    answered = threading.Event()
+    answer.add_done_callback(lambda _: answered.set())
+    answered.wait()
+    return answer.wait()

@@ -126,7 +126,7 @@ def reach(host: str, port: int, timeout_s: float) -> socket.socket:
             if time.monotonic() > deadline:
                 why = "no answer: a firewall may drop it" if isinstance(error, TimeoutError) else error.strerror
                 raise Unreachable(
-                    f"no server at {shown(host, port)} ({why or error}): start it, or set rpc.host, rpc.port and"
-                    " rpc.connect_timeout_s"
+                    f"no server at {shown(host, port)} ({why or error}): start it, unless its run is over, or set"
+                    " rpc.host, rpc.port and rpc.connect_timeout_s"
                 ) from None
             time.sleep(min(0.2, timeout_s))

@@ -13,24 +13,20 @@ import secrets
 import socket
 import socketserver
 import threading
-import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from splitlearn.errors import UserError
 from splitlearn.transport.guard import refuse
 from splitlearn.transport.handshake import LINE_NBYTES, MALFORMED, Line, calls_key
 from splitlearn.transport.place import shown
-from splitlearn.transport.relay import keep_alive, relay
+from splitlearn.transport.relay import NUM_CONNECTIONS, keep_alive, relay
 from splitlearn.transport.token import is_signed, sign
+from splitlearn.transport.visits import Visit, Visits
 
-MAX_STRANGERS = 64  # connections that have not proved anything yet, beside one for each client
-RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
-MAX_WHY = 400  # characters of why the server ends
-IDS = 1 << 15  # RPC's worker ids are 16-bit integers; 0 is the server
+MAX_STRANGERS = 64  # connections that have not proved anything yet, beside NUM_CONNECTIONS for each client
 BACKLOG = 1024  # connections that the system holds until they are accepted: all clients may come at once
+MAX_WHY = 400  # characters of why the server ends
 
 
 class FrontDesk:
@@ -47,6 +43,7 @@ class FrontDesk:
         tell: shows the user a line.
 
     Attributes:
+        visits: who is signed in.
         troubles: what kept a client from coming, in words, by client.
     """
 
@@ -62,55 +59,31 @@ class FrontDesk:
         silence_s: float = 600,
         tell: Callable[[str], None] = lambda text: None,
     ):
-        self.address, self.num_clients, self.token, self.on_change = address, num_clients, token, on_change
-        self.replaces, self.silence_s, self.tell = replaces, silence_s, tell
-        self.troubles: dict[int, str] = {}
-        self._lock = threading.Lock()
-        self._ids: Counter[int] = Counter()
-        self._next_id = 1
-        self._present: Counter[int] = Counter()  # connections by client
-        self._visits: dict[int, Visit] = {}  # the last one by client
-        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS + num_clients)
+        self.address, self.token, self.on_change = address, token, on_change
+        self.silence_s, self.tell = silence_s, tell
+        self.visits, self.troubles = Visits(num_clients, replaces), {}
+        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS + NUM_CONNECTIONS * num_clients)
         try:
             self._server = _Listener(host, port)
         except (OSError, UnicodeError) as error:
             raise UserError(
                 f"cannot listen on rpc.host={host} rpc.port={port} ({getattr(error, 'strerror', error)}): choose an"
-                " address of this machine and a free port, another than a server has that runs already"
+                " address of this machine, and a port that no other program or server has"
             ) from None
         self._server.desk = self
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, args=(0.1,), name="front desk", daemon=True).start()
 
-    def is_present(self, client: int) -> bool:
-        """Whether a process of this client is connected."""
-        return self._present[client] > 0
-
-    def is_expected(self, client: int) -> bool:
-        """Whether it is connected, or was until now and did not say that it leaves."""
-        visit = self._visits.get(client)
-        has_left = visit is None or visit.has_left or time.monotonic() > visit.ended_at + RETURN_WITHIN_S
-        return self.is_present(client) or not has_left
-
-    def key_of(self, client: object, session: object) -> bytes | None:
-        """What the calls of a client's session are signed with; None where it is not signed in."""
-        with self._lock:
-            visit = self._visits.get(client) if isinstance(client, int) else None
-            return visit.key if visit and visit.is_connected and visit.session == session else None
-
     def hears(self, client: int) -> None:
         """A client's calls arrive."""
-        with self._lock:
-            self._visits[client].is_heard = True
-            self.troubles.pop(client, None)
+        self.visits.hears(client)
+        self.troubles.pop(client, None)
 
     def close(self, why: str | None = None) -> None:
         """Lets nobody in any more, and tells those who are why the server has ended, if it says so."""
         self._server.shutdown()
         self._server.server_close()
-        with self._lock:
-            here = [visit for visit in self._visits.values() if visit.is_connected and why is not None]
-        for visit in here:
+        for visit in self.visits.here() if why is not None else ():
             with suppress(OSError):
                 visit.connection.sendall(json.dumps({"ended": why[:MAX_WHY]}).encode() + b"\n")
 
@@ -125,9 +98,11 @@ class FrontDesk:
                 self._check_rpc(line, hello)
             else:
                 visit = self._check(line, hello, connection, peer)
-                if why := self._admit(visit):
+                if why := self.visits.admit(visit):
                     line.send({"refused": why})
                     raise ValueError(why)
+                if visit.is_heard:
+                    self.tell(f"client {visit.client} connects anew from {peer}: its connection broke")
         except MALFORMED as error:
             return refuse("connection", f"{peer} does not sign in ({error})")
         finally:
@@ -150,19 +125,13 @@ class FrontDesk:
             keep_alive(connection, self.silence_s)
             while connection.recv(LINE_NBYTES):
                 visit.has_left = True
-        with self._lock:
-            visit.is_connected, visit.ended_at = False, time.monotonic()
-            self._ids[visit.id] -= 1
-            self._ids = +self._ids  # without those that nobody has
-            self._present[visit.client] -= 1
-            if is_lost := not visit.is_heard and not self._present[visit.client]:
-                self.troubles[visit.client] = f"signed in from {visit.peer}, but none of its calls arrived"
-        if is_lost:
+        if self.visits.end(visit):
+            self.troubles[visit.client] = f"signed in from {visit.peer}, but none of its calls arrived"
             self.tell(f"client {visit.client} {self.troubles[visit.client]}, and left")
         self.on_change()
 
     def _check_rpc(self, line: Line, hello: dict) -> None:
-        key, nonce = self.key_of(hello["client"], hello["rpc"]), secrets.token_hex(16)
+        key, nonce = self.visits.key_of(hello["client"], hello["rpc"]), secrets.token_hex(16)
         line.send({"nonce": nonce})
         proof = line.receive()["proof"]
         if not (key and is_signed(proof, key, "rpc", nonce)):
@@ -182,36 +151,6 @@ class FrontDesk:
         key = calls_key(self.token, str(hello["nonce"]), nonce, client)
         return Visit(client, wanted_id, session, key, connection, peer)
 
-    def _admit(self, visit: Visit) -> str | None:
-        """Lets a client that has the token in; returns why not, if it is not."""
-        client = visit.client
-        if not 0 <= client < self.num_clients:
-            return f"there is no client {client} of num_clients={self.num_clients}"
-        with self._lock:
-            last = self._visits.get(client)
-            comes_back = last is not None and last.session == visit.session
-            # A process that was replaced does not come back, or both would replace each other for ever.
-            if last and last.is_connected and not comes_back and not (self.replaces and visit.id == 0):
-                return f"another process is connected as client {client}: give each its own client.index"
-            if not (comes_back and visit.id == last.id):
-                visit.id = self._give_id(visit.id)
-            visit.is_heard = comes_back and last.is_heard
-            self._ids[visit.id] += 1
-            self._visits[client] = visit
-            self._present[client] += 1
-        if visit.is_heard:
-            self.tell(f"client {client} connects anew from {visit.peer}: its connection broke")
-        return None
-
-    def _give_id(self, wanted: int) -> int:
-        """An id that no connected process has; that of before for one that comes back."""
-        if not 0 < wanted < IDS or self._ids[wanted]:
-            while self._ids[self._next_id]:
-                self._next_id = self._next_id % (IDS - 1) + 1
-            wanted = self._next_id
-            self._next_id = self._next_id % (IDS - 1) + 1
-        return wanted
-
 
 class _Listener(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
@@ -228,27 +167,3 @@ class _Listener(socketserver.ThreadingTCPServer):
 class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
         self.server.desk._serve(self.request, shown(*self.client_address[:2]))
-
-
-@dataclass
-class Visit:
-    """A client's connection to the desk, as the server knows it.
-
-    Attributes:
-        key: signs its calls.
-        peer: where it comes from.
-        is_heard: calls of its have arrived.
-        has_left: it said that it leaves.
-        ended_at: of time.monotonic().
-    """
-
-    client: int
-    id: int
-    session: str
-    key: bytes
-    connection: socket.socket
-    peer: str
-    is_connected: bool = True
-    is_heard: bool = False
-    has_left: bool = False
-    ended_at: float = 0.0

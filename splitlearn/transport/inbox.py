@@ -10,7 +10,7 @@ from typing import Any
 from torch.futures import Future
 
 from splitlearn.errors import PeerError
-from splitlearn.transport.frontdesk import RETURN_WITHIN_S
+from splitlearn.transport.visits import RETURN_WITHIN_S
 
 LOOK_EVERY_S = 1.0  # how often a wait for a client looks whether it is still there
 MAX_NAMES = 4  # of clients in a sentence

@@ -19,17 +19,16 @@ import torch.distributed.rpc as rpc
 
 from splitlearn.errors import PeerError
 from splitlearn.transport.agent import has_agent, start_agent, stop_agent
-from splitlearn.transport.delivery import PROOF, deliver
+from splitlearn.transport.delivery import PROOF, deliver, value_of
 from splitlearn.transport.entry import Entry, Unreachable, enter, open_rpc
 from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES
 from splitlearn.transport.place import SERVER, Patience, Place, shown
-from splitlearn.transport.relay import Forward, end, keep_alive
+from splitlearn.transport.relay import NUM_CONNECTIONS, Forward, end, keep_alive
 from splitlearn.transport.token import sign
 
 RECONNECT_EVERY_S = 0.5
 LAUNCHED_RECONNECT_S = 5.0, 30.0  # on one machine and on several: then the launcher knows better
-NUM_CONNECTIONS = 4  # of a client: to the front desk, and RPC's
-PROOF_S = 10.0  # how long the server may take to say that it is there
+RENEW_S = 30.0  # how long calls may take to arrive over new connections
 
 
 class Link:
@@ -75,10 +74,10 @@ class Link:
             PeerError: it does not let this client in.
         """
         with self._lock:
-            # Its answer may take as long: with many clients on few cores, the server is one process among them.
-            self._sign_in(desk_s, deadline - time.monotonic())
+            # On few cores with many clients, the server's answer may take as long as the server.
+            self._sign_in(desk_s, max(1.0, deadline - time.monotonic()))
             self.tell(f"found the server at {self.where}")
-            self._start(deadline)
+            self._start(deadline - time.monotonic())
 
     def renew(self, renewals: int, deadline: float) -> None:
         """Opens all anew, to the same server or to one that was started since, which may take until `deadline`.
@@ -103,8 +102,8 @@ class Link:
                 if self._ended is not None:
                     raise PeerError(f"the server at {self.where} has ended: {self._ended}")
                 try:
-                    self._sign_in(RECONNECT_EVERY_S, min(HANDSHAKE_S, deadline - time.monotonic()))
-                    self._start(deadline)
+                    self._sign_in(RECONNECT_EVERY_S, HANDSHAKE_S)
+                    self._start(min(RENEW_S, deadline - time.monotonic()))
                     break
                 except Unreachable as error:
                     if time.monotonic() > deadline:
@@ -119,7 +118,7 @@ class Link:
         what = self.client, self.session, 0, PROOF
         try:
             arguments = (*what, sign(self.key, *what), ())
-            status, _ = rpc.rpc_sync(SERVER, deliver, args=arguments, timeout=max(0.1, within_s))
+            status, _ = value_of(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=max(0.1, within_s)))
             return status == "done"
         except RuntimeError:
             return False
@@ -139,15 +138,13 @@ class Link:
     def _sign_in(self, desk_s: float, within_s: float) -> None:
         before = self._entry  # stays open until then, or a server that is there would take this client for gone
         number = before.id if before else 0
-        self._entry = enter(
-            self.host, self.port, self.client, number, self.session, self.token, desk_s, max(1.0, within_s)
-        )
+        self._entry = enter(self.host, self.port, self.client, number, self.session, self.token, desk_s, within_s)
         if before is not None:
             end(before.connection)
         keep_alive(self._entry.connection, self.patience.call_s)
         threading.Thread(target=self._watch, args=(self._entry,), name="front desk's watch", daemon=True).start()
 
-    def _start(self, deadline: float) -> None:
+    def _start(self, within_s: float) -> None:
         """Starts RPC, and makes sure that calls arrive."""
         self._stop()
         address = f"uv://{self._entry.address}"
@@ -155,7 +152,7 @@ class Link:
             self._forward = Forward(self._dial, self._entry.address)
             address = self._forward.address
         start_agent(self.place.name, self._entry.id, self.patience, address)
-        if not self.answers(min(PROOF_S, deadline - time.monotonic())):
+        if not self.answers(within_s):
             trouble = (self._forward and self._forward.trouble) or f"no answer from {address}"
             raise Unreachable(
                 f"client {self.client} is signed in at {self.where}, but its calls do not come through ({trouble}): let"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
 import torch.distributed.rpc as rpc
-from torch.futures import Future
 
 from splitlearn.errors import PeerError, Rejoin
-from splitlearn.transport.delivery import deliver
-from splitlearn.transport.link import PROOF_S, Link
+from splitlearn.transport.delivery import deliver, value_of
+from splitlearn.transport.link import Link
 from splitlearn.transport.place import SERVER
 from splitlearn.transport.token import sign
+
+PROOF_S = 10.0  # how long the server may take to say that it is there
 
 
 class ServerProxy:
@@ -40,7 +40,7 @@ class ServerProxy:
             try:
                 timeout_s = max(0.1, min(wait_s, remaining_s))
                 arguments = (*what, sign(self.link.key, *what), body)
-                status, value = _wait(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=timeout_s))
+                status, value = value_of(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=timeout_s))
                 if status != "unsigned":
                     break
                 is_late = False  # the front desk takes this client for gone
@@ -69,11 +69,3 @@ class ServerProxy:
     def give_up(self) -> None:
         """Calls that still wait, in other threads, end with the connection instead of connecting anew."""
         self.link.give_up()
-
-
-def _wait(future: Future) -> Any:
-    """The future's value. Waiting for the future itself could not be interrupted by a signal."""
-    answered = threading.Event()
-    future.add_done_callback(lambda _: answered.set())
-    answered.wait()
-    return future.wait()

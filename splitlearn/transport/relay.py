@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+NUM_CONNECTIONS = 4  # of a client to the server's port: one that signs in, and three of RPC's
 CHUNK_NBYTES = 1 << 17
 KEEPALIVE_S = 60  # of silence, and between two questions
 MAX_KEEPALIVES = 127  # without an answer; the system takes no more

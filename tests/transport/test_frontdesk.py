@@ -6,7 +6,7 @@ import time
 import pytest
 
 from splitlearn.errors import PeerError, UserError
-from splitlearn.transport import entry, frontdesk, handshake, relay
+from splitlearn.transport import entry, handshake, relay, visits
 from splitlearn.transport.guard import refusals
 
 TOKEN = b"secret"  # as in conftest.py
@@ -26,21 +26,27 @@ def test_the_front_desk_knows_who_is_there_and_gives_each_process_an_id(desk):
     assert len({first.id, second.id, again.id}) == 3
     second.connection.close()
     again.connection.close()
-    assert eventually(lambda: not desk.is_present(1)) and desk.is_present(0)
+    assert eventually(lambda: not desk.visits.is_present(1)) and desk.visits.is_present(0)
     back = enter(desk, 1, second.id)
     assert back.id == second.id
 
 
 def test_a_sign_in_gives_both_sides_a_key_of_its_own_for_as_long_as_it_lasts(desk):
     first = enter(desk, session="a")
-    assert desk.key_of(0, "a") == first.key != TOKEN
+    assert desk.visits.key_of(0, "a") == first.key != TOKEN
     again = enter(desk, number=first.id, session="a")  # before the server has seen the old connection break
     first.connection.close()
-    assert eventually(lambda: desk._present[0] == 1)
-    assert desk.key_of(0, "a") == again.key != first.key
-    assert desk.key_of(0, "b") is desk.key_of(1, "a") is desk.key_of([], "a") is desk.key_of(0, []) is None
+    assert eventually(lambda: desk.visits._present[0] == 1)
+    assert desk.visits.key_of(0, "a") == again.key != first.key
+    assert (
+        desk.visits.key_of(0, "b")
+        is desk.visits.key_of(1, "a")
+        is desk.visits.key_of([], "a")
+        is desk.visits.key_of(0, [])
+        is None
+    )
     again.connection.close()
-    assert eventually(lambda: desk.key_of(0, "a") is None)
+    assert eventually(lambda: desk.visits.key_of(0, "a") is None)
 
 
 def test_a_process_keeps_its_id_whatever_of_its_connections_broke(desk):
@@ -49,20 +55,20 @@ def test_a_process_keeps_its_id_whatever_of_its_connections_broke(desk):
     third = enter(desk, number=first.id, session="a")
     assert first.id == again.id == third.id
     first.connection.close()
-    assert eventually(lambda: desk._present[0] == 2)
+    assert eventually(lambda: desk.visits._present[0] == 2)
     assert enter(desk, 1).id != first.id  # the old connection's end does not set it free
 
 
 def test_a_process_that_did_not_say_that_it_leaves_is_expected_for_a_while(desk, monkeypatch):
-    monkeypatch.setattr(frontdesk, "RETURN_WITHIN_S", 0.3)
-    assert not desk.is_expected(0)
+    monkeypatch.setattr(visits, "RETURN_WITHIN_S", 0.3)
+    assert not desk.visits.is_expected(0)
     first, second = enter(desk, 0), enter(desk, 1)
     first.connection.close()
     second.connection.sendall(b"{}\n")
     second.connection.close()
-    assert eventually(lambda: not desk.is_present(0) and not desk.is_present(1))
-    assert desk.is_expected(0) and not desk.is_expected(1)
-    assert eventually(lambda: not desk.is_expected(0))
+    assert eventually(lambda: not desk.visits.is_present(0) and not desk.visits.is_present(1))
+    assert desk.visits.is_expected(0) and not desk.visits.is_expected(1)
+    assert eventually(lambda: not desk.visits.is_expected(0))
 
 
 def test_rpc_is_carried_for_who_is_signed_in_alone(desk):
@@ -89,16 +95,16 @@ def test_another_process_of_a_client_that_is_connected_is_refused(desk):
     first = enter(desk, session="a")
     with pytest.raises(PeerError, match="another process is connected as client 0: give each its own"):
         enter(desk, session="b")
-    assert desk.key_of(0, "a") == first.key
+    assert desk.visits.key_of(0, "a") == first.key
     first.connection.close()
-    assert eventually(lambda: not desk.is_present(0))
-    assert desk.key_of(0, "b") is None and enter(desk, session="b").key == desk.key_of(0, "b")
+    assert eventually(lambda: not desk.visits.is_present(0))
+    assert desk.visits.key_of(0, "b") is None and enter(desk, session="b").key == desk.visits.key_of(0, "b")
 
 
 def test_in_an_open_run_it_takes_the_place_and_the_first_does_not_come_back(desk):
-    desk.replaces = True
+    desk.visits.replaces = True
     first, second = enter(desk, session="a"), enter(desk, session="b")
-    assert desk.key_of(0, "b") == second.key and desk.key_of(0, "a") is None
+    assert desk.visits.key_of(0, "b") == second.key and desk.visits.key_of(0, "a") is None
     with pytest.raises(PeerError, match="another process is connected as client 0"):
         enter(desk, number=first.id, session="a")
 
@@ -131,7 +137,8 @@ def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
         enter(desk, **options)
     assert eventually(lambda: "refused connection" in caplog.text) and refusals["connection"] > before
     assert TOKEN.decode() not in caplog.text
-    assert not desk.is_present(0)
+    assert ("it has another token, or was stopped" in caplog.text) == ("token" in options)
+    assert not desk.visits.is_present(0)
 
 
 @pytest.mark.parametrize(

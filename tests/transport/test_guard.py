@@ -3,13 +3,15 @@
 import os
 import pickle
 import threading
+import time
+from collections import Counter
 
 import pytest
 import torch
 from torch.distributed.rpc import internal
 from torchvision.io import decode_png, encode_png
 
-from splitlearn.transport import operators
+from splitlearn.transport import guard, operators
 from splitlearn.transport.delivery import deliver
 from splitlearn.transport.unpickler import closed
 
@@ -59,3 +61,18 @@ def test_a_message_that_asks_for_more_is_refused_and_told_of_once(message, told,
     with closed([deliver]), pytest.raises((pickle.UnpicklingError, ValueError), match=told):
         internal.deserialize(message, [])
     assert caplog.text.count("refused message") == 1 and told in caplog.text
+
+
+def test_a_stranger_who_tries_for_ever_does_not_fill_the_log(caplog, monkeypatch):
+    monkeypatch.setattr(guard, "_lines", Counter())
+    monkeypatch.setattr(guard, "_minute_began", time.monotonic())
+    before = guard.refusals["connection"]
+    for _ in range(1000):
+        guard.refuse("connection", "noise")
+    guard.refuse("call", "of another kind")
+    assert guard.refusals["connection"] == before + 1000
+    assert caplog.text.count("refused connection: noise") == guard.MAX_LINES and "of another kind" in caplog.text
+    monkeypatch.setattr(guard, "_minute_began", time.monotonic() - 61)
+    guard.refuse("connection", "a minute later")
+    assert f"refused connection: {1000 - guard.MAX_LINES} more until now" in caplog.text
+    assert "a minute later" in caplog.text

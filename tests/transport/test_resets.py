@@ -67,14 +67,20 @@ def test_a_router_that_resets_rpc_costs_no_step_and_all_screens_say_so(tmp_path,
         ["topology=sequential"],
         ["exchange=u_shaped"],
         ["pipeline_depth=2"],
-        ["membership.open=true", "membership.quorum=2", "membership.step_deadline_s=60"],
     ],
-    ids=["parallel", "step", "sequential", "u_shaped", "ahead", "open"],
+    ids=["parallel", "step", "sequential", "u_shaped", "ahead"],
 )
 def test_so_do_resets_of_any_connection_at_any_moment(options, tmp_path, free_port):
     run(tmp_path, free_port, [*OPTIONS, *options], AT_ALL_MOMENTS)
     local.run(compose(*OPTIONS, *options), tmp_path / "whole")
     assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_an_open_run_goes_on_with_whom_it_has_and_the_others_come_back(tmp_path, free_port):
+    breaks = [rule for rule in AT_ALL_MOMENTS if rule[0] != "goodbye"]  # who is gone then has missed the end
+    out = run(tmp_path, free_port, [*OPTIONS, "membership.open=true"], breaks)
+    assert all("the run has finished, with a test accuracy" in out[name] for name in ("client0", "client1"))
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def test_a_client_looks_for_the_desk_again_until_the_server_has_come_anew(desk, 
     threading.Timer(0.3, meeting.set, ("splitlearn/7", str(desk.port))).start()
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=meeting.port)
     with connection._enter(place, Patience(1, 1, 5), TOKEN, print) as server:
-        assert server.link.where == f"127.0.0.1:{desk.port}" and desk.is_present(0)
+        assert server.link.where == f"127.0.0.1:{desk.port}" and desk.visits.is_present(0)
     meeting.set("splitlearn/7", str(free_port))
     told = f"no server at 127.0.0.1:{free_port} .* let the other port through the firewall too, which rpc.port=<number>"
     with pytest.raises(PeerError, match=told), connection._enter(place, Patience(1, 1, 0.2), TOKEN, print):
@@ -80,6 +80,12 @@ def test_rpc_listens_on_the_loopback_alone_whatever_the_environment_says(monkeyp
     address = agent.start_agent("server", 0, Patience(1, 1, 1))
     agent.stop_agent()
     assert address.startswith("uv://127.0.0.1:") and os.environ[agent.INTERFACE] == "eth7"
+
+
+def test_a_process_may_get_another_id_from_a_server_that_was_started_anew():
+    for number in (3, 5):
+        agent.start_agent("client0", number, Patience(1, 1, 1), "uv://127.0.0.1:1")
+        agent.stop_agent()
 
 
 def test_a_way_that_lets_only_one_connection_pass_is_told_of_in_time_on_both_sides(free_port):
@@ -97,7 +103,7 @@ def test_a_way_that_lets_only_one_connection_pass_is_told_of_in_time_on_both_sid
     desk.close()
     assert "client 0 signed in from 127.0.0.1" in told[-1] and "none of its calls arrived" in told[-1]
     box = Inbox(1, timeout_s=60)
-    box.is_alive, box.troubles, box.where = desk.is_present, desk.troubles, "10.0.0.1:29500"
+    box.is_alive, box.troubles, box.where = desk.visits.is_present, desk.troubles, "10.0.0.1:29500"
     with pytest.raises(
         PeerError, match=r"client 0 did not come .*none of its calls arrived\).* let them reach 10.0.0.1:29500"
     ):
@@ -157,7 +163,7 @@ def test_a_network_that_answers_nothing_is_told_of_in_time():
 def test_the_server_says_that_it_has_ended_and_why(desk):
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
     made = link.Link(place, place.host, place.port, Patience(60, 30, 5), TOKEN, print)
-    made._sign_in(1, time.monotonic() + 5)
+    made._sign_in(1, 5)
     desk.close("interrupted")
     with pytest.raises(PeerError, match="has ended: interrupted"):
         made.renew(0, time.monotonic() + 60)
