@@ -9,6 +9,7 @@ last checkpoint.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
     arguments = parser.parse_args()
 
+    sys.path.append(os.getcwd())  # where a user's own data set or network is, as in launch.py
     from splitlearn import saved
     from splitlearn.errors import UserError
 

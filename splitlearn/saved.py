@@ -70,7 +70,7 @@ def load(folder: Path, client: int = 0) -> SavedRun:
         paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob("client_segment_*.pt")}
         paths = dict(sorted(paths.items())) or {0: folder / "client_segment.pt"}
         path = _of_client(paths, client, folder)
-        about = {name: summary[name] for name in task_from(cfg).default_about(cfg)}
+        about = {name: summary[name] for name in task_from(cfg).default_about(cfg) if name in summary}
         return SavedRun(cfg, about, _read(path), _read(folder / "server_segment.pt"), summary["steps"])
     state = Checkpoints(folder / "checkpoints", keep=1).latest()
     if state is None:

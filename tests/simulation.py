@@ -57,10 +57,10 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
 
 def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     """Mean losses of all steps, and the weights of the client segments and the server segment."""
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     numbers = range(cfg.num_clients)
     of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
-    built = network.build(cfg, {"num_classes": num_classes})
+    built = network.build(cfg, {"num_classes": len(classes)})
     first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
     optimizers = [optimizer_of(client, cfg) for client in clients]

@@ -27,6 +27,11 @@ from splitlearn.roles.member import Member
 from splitlearn.tasks.origin import Origin, disagreement, same_data
 from splitlearn.transport.inbox import LOOK_EVERY_S
 
+NO_TEST = (
+    "there are no test samples: put some into a test/ folder beside train/, set data.test_fraction above 0, or have the"
+    " server's own tested with evaluate.on=server"
+)
+
 
 class Host(Protocol):
     """Whose roster it is."""
@@ -64,6 +69,8 @@ class Roster(Attendance):
         for client, hello in enumerate(hellos):
             self._compare(client, hello)
             self._enrol(client, hello)
+        if self.cfg.evaluate.get("on") != "server" and not any(hello.num_test for hello in hellos):
+            raise UserError(NO_TEST)
         host.build(self.about)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
@@ -110,11 +117,14 @@ class Roster(Attendance):
             self._compare(client, hello)
         except UserError as error:
             return request.fail(str(error))
+        self._enrol(client, hello)
         if is_first:
             self.host.build(self.about)
-        self._enrol(client, hello)
         request.reply(self.host.welcome(client).body())
-        self.tell(client, "joined")
+        is_own = hello.origin and hello.origin["partition"] == "none"
+        self.tell(
+            client, f"joined with {hello.num_train} samples and {hello.num_test} for test" if is_own else "joined"
+        )
 
     # What the run waits for
 

@@ -23,8 +23,10 @@ from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
 from splitlearn.measure.recorder import Recorder
+from splitlearn.measure.samples import samples_in_words
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
 from splitlearn.roles.runstate import RunState
@@ -60,6 +62,7 @@ class Server:
         self.runstate = RunState(self, checkpoints)
         self.client_states: list[Any] = []
         self.trainable: Trainable | None = None
+        self.own_test: OwnTest | None = None  # with evaluate.on=server
 
     @property
     def inbox(self):
@@ -71,6 +74,8 @@ class Server:
         Raises:
             Stopped: it was asked to, and has a checkpoint to go on from.
         """
+        if self.cfg.evaluate.get("on") == "server":
+            self.own_test = OwnTest(self)
         self.runstate.find()
         self.roster.meet(self)
         self.recorder.start(self.topology.num_steps(self.roster))
@@ -101,7 +106,11 @@ class Server:
         self.agreement.know(built.client, about)
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
         self.client_states = [state_of(built.client)]
-        self.recorder.describe(built.cuts, about, self.roster.num_samples)
+        if self.own_test:
+            self.own_test.know(built.client, about)
+        num_own = self.own_test and self.own_test.data.num_test
+        samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own)
+        self.recorder.describe(built.cuts, about, self.roster.num_samples, samples)
         self.runstate.restore()
 
     def welcome(self, client: int) -> Welcome:
@@ -121,6 +130,7 @@ class Server:
             suffix = f"_{index}" if len(self.client_states) > 1 else ""
             self.recorder.save(f"client_segment{suffix}.pt", state.get("segment", state))
         self.recorder.save("server_segment.pt", state_of(self.trainable.segment))
+        self.recorder.unreadable = self.unreadable()
         self.recorder.finish()
         for client in self.roster.due(self.roster.here(), Goodbye, "did not say goodbye"):
             with self.roster.excusing(client):
@@ -128,6 +138,14 @@ class Server:
                 request.reply(GoodbyeReply(self.recorder.result).body())
         if self.roster.is_open:
             self.inbox.fail("the run has ended without this client")
+
+    def unreadable(self) -> dict[str, int]:
+        """Samples that are left out since they cannot be read, by whose they are."""
+        origins = {f"client {client}": member.origin for client, member in sorted(self.roster.members.items())}
+        if self.own_test and self.own_test.data.origin:
+            origins["the server"] = vars(self.own_test.data.origin)
+        found = {who: its["unreadable_train"] + its["unreadable_test"] for who, its in origins.items() if its}
+        return {who: number for who, number in found.items() if number}
 
     # Training
 
@@ -178,8 +196,10 @@ class Server:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Loss and metrics over the test samples of the clients that are there."""
+        """Loss and metrics over the test samples of the clients that are there, or of the server."""
         self.trainable.segment.eval()
+        if self.own_test:
+            return self.recorder.evaluation(self.progress.epoch, self.own_test.evaluate(), self.own_test.data.num_test)
         outcomes = self.conversation.evaluate()
         if outcomes:
             return self.recorder.evaluation(self.progress.epoch, outcomes, self.roster.num_test_in_all())

@@ -36,9 +36,9 @@ def test_forward_passes_see_weights_one_step_older(tmp_path, one_thread):
         "schedule=constant",
     ]
     folder, cfg = run(tmp_path, *options), compose(*OPTIONS, *options)
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
-    built = network.build(cfg, {"num_classes": num_classes})
+    built = network.build(cfg, {"num_classes": len(classes)})
     client, server = built.client.parts[0], built.server
     optimizers = [optimizer_of(segment, cfg) for segment in (client, server)]
     uplink, losses = compressor_from(cfg, "compressor"), []
