@@ -171,6 +171,7 @@ def write_nothing() -> tempfile.TemporaryDirectory:
     return folder
 
 
+sys.path.append(os.getcwd())  # a user's own data set, network or exchange is found there, by all ranks
 OmegaConf.register_new_resolver("started_at", started_at, replace=True)
 OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
 

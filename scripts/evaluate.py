@@ -12,6 +12,7 @@ batch.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
 
+    sys.path.append(os.getcwd())  # where a user's own data set or network is, as in launch.py
     from splitlearn import saved
     from splitlearn.compose import compose
     from splitlearn.errors import UserError
@@ -54,7 +56,12 @@ def main() -> None:
             before = OmegaConf.load(started_with)
             cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
         task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
-        loaders = [task.load(cfg, client, cfg.num_clients).test for client in range(cfg.num_clients)]
+        if cfg.evaluate.get("on") == "server":
+            loaders = [task.load_test(cfg).test]
+        else:
+            one_by_one = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
+            is_own = one_by_one[0].origin and one_by_one[0].origin.is_own  # then there are only those that are here
+            loaders = [data.test for data in one_by_one[: 1 if is_own else None]]
         plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
         ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
     except UserError as error:

@@ -33,6 +33,8 @@ CHOICES = {
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),
     "checkpoint.best": (True, False),
+    "evaluate.on": ("clients", "server"),
+    "data.skip_unreadable": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
 ABSENT = object()  # what another task or topology does not have is not checked
@@ -99,8 +101,8 @@ def check(cfg: DictConfig) -> None:
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")
     fraction = cfg.data.get("test_fraction", 0.5)
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise UserError(f"data.test_fraction={fraction} must be above 0 and below 1")
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
+        raise UserError(f"data.test_fraction={fraction} must be at least 0 and below 1")
     number = cfg.num_clients
     if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
         raise UserError(f"num_clients={number} is out of range: RPC can number 1 to {MAX_CLIENTS}")
@@ -128,6 +130,11 @@ def check(cfg: DictConfig) -> None:
             " topology.average=epoch, or a larger batch_size"
         )
     rates.check(cfg)
+    if cfg.evaluate.get("on") == "server" and cfg.topology.get("average") == "never":
+        raise UserError(
+            "evaluate.on=server does not go with topology.average=never: there is no client segment of all clients that"
+            " the server could test; use topology.average=epoch or step, or evaluate.on=clients"
+        )
     if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     made_from(cfg, "task").check(cfg)
@@ -144,6 +151,11 @@ def num_in_epoch(cfg: DictConfig) -> int:
 def evaluates(cfg: DictConfig, epoch: int) -> bool:
     """Whether an epoch, from 1, ends with an evaluation; the last one does."""
     return epoch % cfg.evaluate.every == 0 or epoch == cfg.epochs
+
+
+def clients_evaluate(cfg: DictConfig, epoch: int) -> bool:
+    """Whether an epoch, from 1, ends with an evaluation on the clients' test samples."""
+    return evaluates(cfg, epoch) and cfg.evaluate.get("on") != "server"
 
 
 def measures_error(cfg: DictConfig, step: int) -> bool:

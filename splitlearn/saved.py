@@ -103,7 +103,8 @@ def _load(folder: Path, best: bool = False) -> SavedRun:
         kept = (summary or (state["recorder"] if state else {})).get("best_weights")
         if best and not kept:
             raise UserError(f"{folder} holds no best weights: a run keeps them with checkpoint.best=true")
-        about = {name: summary[name] for name in task_from(cfg).default_about(cfg)} if summary else state["about"]
+        names = task_from(cfg).default_about(cfg)
+        about = {name: summary[name] for name in names if name in summary} if summary else state["about"]
         prefix, step = ("best_", kept["step"]) if best else ("", summary["steps"])
         paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(f"{prefix}client_segment_*.pt")}
         paths = dict(sorted(paths.items())) or {0: folder / f"{prefix}client_segment.pt"}

@@ -115,10 +115,10 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
 
     With membership.sample, those that are drawn begin their epoch with the newest weights and a new optimizer.
     """
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     numbers = range(cfg.num_clients)
     of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
-    built = network.build(cfg, {"num_classes": num_classes})
+    built = network.build(cfg, {"num_classes": len(classes)})
     first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
     of_all = [-(-len(loader) // cfg.accumulate) for loader in of_clients]
@@ -126,7 +126,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     updates = [Updates(client, cfg, num_updates) for client in clients]
     server_updates = Updates(server, cfg, num_updates)
     everybody = [*updates, server_updates]
-    loss_function = loss_of(cfg, train, num_classes)
+    loss_function = loss_of(cfg, train, len(classes))
     uplinks = [compressor_from(cfg, "compressor") for number in numbers]
     downlinks = [compressor_from(cfg, "downlink") for number in numbers]
     is_u_shaped = len(built.cuts) == 2

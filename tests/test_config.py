@@ -176,7 +176,7 @@ def test_mistake_is_named(override):
 
 
 def test_held_out_part_must_be_a_part():
-    with pytest.raises(UserError, match=r"^data\.test_fraction=1\.0 must be above 0 and below 1"):
+    with pytest.raises(UserError, match=r"^data\.test_fraction=1\.0 must be at least 0 and below 1"):
         config.check(compose("data=image_folder", "data.test_fraction=1.0"))
 
 

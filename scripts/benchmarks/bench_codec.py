@@ -71,11 +71,11 @@ def noise(shape: tuple[int, ...]) -> torch.Tensor:
 def trained(shape: tuple[int, ...]) -> torch.Tensor:
     """Test digits after VGG19's first layers, which were trained with a linear classifier behind them."""
     cfg = compose("arch=vgg19", f"cut={MAPS[shape]}")
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
     torch.manual_seed(cfg.seed)
-    client = network.build(cfg, {"num_classes": num_classes}).client
-    model = nn.Sequential(client, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[1], num_classes))
+    client = network.build(cfg, {"num_classes": len(classes)}).client
+    model = nn.Sequential(client, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[1], len(classes)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     for _ in range(EPOCHS):
         for images, labels in loader:

@@ -66,9 +66,9 @@ def time_uncut(cfg) -> float:
     from splitlearn.tasks.loading import loaders
 
     torch.manual_seed(cfg.seed)
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
-    trainable = Trainable(networks.build(cfg.arch.name, num_classes, cfg.data.image_size), cfg)
+    trainable = Trainable(networks.build(cfg.arch.name, len(classes), cfg.data.image_size), cfg)
     epochs = []
     for _ in range(cfg.epochs):
         seconds = 0.0

@@ -61,9 +61,9 @@ def tensors_of(cfg) -> tuple[list, list]:
     from splitlearn.tasks.loading import loaders
 
     torch.manual_seed(cfg.seed)
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
-    trainable = Trainable(networks.build(cfg.arch.name, num_classes, cfg.data.image_size), cfg)
+    trainable = Trainable(networks.build(cfg.arch.name, len(classes), cfg.data.image_size), cfg)
     for epoch in range(cfg.epochs):
         for images, labels in loader:
             with torch.autocast("cpu", torch.bfloat16, enabled=cfg.arch.name != "convnet"):

@@ -25,8 +25,10 @@ class Display:
         self.console = Console(highlight=False)
         self._progress: Progress | None = None
 
-    def headline(self, text: str, folder: str) -> None:
+    def headline(self, text: str, data: str, folder: str) -> None:
         self.console.print(f"[bold]splitlearn[/] {text}")
+        if data:
+            self.console.print(f"[dim]data:[/] {escape(data)}", soft_wrap=True)
         self.console.print(f"[dim]writing to[/] {escape(folder)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
@@ -111,6 +113,9 @@ class Display:
             )
         if summary["skipped"]:
             self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
+        if summary["unreadable"]:
+            whose = ", ".join(f"{number} of {who}" for who, number in summary["unreadable"].items())
+            self.note(f"samples that could not be read were left out: {whose}")
         if summary["refused"]:
             kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(summary["refused"].items()))
             self.note(f"refused from outside, as the log says in detail: {kinds}")

@@ -17,15 +17,15 @@ from splitlearn.tasks import Metric, Task
 NUM_SHOWN = 3  # classes that are named as the worst, and as the best
 
 
-def evaluation_of(outcomes: list[tuple[int, Outcome]], in_all: int | None, task: Task) -> dict[str, Any]:
+def evaluation_of(outcomes: list[tuple[int | None, Outcome]], in_all: int | None, task: Task) -> dict[str, Any]:
     """The mean of loss and metrics over test samples, over how many of whose it is, and each client's own.
 
     Args:
-        outcomes: one a batch, with the client whose samples they are.
+        outcomes: one a batch, with the client whose samples they are; None: the server's own.
         in_all: test samples of all clients, those that are not there included; None where that is not known.
         task: says what was measured.
     """
-    clients = sorted({client for client, _ in outcomes})
+    clients = sorted({client for client, _ in outcomes if client is not None})
     by_client = {str(one): _means([outcome for client, outcome in outcomes if client == one], task) for one in clients}
     means = _means([outcome for _, outcome in outcomes], task)
     return {**means, "samples_in_all": in_all, "clients": clients, "by_client": by_client}
@@ -70,6 +70,8 @@ def as_csv(confusion: Tensor, names: list[str]) -> str:
 def over_in_words(tested: dict[str, Any], num_clients: int) -> str:
     """Over what an evaluation is, such as "over 45 of 360 test samples, 1 of 8 clients"."""
     samples, in_all, clients = tested["samples"], tested["samples_in_all"], len(tested["clients"])
+    if not clients:
+        return f"over {samples:,} test samples of the server"
     of = "" if in_all in (None, samples) else f" of {in_all:,}"
     whose = (
         f"{clients} client{'s' * (clients > 1)}" if clients == num_clients else f"{clients} of {num_clients} clients"

@@ -61,6 +61,7 @@ class Recorder:
         self.best_weights: dict[str, float] | None = None  # the evaluation of those that are kept, see verdict.py
         self.stopped_early: str | None = None  # why
         self.step_number = 0
+        self.unreadable: dict[str, int] = {}  # samples that are left out, by whose they are
         self._in_epoch: Counter[str] = Counter()
         self._seconds_before = 0.0, 0.0  # of the run and of the epoch
         self._lines = None
@@ -131,11 +132,14 @@ class Recorder:
         """The last evaluation's first metric."""
         return self.last_evaluation[self.task.metrics[0].name]
 
-    def describe(self, cuts: list[CutPoint], about: dict[str, Any], num_samples: int | None = None) -> None:
+    def describe(
+        self, cuts: list[CutPoint], about: dict[str, Any], num_samples: int | None = None, samples: str = ""
+    ) -> None:
         """The first lines that the user sees. No number of samples where it depends on which clients will come."""
         self.cuts, self.about = cuts, about
         text = headline_of(self.cfg, self.task, self.specs, cuts, num_samples)
-        self.display.headline(text, str(self.folder))
+        details = self.task.details(self.cfg, about)
+        self.display.headline(text, "; ".join(filter(None, (details, samples))), str(self.folder))
 
     def start(self, num_steps: int) -> None:
         """Training starts, or goes on, in epochs of `num_steps` steps."""
@@ -182,7 +186,7 @@ class Recorder:
             self.ledger.totals.update(batches=1)
         self.display.step(line["loss"], self.ledger.of_run("up"), self.ledger.of_run("down"))
 
-    def evaluation(self, epoch: int, outcomes: list[tuple[int, Outcome]], in_all: int | None) -> None:
+    def evaluation(self, epoch: int, outcomes: list[tuple[int | None, Outcome]], in_all: int | None) -> None:
         """What all batches of test samples came to (see evaluation_of)."""
         came_to = evaluation_of(outcomes, in_all, self.task)
         names = self.task.class_names(self.about)

@@ -50,6 +50,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         "stopped_early": recorder.stopped_early,
         "steps": recorder.step_number,
         "skipped": totals["skipped"],
+        "unreadable": recorder.unreadable,
         "refused": dict(recorder.refused + refusals),
         "seconds": seconds,
         "cut": recorder.cuts[0].path,

@@ -72,7 +72,7 @@ class Attendance:
     def num_test_in_all(self) -> int | None:
         """Test samples of all clients of the run, those included that are not there; None where they are not known."""
         if shared := [origin for origin in self.origins().values() if not origin.is_own]:
-            return shared[0].num_test
+            return shared[0].num_test - sum(origin.unreadable_test for origin in shared)
         is_complete = len(self.members) == self.cfg.num_clients
         return sum(member.num_test for member in self.members.values()) if is_complete else None
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from splitlearn.config import evaluates, shared
+from splitlearn.config import clients_evaluate, shared
 from splitlearn.errors import PeerError, Rejoin, Stopped
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
@@ -122,7 +122,7 @@ class Client:
         """What is left of the run."""
         while enters(self):
             self.topology.train_client(self)
-            if evaluates(self.cfg, self.progress.epoch):
+            if clients_evaluate(self.cfg, self.progress.epoch):
                 evaluate(self)
             self.screen.epoch(self.progress.epoch, self.cfg.epochs, self.task)
             self.progress.end_epoch()

@@ -31,6 +31,11 @@ from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
 
 QUIET_S = 0.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
 
+NO_TEST = (
+    "there are no test samples: put some into a test/ folder beside train/, set data.test_fraction above 0, or have the"
+    " server's own tested with evaluate.on=server"
+)
+
 
 class Host(Protocol):
     """Whose roster it is."""
@@ -74,6 +79,8 @@ class Roster(Rounds):
             self._compare(client, hello)
             self._enrol(client, hello)
         self.about = self.agreement.task.together([hello.about for hello in hellos])
+        if self.cfg.evaluate.get("on") != "server" and not any(hello.num_test for hello in hellos):
+            raise UserError(NO_TEST)
         host.build(self.about)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
@@ -127,13 +134,16 @@ class Roster(Rounds):
             self._compare(client, hello)
         except UserError as error:
             return request.fail(str(error))
+        self._enrol(client, hello)
         if is_first:
             self.host.build(self.about)
-        self._enrol(client, hello)
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)
         request.reply(self.host.welcome(client).body())
-        self.tell(client, "joined")
+        is_own = hello.origin and hello.origin["partition"] == "none"
+        self.tell(
+            client, f"joined with {hello.num_train} samples and {hello.num_test} for test" if is_own else "joined"
+        )
 
     # Their parts in an epoch
 

@@ -24,10 +24,12 @@ from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
 from splitlearn.exchange.rounds import RoundReply
 from splitlearn.measure.recorder import Recorder
+from splitlearn.measure.samples import samples_in_words
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.rates import Rates
 from splitlearn.roles.conversation import Conversation
 from splitlearn.roles.member import Member
+from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
 from splitlearn.roles.runstate import RunState
@@ -66,6 +68,7 @@ class Server:
         self.client_states: list[Any] = []
         self.own_states: list[Any] | None = None
         self.trainable: Trainable | None = None
+        self.own_test: OwnTest | None = None  # with evaluate.on=server
 
     @property
     def inbox(self):
@@ -77,6 +80,8 @@ class Server:
         Raises:
             Stopped: it was asked to, and has a checkpoint to go on from.
         """
+        if self.cfg.evaluate.get("on") == "server":
+            self.own_test = OwnTest(self)
         self.runstate.find()
         self.roster.meet(self)
         self.runstate.begin()
@@ -117,7 +122,11 @@ class Server:
         self.agreement.know(built.client, about)
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
         self.client_states = [state_of(built.client)]
-        self.recorder.describe(built.cuts, about, self.roster.num_samples)
+        if self.own_test:
+            self.own_test.know(built.client, about)
+        num_own = self.own_test and self.own_test.data.num_test
+        samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own)
+        self.recorder.describe(built.cuts, about, self.roster.num_samples, samples)
         self.runstate.restore()
 
     def welcome(self, client: int) -> Welcome:
@@ -135,6 +144,7 @@ class Server:
             self.roster.answer(self.roster.here(), "over")
         for name, state in self.weights().items():
             self.recorder.save(name, state)
+        self.recorder.unreadable = self.unreadable()
         self.recorder.finish()
         for client in self.roster.due(self.roster.here(), Goodbye, "did not say goodbye"):
             with self.roster.excusing(client):
@@ -149,6 +159,14 @@ class Server:
         found = dict(zip(names if len(states) > 1 else ["client_segment.pt"], states, strict=True))
         found = {name: state.get("segment", state) for name, state in found.items() if state is not None}  # who came
         return {**found, "server_segment.pt": state_of(self.trainable.segment)}
+
+    def unreadable(self) -> dict[str, int]:
+        """Samples that are left out since they cannot be read, by whose they are."""
+        origins = {f"client {client}": member.origin for client, member in sorted(self.roster.members.items())}
+        if self.own_test and self.own_test.data.origin:
+            origins["the server"] = vars(self.own_test.data.origin)
+        found = {who: its["unreadable_train"] + its["unreadable_test"] for who, its in origins.items() if its}
+        return {who: number for who, number in found.items() if number}
 
     # Training
 
@@ -248,11 +266,14 @@ class Server:
 
     @torch.no_grad()
     def evaluate(self) -> None:
-        """Loss and metrics over the test samples of the clients that are there."""
+        """Loss and metrics over the test samples of the clients that are there, or of the server."""
         self.trainable.segment.eval()
-        outcomes = self.conversation.evaluate()
+        if self.own_test:
+            outcomes, in_all = self.own_test.evaluate(), self.own_test.data.num_test
+        else:
+            outcomes, in_all = self.conversation.evaluate(), self.roster.num_test_in_all()
         if outcomes:
-            self.recorder.evaluation(self.progress.epoch, outcomes, self.roster.num_test_in_all())
+            self.recorder.evaluation(self.progress.epoch, outcomes, in_all)
             return self.verdict.hear()
         if self.progress.epoch == self.cfg.epochs:
             raise PeerError(

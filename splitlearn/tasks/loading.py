@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from splitlearn.errors import UserError
-from splitlearn.seeds import derive, generator
+from splitlearn.seeds import derive, drawing_from, generator
 from splitlearn.tasks.origin import Origin, fingerprint
-from splitlearn.tasks.partition import partition, sharing, source_of
+from splitlearn.tasks.partition import file_of, partition, sharing, source_of
 from splitlearn.tasks.task import ClientData
+
+NUM_NAMED = 5  # of samples that are left out
 
 
 class EpochBatches(Sampler):
@@ -47,17 +50,21 @@ class EpochBatches(Sampler):
 
 
 class Samples(Dataset):
-    """Some samples of a data set, by the keys of EpochBatches, each batch augmented by a random stream of its own."""
+    """Some samples of a data set, by the keys of EpochBatches, each batch augmented by a random stream of its own.
+
+    Attributes:
+        unreadable: names of samples that were left out.
+    """
 
     def __init__(self, dataset: Dataset, indices: np.ndarray, seed: int, client: int):
         self.dataset, self.indices, self.seed, self.client = dataset, indices, seed, client
+        self.unreadable: list[str] = []
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> list[Any]:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(derive(self.seed, "augment", self.client, *keys[0]))
+        with drawing_from(derive(self.seed, "augment", self.client, *keys[0])):
             return [self._sample(int(self.indices[index])) for _, index in keys]
 
     def _sample(self, index: int) -> Any:
@@ -65,8 +72,28 @@ class Samples(Dataset):
             return self.dataset[index]
         except OSError as error:
             raise UserError(
-                f"sample {_name_of(self.dataset, index)} cannot be read ({error}): mend it or take it out of data.root"
+                f"sample {_name_of(self.dataset, index)} cannot be read ({error}): mend it or take it out of data.root,"
+                " or leave out all that cannot with data.skip_unreadable=true"
             ) from None
+
+    def leave_out_unreadable(self, num_threads: int) -> None:
+        """Reads every sample once: which there are is certain from here on, also where the run goes on later."""
+        has_files = len(self) and file_of(*source_of(self.dataset, 0)) is not None
+
+        def reads(index: int) -> bool:
+            source, number = source_of(self.dataset, index)
+            path, load = file_of(source, number), getattr(source, "loader", None)
+            try:
+                load(path) if path and load else self.dataset[index]
+                return True
+            except OSError:
+                return False
+
+        with drawing_from(self.seed), ThreadPoolExecutor(max(1, num_threads)) as pool:
+            reading = (pool.map if has_files else map)(reads, self.indices.tolist())
+            can_read = np.fromiter(reading, bool, len(self.indices))
+        self.unreadable = [_name_of(self.dataset, int(index)) for index in self.indices[~can_read]]
+        self.indices = self.indices[can_read]
 
 
 def loaders(
@@ -85,14 +112,22 @@ def loaders(
             np.arange(client, len(test), num_clients),
         )
     return tuple(
-        DataLoader(
-            Samples(dataset, part, cfg.seed, client),
-            batch_sampler=EpochBatches(len(part), cfg.batch_size, cfg.seed, client, shuffle=dataset is train),
-            generator=torch.Generator(),  # else starting the loading processes would draw from the global one
-            num_workers=cfg.data.num_workers,
-            persistent_workers=cfg.data.num_workers > 0,
-        )
+        loader_of(dataset, part, client, cfg, shuffle=dataset is train)
         for dataset, part in zip((train, test), parts, strict=True)
+    )
+
+
+def loader_of(dataset: Dataset, part: np.ndarray, client: int, cfg: DictConfig, shuffle: bool) -> DataLoader:
+    """A loader of some samples of a data set; with data.skip_unreadable without those that cannot be read."""
+    samples = Samples(dataset, part, cfg.seed, client)
+    if cfg.data.get("skip_unreadable"):
+        samples.leave_out_unreadable(cfg.data.num_workers)
+    return DataLoader(
+        samples,
+        batch_sampler=EpochBatches(len(samples), cfg.batch_size, cfg.seed, client, shuffle),
+        generator=torch.Generator(),  # else starting the loading processes would draw from the global one
+        num_workers=cfg.data.num_workers,
+        persistent_workers=cfg.data.num_workers > 0,
     )
 
 
@@ -109,12 +144,42 @@ def client_data(
     Raises:
         UserError: they cannot be shared out like this.
     """
+    if not len(train):
+        raise UserError(f"data.root={cfg.data.get('root')} holds no training samples: client {client} needs some")
+    if cfg.evaluate.get("on") == "server":
+        test = Subset(test, [])
     parts = loaders(train, test, client, num_clients, cfg)
-    origin = Origin(sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test))
-    return ClientData(*parts, about, *(len(part.dataset) for part in parts), origin)
+    of_train, of_test = (part.dataset for part in parts)
+    if left_out := [*of_train.unreadable, *of_test.unreadable]:
+        names = ", ".join(left_out[:NUM_NAMED]) + ", …" * (len(left_out) > NUM_NAMED)
+        print(f"client {client} leaves out {len(left_out)} samples that cannot be read: {names}")
+    if not len(of_train):
+        raise UserError(f"client {client} has no training sample that can be read: look at data.root={cfg.data.root}")
+    origin = Origin(
+        *(sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)),
+        *(len(of_train.unreadable), len(of_test.unreadable)),
+    )
+    return ClientData(*parts, about, len(of_train), len(of_test), origin)
+
+
+def test_data(train: Dataset, test: Dataset, about: dict[str, Any], cfg: DictConfig) -> ClientData:
+    """What `Task.load_test` gives, of all of a test set.
+
+    Raises:
+        UserError: there are no test samples.
+    """
+    nothing, loader = (loader_of(one, np.arange(n), 0, cfg, shuffle=False) for one, n in ((test, 0), (test, len(test))))
+    if not len(loader.dataset):
+        raise UserError(
+            f"evaluate.on=server: there are no test samples at the server's data.root={cfg.data.get('root')}; set"
+            " data.root there, or evaluate.on=clients"
+        )
+    own = sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)
+    origin = Origin(*own, unreadable_test=len(loader.dataset.unreadable))
+    return ClientData(nothing, loader, about, 0, len(loader.dataset), origin)
 
 
 def _name_of(dataset: Dataset, index: int) -> str:
     """A sample's file, where it has one, or its number."""
     source, number = source_of(dataset, index)
-    return str(source.samples[number][0] if hasattr(source, "samples") else number)  # as torchvision's folders
+    return file_of(source, number) or str(number)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from splitlearn.tasks.partition import labels, source_of
+from splitlearn.seeds import drawing_from
+from splitlearn.tasks.partition import file_of, labels, source_of
 
 NUM_LOOKED_AT = 64  # samples of which a fingerprint has more than the label
 MAX_SAMPLES = 1 << 53
@@ -28,6 +29,7 @@ class Origin:
         partition: how it is shared out over the clients; "none": it is this client's alone.
         num_train, num_test: samples in it.
         train, test: their fingerprints; "" where there are none.
+        unreadable_train, unreadable_test: files of this client's part that are left out (data.skip_unreadable).
     """
 
     partition: str
@@ -35,6 +37,8 @@ class Origin:
     num_test: int
     train: str
     test: str
+    unreadable_train: int = 0
+    unreadable_test: int = 0
 
     @property
     def is_own(self) -> bool:
@@ -49,7 +53,7 @@ class Origin:
         if not isinstance(told, dict) or told.keys() != {field.name for field in fields(cls)}:
             raise ValueError("it does not say what its samples are a part of")
         origin = cls(**told)
-        for name in ("num_train", "num_test"):
+        for name in ("num_train", "num_test", "unreadable_train", "unreadable_test"):
             if type(told[name]) is not int or not 0 <= told[name] <= MAX_SAMPLES:
                 raise ValueError(f"{name} of its data set is not a number from 0 to {MAX_SAMPLES}")
         for name in ("partition", "train", "test"):
@@ -71,9 +75,12 @@ def fingerprint(dataset: Dataset) -> str:
     if (known := labels(dataset)) is not None and np.issubdtype(known.dtype, np.integer):
         digest.update(known.astype("<i8").tobytes())
     numbers = np.unique(np.linspace(0, len(dataset) - 1, NUM_LOOKED_AT).astype(int)).tolist()
-    looked_at = [_look(*source_of(dataset, number)) for number in numbers]
-    if looked_at == [_look(*source_of(dataset, number)) for number in numbers]:
-        for _, seen in looked_at:
+    found = []
+    for seed in range(2):
+        with drawing_from(seed):
+            found.append([_look(*source_of(dataset, number)) for number in numbers])
+    if found[0] == found[1]:
+        for _, seen in found[0]:
             digest.update(repr(seen).encode(errors="backslashreplace"))
     return digest.hexdigest()[:32]
 
@@ -82,14 +89,12 @@ def _look(source: Dataset, number: int) -> tuple[bytes, Any]:
     """A sample as exactly as it can be compared within this process, and as it can be with other machines' samples."""
     kept = getattr(source, "data", None)
     try:
-        if hasattr(source, "samples"):  # files, as torchvision's folders have them
-            path = source.samples[number][0]
-            return b"", (os.path.relpath(path, source.root), os.path.getsize(path))
+        if path := file_of(source, number):
+            return b"", (os.path.relpath(path, getattr(source, "root", os.path.dirname(path))), os.path.getsize(path))
         if isinstance(kept, (np.ndarray, torch.Tensor)) and len(kept) == len(source):
             return b"", hashlib.sha256(np.asarray(kept[number]).tobytes()).hexdigest()
-        with torch.random.fork_rng(devices=[]):
-            sample = source[number]
-    except OSError:  # one that cannot be read, which loading it tells
+        sample = source[number]
+    except Exception:  # whatever it is, loading the sample tells
         return b"", None
     arrays = []
     for part in sample if isinstance(sample, (tuple, list)) else (sample,):

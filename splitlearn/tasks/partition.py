@@ -66,6 +66,19 @@ def labels(dataset: Dataset) -> np.ndarray | None:
 
 def source_of(dataset: Dataset, index: int) -> tuple[Dataset, int]:
     """The data set that a part of one is from, and the number that a sample has there."""
-    while isinstance(dataset, Subset):
-        dataset, index = dataset.dataset, int(dataset.indices[index])
-    return dataset, index
+    while True:
+        if isinstance(dataset, Subset):
+            dataset, index = dataset.dataset, int(dataset.indices[index])
+        elif hasattr(dataset, "wrapped"):
+            dataset = dataset.wrapped
+        else:
+            return dataset, index
+
+
+def file_of(source: Dataset, number: int) -> str | None:
+    """The file that a sample is in, of data sets that list theirs as torchvision's folders do."""
+    try:
+        path = source.samples[number][0]
+    except (AttributeError, TypeError, LookupError):
+        return None
+    return path if isinstance(path, str) else None

@@ -93,6 +93,10 @@ class Task(ABC):
             UserError: the data cannot be read, or not be shared out like this.
         """
 
+    def load_test(self, cfg: DictConfig) -> ClientData:
+        """The server's own test data, for evaluate.on=server: what `load` gives where nothing is shared out."""
+        return self.load(cfg, 0, 1)
+
     def imports(self, cfg: DictConfig) -> tuple[str, ...]:
         """Modules that `load` imports when it is called: many ranks on one machine then import them once for all."""
         return ()
@@ -127,6 +131,10 @@ class Task(ABC):
     def headline(self, cfg: DictConfig) -> tuple[str, str]:
         """What people call the network and the data."""
         return cfg.arch.name, cfg.data.name
+
+    def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
+        """What people should see of the data at the start of a run, to find a mistake in them."""
+        return ""
 
     # Network
 

@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from splitlearn.config import evaluates
+from splitlearn.config import clients_evaluate
 from splitlearn.exchange.messages import StepReply, Weights, WeightsReply
 from splitlearn.segments.trainable import nbytes_of
 
@@ -89,5 +89,5 @@ def send_weights(server: Any, request: Any, state: Any, directive: str | None = 
 
 
 def is_evaluated(role: Any) -> bool:
-    """Whether the epoch that a server or a client is in ends with an evaluation."""
-    return evaluates(role.cfg, role.progress.epoch)
+    """Whether the epoch that a server or a client is in ends with an evaluation on the clients."""
+    return clients_evaluate(role.cfg, role.progress.epoch)

@@ -36,19 +36,21 @@ OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", "batch_size=16"]
 LABELS = torch.zeros(4, dtype=torch.uint8)
 WIRE = torch.zeros(100, dtype=torch.uint8)
 ORIGIN = {"partition": "iid", "num_train": 64, "num_test": 32, "train": "a1", "test": "b2"}
+ORIGIN |= {"unreadable_train": 1, "unreadable_test": 0}
+TEN = {"num_classes": 10, "classes": list("0123456789")}
 MEASURED = {"top1": 3.0}  # sums of a training batch
 SUMS = {"loss": 9.5, "top1": 3.0, "top5": 4}  # and of test samples
 
 
 def hello(cfg, **changes) -> tuple:
-    fields = {"config": shared(cfg), "about": {"num_classes": 10}, "num_train": 32, "num_test": 16, "origin": ORIGIN}
+    fields = {"config": shared(cfg), "about": TEN, "num_train": 32, "num_test": 16, "origin": ORIGIN}
     return Hello(**{**fields, **changes}).body()
 
 
 @functools.cache
 def known(*options: str) -> tuple[Agreement, Trainable]:
     """An agreement, and what a client has after a step."""
-    cfg, about = compose(*OPTIONS, *options), {"num_classes": 10}
+    cfg, about = compose(*OPTIONS, *options), TEN
     built, channels = network.build(cfg, about), channels_of(cfg, exchange_from(cfg))
     agreement, trainable = Agreement(cfg, task_from(cfg), channels), Trainable(built.client, cfg)
     know(channels, built, cfg)
@@ -124,10 +126,11 @@ def malformed() -> dict[str, tuple]:
         "hello with a tensor in it": (Hello, hello(cfg, config={"seed": torch.zeros(2)}), None, "configuration"),
         "hello with a number as key": (Hello, hello(cfg, config={5: "seed"}), None, "configuration"),
         "hello of nothing about the data": (Hello, hello(cfg, about=None), None, "classes"),
-        "hello about more than classes": (Hello, hello(cfg, about={"num_classes": 10, "a": 1}), None, "classes"),
-        "hello without classes": (Hello, hello(cfg, about={"num_classes": 0}), None, "num_classes"),
-        "hello with too many classes": (Hello, hello(cfg, about={"num_classes": 1 << 40}), None, "num_classes"),
-        "hello with a tensor of classes": (Hello, hello(cfg, about={"num_classes": LABELS}), None, "num_classes"),
+        "hello about more than classes": (Hello, hello(cfg, about=TEN | {"a": 1}), None, "classes"),
+        "hello without classes": (Hello, hello(cfg, about=TEN | {"num_classes": 0}), None, "num_classes"),
+        "hello with too many classes": (Hello, hello(cfg, about=TEN | {"num_classes": 1 << 40}), None, "num_classes"),
+        "hello with a tensor of classes": (Hello, hello(cfg, about=TEN | {"num_classes": LABELS}), None, "num_classes"),
+        "hello with bytes for names": (Hello, hello(cfg, about=TEN | {"classes": [b"a"] * 10}), None, "names"),
         "hello with samples in words": (Hello, hello(cfg, num_train="many"), None, "num_train"),
         "hello with less than no samples": (Hello, hello(cfg, num_test=-1), None, "num_test"),
         "hello with data of a word": (Hello, hello(cfg, origin="iid"), None, "part of"),

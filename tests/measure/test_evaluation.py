@@ -6,7 +6,7 @@ import pytest
 import torch
 from runs import TINY, metrics, summary
 from simulation import compose
-from test_recorder import CUTS, FIRST, MEASURED
+from test_recorder import CUTS, FIRST, MEASURED, TEN
 
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.measure.display import Display
@@ -87,7 +87,7 @@ def test_it_is_said_in_words(samples, in_all, clients, words):
 def test_an_epochs_line_says_it_where_it_is_not_all_of_them_and_the_last_line_always(in_all, tmp_path, capfd):
     recorder = Recorder(compose(*TINY, "num_clients=8"), tmp_path, Display())
     recorder.open(None)
-    recorder.describe(CUTS, {"num_classes": 10})
+    recorder.describe(CUTS, TEN)
     recorder.start(num_steps=1)
     recorder.step(FIRST, [MEASURED], 0.1)
     recorder.evaluation(1, [(5, outcome(40, 10))], in_all)

@@ -22,6 +22,7 @@ from splitlearn.transport import guard
 UP, DOWN = Transfer("smashed", 10, 40, 80, error=0.25), Transfer("gradient", 40, 40, 320)
 MEASURED = Measured(0, Outcome(8, {"top1": 4.0}, 2.0), [UP, DOWN], targets_bytes=8)
 TEST = Outcome(10, {"top1": 1.0, "top5": 5.0, "loss": 23.0})
+TEN = {"num_classes": 10, "classes": list("0123456789")}
 CUTS = [CutPoint("layer", (2, 2, 2), torch.float32)]
 FIRST = Progress(epoch=1, epoch_step=1, step=1)
 
@@ -31,7 +32,7 @@ def recorder(tmp_path):
     """Of a run of one epoch that starts."""
     recorder = Recorder(compose(*TINY, "num_clients=1"), tmp_path, Display())
     recorder.open(None)
-    recorder.describe(CUTS, {"num_classes": 10})
+    recorder.describe(CUTS, TEN)
     recorder.start(num_steps=1)
     yield recorder
     recorder.close()

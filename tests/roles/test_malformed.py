@@ -30,6 +30,7 @@ from splitlearn.transport import Inbox
 
 OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", *TINY]
 CPU = torch.device("cpu")
+TEN = {"num_classes": 10, "classes": list("0123456789")}
 
 
 # One client at once
@@ -46,7 +47,7 @@ def test_a_newer_call_takes_back_one_that_was_not_answered():
 def test_a_restarted_client_does_not_change_what_the_server_saw(tmp_path):
     cfg = compose(*OPTIONS, "membership.open=true")
     server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
-    hello = Hello(shared(cfg), {"num_classes": 10}, 32, 16, None)
+    hello = Hello(shared(cfg), TEN, 32, 16, None)
     server.inbox.deliver(1, "old", 1, "hello", hello.body())
     server.roster.look()
     anew = server.inbox.deliver(1, "new", 1, "hello", hello.body())
@@ -99,7 +100,7 @@ class Thread(threading.Thread):
 def built_before(monkeypatch):
     """The networks, as torch.fx cannot trace in several threads."""
     overrides = {name: compose(*OPTIONS, f"exchange={name}") for name in ("labels_up", "u_shaped")}
-    built = {cfg.exchange._target_: network.build(cfg, {"num_classes": 10}) for cfg in overrides.values()}
+    built = {cfg.exchange._target_: network.build(cfg, TEN) for cfg in overrides.values()}
     lock = threading.Lock()
 
     def build(cfg, *_):

@@ -38,9 +38,9 @@ def test_forward_passes_see_weights_one_step_older(accumulate, tmp_path, one_thr
         "schedule=constant",
     ]
     folder, cfg = run(tmp_path, *options), compose(*OPTIONS, *options)
-    train, test, num_classes = sources.build(cfg.data, cfg.seed)
+    train, test, classes = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
-    built = network.build(cfg, {"num_classes": num_classes})
+    built = network.build(cfg, {"num_classes": len(classes)})
     client, server = built.client.parts[0], built.server
     updates = [Updates(segment, cfg, num_updates=1) for segment in (client, server)]
     uplink, losses = compressor_from(cfg, "compressor"), []

@@ -5,7 +5,7 @@ from samples import image_folder, numbered
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.loading import loaders
+from splitlearn.tasks.loading import client_data, loaders
 
 
 def seen(loader, epoch=1, batch=0):
@@ -70,7 +70,10 @@ def test_an_image_that_cannot_be_read_is_named(num_workers, folder, config):
     broken.write_bytes(b"not an image")
     cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", f"data.num_workers={num_workers}")
     train, test, _ = sources.build(cfg.data, 0)
-    with pytest.raises(UserError, match=rf"^sample \S*{broken.name} cannot be read .*take it out of data.root$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^sample \S*{broken.name} cannot be read .*take it out of data.root, or .*data.skip_unreadable=true$",
+    ):
         for loader in loaders(train, test, 0, 1, cfg):
             list(loader)
 
@@ -92,3 +95,42 @@ def test_loading_leaves_the_global_generator_alone(config):
     for loader in loaders(numbered(60), numbered(9), 1, 2, config()):
         seen(loader)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("partition", ["none", "iid"])
+def test_what_cannot_be_read_is_left_out_and_counted(partition, num_workers, folder, config, capsys):
+    root = folder("train/a", "train/b", "test/a", "test/b")
+    broken = [root / "train" / "a" / "3.png", root / "train" / "b" / "0.png", root / "test" / "b" / "1.png"]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:40])
+    options = ["data.skip_unreadable=true", f"partition={partition}", f"data.num_workers={num_workers}", "batch_size=4"]
+    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", *options)
+    train, test, _ = sources.build(cfg.data, 0)
+    num_clients = 1 if partition == "none" else 2
+    clients = [client_data(train, test, {}, client, num_clients, cfg) for client in range(num_clients)]
+    assert sum(data.num_train for data in clients) == 8 and sum(data.num_test for data in clients) == 9
+    assert sum(data.origin.unreadable_train for data in clients) == 2
+    assert sum(data.origin.unreadable_test for data in clients) == 1
+    for data in clients:
+        assert sum(len(labels) for _, labels in data.train) == data.num_train
+        assert sum(len(labels) for _, labels in data.test) == data.num_test
+    out = capsys.readouterr().out
+    assert "samples that cannot be read: " in out and all(str(path) in out for path in broken)
+
+
+def test_a_client_of_which_nothing_can_be_read_is_one_sentence(folder, config):
+    root = folder("train/a", "test/a")
+    for path in (root / "train").rglob("*.png"):
+        path.write_bytes(b"")
+    cfg = config("data=image_folder", f"data.root={root}", "data.skip_unreadable=true")
+    train, test, _ = sources.build(cfg.data, 0)
+    with pytest.raises(UserError, match=r"^client 0 has no training sample that can be read: look at data.root="):
+        client_data(train, test, {}, 0, 1, cfg)
+
+
+def test_without_training_samples_it_is_one_sentence(folder, config):
+    cfg = config("data=image_folder", f"data.root={folder('test/a')}")
+    train, test, _ = sources.build(cfg.data, 0)
+    with pytest.raises(UserError, match=r"^data.root=\S+ holds no training samples: client 3 needs some"):
+        client_data(train, test, {}, 3, 8, cfg)

@@ -8,10 +8,11 @@ from splitlearn import config as configuration
 from splitlearn.errors import UserError
 from splitlearn.tasks import Metric, task_from
 from splitlearn.tasks.image_classification import ImageClassification
+from splitlearn.tasks.image_classification.task import about_of
 
 CPU = torch.device("cpu")
 TASK = ImageClassification()
-TEN = {"num_classes": 10}
+TEN = about_of(range(10))
 
 
 def test_configuration_names_the_task(config):
@@ -44,10 +45,10 @@ def test_clients_share_the_data(config):
 
 @pytest.mark.parametrize("number", [1, 10, 1 << 20])
 def test_number_of_classes_is_what_is_said_of_data(number):
-    TASK.check_about({"num_classes": number})
+    TASK.check_about(about_of(range(number)))
 
 
-@pytest.mark.parametrize("about", [None, [], 10, {}, {"classes": 10}, {"num_classes": 10, "size": 3}])
+@pytest.mark.parametrize("about", [None, [], 10, {}, {"num_classes": 10}, {**TEN, "size": 3}])
 def test_what_says_something_else_of_data_is_refused(about):
     with pytest.raises(ValueError, match="it does not say how many classes there are"):
         TASK.check_about(about)
@@ -56,18 +57,43 @@ def test_what_says_something_else_of_data_is_refused(about):
 @pytest.mark.parametrize("number", [0, -1, (1 << 20) + 1, 10.0, True, "10", None, torch.tensor(10)])
 def test_a_number_of_classes_that_cannot_be_is_refused(number):
     with pytest.raises(ValueError, match="num_classes is not a number from 1 to 1048576"):
-        TASK.check_about({"num_classes": number})
+        TASK.check_about({**TEN, "num_classes": number})
 
 
-def test_data_fit_together_with_as_many_classes():
-    assert TASK.disagreement(TEN, dict(TEN)) is None
-    assert TASK.disagreement(TEN, {"num_classes": 7}) == "the clients' data have [10, 7] classes"
+@pytest.mark.parametrize(
+    "classes, match",
+    [
+        (["a"] * 9, "no list of 10 names"),
+        (tuple("0123456789"), "no list of 10 names"),
+        (None, "no list of 10 names"),
+        ([*"012345678", 9], "no names of up to 255 letters"),
+        ([*"012345678", "9" * 256], "no names of up to 255 letters"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(classes, match):
+    with pytest.raises(ValueError, match=match):
+        TASK.check_about({"num_classes": 10, "classes": classes})
+
+
+@pytest.mark.parametrize(
+    "one, other, words",
+    [
+        (["ant", "bee"], ["bee", "cat"], "2 classes instead of 2: it lacks ant and has cat"),
+        (["ant", "bee"], ["ant"], "1 classes instead of 2: it lacks bee"),
+        (["ant"], ["ant", *"abcdefg"], "8 classes instead of 1: it has a, b, c, d, e, …"),
+        (["ant", "bee"], ["bee", "ant"], "the same classes in another order"),
+    ],
+)
+def test_data_fit_together_with_the_same_classes(one, other, words):
+    assert TASK.disagreement(about_of(one), about_of(list(one))) is None
+    found = TASK.disagreement(about_of(one), about_of(other))
+    assert found.startswith(f"it has {words};") and "data.classes=[…] gives one list for all" in found
 
 
 def test_network_takes_the_example_and_is_the_seeds(config):
     cfg = config("seed=3", "data.image_size=16")
     before = torch.get_rng_state()
-    model, again = (TASK.network(cfg, {"num_classes": 7}) for _ in range(2))
+    model, again = (TASK.network(cfg, about_of("abcdefg")) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(one, other) for one, other in zip(model.parameters(), again.parameters(), strict=True))
     assert TASK.example(cfg).shape == (2, 3, 16, 16)
@@ -79,7 +105,8 @@ def test_what_is_known_without_data(config):
     cfg = config("data=image_folder", "arch=resnet18")
     assert TASK.headline(cfg) == ("resnet18", "image_folder")
     assert TASK.default_about(cfg) == TEN
-    assert TASK.default_about(config("data=cifar100")) == {"num_classes": 100}
+    assert TASK.default_about(config("data=cifar100"))["num_classes"] == 100
+    assert TASK.default_about(config("data.classes=[ant,bee]")) == about_of(["ant", "bee"])
 
 
 def test_batch_goes_to_the_device():

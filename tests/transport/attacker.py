@@ -123,7 +123,7 @@ def clients_attacks(port: int, token: bytes) -> dict:
         return session, enter("127.0.0.1", port, client, number, session, token, 5)
 
     def signed(key: bytes, *what) -> tuple:
-        return *what, sign(key, *what), Hello({}, {"num_classes": 10}, 1, 1).body()
+        return *what, sign(key, *what), Hello({}, {"num_classes": 1, "classes": ["0"]}, 1, 1, None).body()
 
     session, entry = sign_in(1, 0)
     recorded = signed(entry.key, 1, session, 1, "hello")

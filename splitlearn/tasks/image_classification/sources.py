@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,28 +13,38 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
+from splitlearn.tasks.image_classification import custom
+from splitlearn.tasks.image_classification.folders import Folder, Part, layout_of, normal
 from splitlearn.tasks.image_classification.images import ImageLoader
+from splitlearn.tasks.image_classification.transforms import Pipeline
+
+Built = tuple[Dataset, Dataset, list[str]]
+Tell = Callable[[str], None]
 
 
-def build(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
-    """Training set, test set and number of classes of the config group `data`.
+def build(cfg: DictConfig, seed: int, tell: Tell = lambda note: None) -> Built:
+    """Training set, test set and names of the classes of the config group `data`.
 
-    Samples are (3 × size × size float32 image, int label). `seed` draws the held-out and limited parts.
+    Samples are (3 × size × size float32 image, int label). `seed` draws the held-out and limited parts, and `tell` is
+    given what the user should know. A set may be empty.
 
     Raises:
         UserError: the data are not where `data.root` says, or cannot be read there.
     """
-    if cfg.name not in _BUILDERS:
-        raise UserError(f"data={cfg.name} is unknown: choose one of {', '.join(_BUILDERS)}")
+    name = "custom" if cfg.get("_target_") else cfg.name
+    if name not in _BUILDERS:
+        raise UserError(f"data={name} is unknown: choose one of {', '.join(_BUILDERS)}, or set data._target_")
     try:
-        train, test, num_classes = _BUILDERS[cfg.name](cfg, seed)
+        train, test, classes = _BUILDERS[name](cfg, seed, tell)
     except OSError as error:
         raise UserError(
             f"data.root={cfg.root} cannot be read ({error}): let this user read it, or set data.root to another folder"
         ) from None
-    if cfg.num_classes is not None and num_classes != cfg.num_classes:
-        raise UserError(f"data.num_classes={cfg.num_classes} but {cfg.root or cfg.name} has {num_classes} classes")
-    return _limit(train, cfg.max_train_samples, seed), _limit(test, cfg.max_test_samples, seed), num_classes
+    if cfg.num_classes is not None and len(classes) != cfg.num_classes:
+        what = cfg.get("_target_") or cfg.root or cfg.name
+        number = len(classes)
+        raise UserError(f"data.num_classes={cfg.num_classes} but {what} has {number} classes: set {number}, or null")
+    return _limit(train, cfg.max_train_samples, seed), _limit(test, cfg.max_test_samples, seed), classes
 
 
 def _limit(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
@@ -43,78 +54,99 @@ def _limit(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
     return Subset(dataset, np.sort(np.random.default_rng(seed).permutation(len(dataset))[:num_samples]))
 
 
-def _folder(cfg: DictConfig, *candidates: str) -> Path | None:
-    """The first of these folders below data.root that exists."""
+def _root(cfg: DictConfig) -> Path:
+    """The folder data.root."""
     if cfg.root is None:
         raise UserError(f"data={cfg.name} needs a folder: set data.root=<folder>")
     root = Path(cfg.root).expanduser()
     if not root.is_dir() and not cfg.download:
         raise UserError(f"data.root={cfg.root} does not exist: set data.root to the folder that holds the data")
-    return next((root / name for name in candidates if (root / name).is_dir()), None)
+    return root
 
 
-def _transforms(cfg: DictConfig, train: bool) -> v2.Compose:
-    size = cfg.image_size
-    steps: list = [v2.ToImage()]
-    if cfg.augment == "resized_crop" and train:
-        steps += [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-    elif cfg.augment == "resized_crop":
-        steps += [v2.Resize(size * 256 // 224, antialias=True), v2.CenterCrop(size)]
-    else:
-        steps += [v2.Resize((size, size), antialias=True)]
-        if cfg.augment == "crop_flip" and train:
-            steps += [v2.RandomCrop(size, padding=size // 8), v2.RandomHorizontalFlip()]
-    return v2.Compose([*steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(cfg.mean), list(cfg.std))])
-
-
-def _digits(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
+def _digits(cfg: DictConfig, seed: int, tell: Tell) -> Built:
     """scikit-learn's 1,797 handwritten digits (8×8), resized; a fifth of each class is the test set."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     bunch = load_digits()
+    # The split is the data set's, the same whatever the run's seed.
+    parts = train_test_split(np.arange(len(bunch.target)), test_size=0.2, stratify=bunch.target, random_state=0)
+    classes, targets = _named(cfg, map(str, range(10))), torch.from_numpy(bunch.target).long()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1).div_(16)
+    if cfg.augment != "none" or cfg.get("transform") is not None or cfg.get("test_transform") is not None:
+        images = v2.functional.to_dtype(images, torch.uint8, scale=True).expand(-1, 3, -1, -1)
+        return *(
+            custom.Prepared(TensorDataset(images[part], targets[part]), Pipeline(cfg, is_train), None, 10, "digits")
+            for part, is_train in zip(parts, (True, False), strict=True)
+        ), classes
     images = torch.nn.functional.interpolate(images, size=cfg.image_size, mode="bilinear").expand(-1, 3, -1, -1)
     images = v2.functional.normalize(images, list(cfg.mean), list(cfg.std))
-    # The split is the data set's, the same whatever the run's seed.
-    train, test = train_test_split(np.arange(len(images)), test_size=0.2, stratify=bunch.target, random_state=0)
-    targets = torch.from_numpy(bunch.target).long()
-    return TensorDataset(images[train], targets[train]), TensorDataset(images[test], targets[test]), 10
+    return *(TensorDataset(images[part], targets[part]) for part in parts), classes
 
 
-def _cifar(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
-    _folder(cfg)
+def _cifar(cfg: DictConfig, seed: int, tell: Tell) -> Built:
+    _root(cfg)
     cls = datasets.CIFAR10 if cfg.name == "cifar10" else datasets.CIFAR100
     try:
         parts = [
-            cls(cfg.root, train=train, transform=_transforms(cfg, train), download=cfg.download)
-            for train in (True, False)
+            cls(cfg.root, train=train, transform=Pipeline(cfg, train), download=cfg.download) for train in (True, False)
         ]
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"data.root={cfg.root} has no {cls.__name__} that can be read ({error}): set data.root to where it is, or"
             " data.download=true"
         ) from None
-    return *parts, len(parts[0].classes)
+    return *parts, _named(cfg, parts[0].classes)
 
 
-def _image_folder(cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset, int]:
-    """root/train/<class> with root/test or root/val, or root/<class> alone, of which data.test_fraction is held out."""
-    train_root, test_root = _folder(cfg, "train") or Path(cfg.root).expanduser(), _folder(cfg, "test", "val")
-    try:
-        train, test = (
-            datasets.ImageFolder(root, _transforms(cfg, is_train), loader=ImageLoader(cfg.keep_in_memory))
-            for root, is_train in ((train_root, True), (test_root or train_root, False))
+def _image_folder(cfg: DictConfig, seed: int, tell: Tell) -> Built:
+    """Images in folders of their class (see folders.py), of which test_fraction is held out if none are for test."""
+    given = None if cfg.get("classes") is None else _named(cfg)
+    layout = layout_of(_root(cfg), given)
+    for note in layout.notes:
+        tell(note)
+    classes = given or (layout.train or layout.test).classes
+    if layout.train and layout.test and (unknown := [name for name in layout.test.classes if name not in classes]):
+        raise UserError(
+            f"data.root={cfg.root}: {layout.test.root.name}/ has classes that {layout.train.root.name}/ has not:"
+            f" {', '.join(unknown)}; remove or rename them, or give all with data.classes=[…]"
         )
-    except FileNotFoundError as error:
-        raise UserError(f"data.root={cfg.root} is no image folder: {error}") from None
-    if test.classes != train.classes:
-        raise UserError(f"data.root={cfg.root}: {train_root.name}/ and {test_root.name}/ have different classes")
-    if test_root:
-        return train, test, len(train.classes)
+    loader = ImageLoader(cfg.keep_in_memory)
+
+    def images(part: Part | None, is_train: bool) -> Dataset:
+        return Folder(part, classes, Pipeline(cfg, is_train), loader) if part else TensorDataset(torch.empty(0))
+
+    train = images(layout.train, True)
+    if layout.test:
+        return train, images(layout.test, False), classes
+    return *_held_out(train, images(layout.train, False), cfg, seed), classes
+
+
+def _custom(cfg: DictConfig, seed: int, tell: Tell) -> Built:
+    train, test, classes, is_one = custom.build(cfg)
+    return *(_held_out(train, test, cfg, seed) if is_one else (train, test)), classes
+
+
+def _held_out(train: Dataset, test: Dataset, cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset]:
+    """The same samples, once for training and once for test, without a random test_fraction, and that."""
     order = np.random.default_rng(seed).permutation(len(train))
-    num_test = max(1, round(cfg.test_fraction * len(train)))
-    return Subset(train, np.sort(order[num_test:])), Subset(test, np.sort(order[:num_test])), len(train.classes)
+    fraction = cfg.get("test_fraction", 0.2)
+    num_test = max(1, round(fraction * len(train))) if fraction else 0
+    return Subset(train, np.sort(order[num_test:])), Subset(test, np.sort(order[:num_test]))
+
+
+def _named(cfg: DictConfig, known: Iterable[str] = ()) -> list[str]:
+    """The names of the classes: those of data.classes, of which there must be as many as are known, or these."""
+    known = list(known)
+    if cfg.get("classes") is None:
+        return known
+    given = [normal(str(name)) for name in cfg.classes]
+    if known and len(given) != len(known):
+        raise UserError(
+            f"data.classes=[{', '.join(given)}] has {len(given)} names; {cfg.name} has {len(known)} classes"
+        )
+    return given
 
 
 _BUILDERS = {
@@ -123,4 +155,5 @@ _BUILDERS = {
     "cifar100": _cifar,
     "imagenet": _image_folder,
     "image_folder": _image_folder,
+    "custom": _custom,
 }

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import networks, sources
-from splitlearn.tasks.loading import client_data
+from splitlearn.tasks.loading import client_data, test_data
 from splitlearn.tasks.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 MAX_CLASSES = 1 << 20  # what a client may make the server build
 MAX_SAMPLES = 1 << 53
+MAX_NAME = 255  # letters, as of a file
+NUM_NAMED = 5  # classes, where there are many
 HIGHEST = {"top1": 1, "top5": 5}  # scores that a label may be among
 
 
@@ -63,14 +65,18 @@ class ImageClassification(Task):
     # Data
 
     def load(self, cfg: DictConfig, client: int, num_clients: int) -> ClientData:
-        *datasets, num_classes = sources.build(cfg.data, cfg.seed)
-        about: dict[str, Any] = {"num_classes": num_classes}
-        data = client_data(*datasets, about, client, num_clients, cfg)
+        tells = client == 0 or cfg.role is not None  # once on a screen
+        train, test, classes = sources.build(cfg.data, cfg.seed, print if tells else lambda note: None)
+        data = client_data(train, test, about_of(classes), client, num_clients, cfg)
         if self.counts:
-            known, own = labels(datasets[0]), data.train.dataset.indices
-            own = [int(datasets[0][index][1]) for index in own] if known is None else known[own]
-            about["num_train_of_class"] = np.bincount(own, minlength=num_classes).tolist()
+            known, own = labels(train), data.train.dataset.indices
+            own = [int(train[index][1]) for index in own] if known is None else known[own]
+            data.about["num_train_of_class"] = np.bincount(own, minlength=len(classes)).tolist()
         return data
+
+    def load_test(self, cfg: DictConfig) -> ClientData:
+        train, test, classes = sources.build(cfg.data, cfg.seed)
+        return test_data(train, test, about_of(classes), cfg)
 
     def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.counts:
@@ -92,12 +98,19 @@ class ImageClassification(Task):
         return ("sklearn.datasets", "sklearn.model_selection") if cfg.data.name == "digits" else ()
 
     def check_about(self, about: Any) -> None:
-        names = {"num_classes", "num_train_of_class"} if self.counts else {"num_classes"}
+        names = {"num_classes", "classes"} | ({"num_train_of_class"} if self.counts else set())
         if not isinstance(about, dict) or about.keys() != names:
             of_each = ", how many training samples of each" if self.counts else ""
-            raise ValueError(f"it does not say how many classes there are{of_each}, and nothing else")
-        if type(about["num_classes"]) is not int or not 1 <= about["num_classes"] <= MAX_CLASSES:
+            raise ValueError(
+                f"it does not say how many classes there are, what they are called{of_each}, and nothing else"
+            )
+        number, names = about["num_classes"], about["classes"]
+        if type(number) is not int or not 1 <= number <= MAX_CLASSES:
             raise ValueError(f"num_classes is not a number from 1 to {MAX_CLASSES}")
+        if type(names) is not list or len(names) != number:
+            raise ValueError(f"its classes are no list of {number} names")
+        if not all(type(name) is str and len(name) <= MAX_NAME for name in names):
+            raise ValueError(f"its classes are no names of up to {MAX_NAME} letters")
         if self.counts:
             counts = about["num_train_of_class"]
             if not isinstance(counts, list) or len(counts) != about["num_classes"]:
@@ -106,11 +119,26 @@ class ImageClassification(Task):
                 raise ValueError("num_train_of_class has more than numbers of samples")
 
     def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
-        classes = [about["num_classes"] for about in (one, other)]
-        return None if classes[0] == classes[1] else f"the clients' data have {classes} classes"
+        names = one["classes"], other["classes"]
+        if names[0] == names[1]:
+            return None
+        if sorted(names[0]) == sorted(names[1]):
+            differ = "the same classes in another order"
+        else:
+            missing, more = ([name for name in a if name not in set(b)] for a, b in (names, names[::-1]))
+            found = [f"lacks {in_words(missing)}"] * bool(missing) + [f"has {in_words(more)}"] * bool(more)
+            differ = f"{len(names[1])} classes instead of {len(names[0])}: it {' and '.join(found)}"
+        return f"it has {differ}; data.classes=[…] gives one list for all, of which a client may lack some"
 
     def default_about(self, cfg: DictConfig) -> dict[str, Any]:
-        return {"num_classes": cfg.data.num_classes or 10}
+        return about_of(cfg.data.get("classes") or list(range(cfg.data.num_classes or 10)))
+
+    def headline(self, cfg: DictConfig) -> tuple[str, str]:
+        return cfg.arch.name, (cfg.data.get("_target_") or cfg.data.name).rpartition(".")[2]
+
+    def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
+        number, size = about["num_classes"], cfg.data.image_size
+        return f"{number} class{'es' * (number > 1)} ({in_words(about['classes'])}), images of {size}×{size}"
 
     # Network
 
@@ -163,6 +191,17 @@ class ImageClassification(Task):
 
     def class_names(self, about: dict[str, Any]) -> list[str]:
         return about.get("classes") or [str(number) for number in range(about["num_classes"])]
+
+
+def about_of(classes: Iterable[Any]) -> dict[str, Any]:
+    """What the server is told of the data: how many classes there are, and their names, in the order of the labels."""
+    names = [str(name)[:MAX_NAME] for name in classes]
+    return {"num_classes": len(names), "classes": names}
+
+
+def in_words(names: list[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:NUM_NAMED]) + ", …" * (len(names) > NUM_NAMED)
 
 
 def num_correct(scores: Tensor, labels: Tensor, k: int) -> int:

@@ -1,0 +1,60 @@
+"""The server's own test data through both sides of the network, in one process: nothing crosses the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.exchange.exchange import Outcome, converse
+from splitlearn.exchange.passage import Passage
+from splitlearn.segments.parts import Parts
+from splitlearn.segments.trainable import load_state
+
+
+class OwnTest:
+    """Evaluates the clients' segment, as averaged or handed on last, with the server's own part.
+
+    Args:
+        server: whose test data they are.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    def __init__(self, server: Any):
+        self.server, self.data = server, server.task.load_test(server.cfg)
+
+    def know(self, segment: Parts, about: dict[str, Any]) -> None:
+        """The network is built, for data of the clients that are like this.
+
+        Raises:
+            UserError: the server's are not.
+        """
+        if reason := self.server.task.disagreement(about, self.data.about):
+            raise UserError(f"the server's test data do not fit (evaluate.on=server): {reason}")
+        self.segment = segment.to(self.server.device).eval()
+
+    @torch.no_grad()
+    def evaluate(self) -> list[tuple[None, Outcome]]:
+        """What comes out for every test batch, through the exchange and its codecs; the samples are no client's."""
+        server, (state, *_) = self.server, self.server.client_states
+        load_state(self.segment, state.get("segment", state))
+        outcomes = []
+        for loaded in self.data.test:
+            inputs, targets = server.task.to_device(loaded, server.device)
+            ends = [
+                Passage(server.channels, (), server.device, "the server", server.cfg.batch_size, in_evaluation=True)
+                for _ in range(2)
+            ]
+            client = server.exchange.client_evaluation(self.segment, ends[0], server.task, inputs, targets)
+            try:
+                other = server.exchange.server_evaluation(server.trainable.segment, ends[1], server.task)
+                outcomes.append((None, converse(client, other)))
+            except NonFiniteError as error:
+                raise UserError(
+                    f"evaluation after epoch {server.progress.epoch}: the smashed data are not finite ({error}):"
+                    " training diverged; lower optimizer.lr"
+                ) from None
+        return outcomes

@@ -1,0 +1,158 @@
+"""A user's own data set: data._target_ names a class or function that gives pairs of image and label."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import traceback
+from contextlib import suppress
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from splitlearn.errors import UserError
+from splitlearn.seeds import drawing_from
+from splitlearn.tasks.image_classification.folders import normal
+from splitlearn.tasks.image_classification.transforms import Pipeline, first_line
+
+OFFERED = ("root", "download", "num_classes")  # keys of ours that it gets if it has an argument for them
+OURS = (
+    *OFFERED,
+    *(
+        "_target_",
+        "name",
+        "classes",
+        "image_size",
+        "mean",
+        "std",
+        "augment",
+        "transform",
+        "test_transform",
+        "test_fraction",
+    ),
+    *("num_workers", "keep_in_memory", "skip_unreadable", "max_train_samples", "max_test_samples"),
+)
+
+
+class Prepared(Dataset):
+    """A data set whose images go through a pipeline, with labels of the run's classes.
+
+    Args:
+        wrapped: map-style data set of (image, label).
+        pipeline: makes a tensor of an image.
+        numbers: the run's label for each of its own; None: the same.
+        num_classes: of the run.
+        name: of `wrapped`, for people.
+    """
+
+    def __init__(self, wrapped: Any, pipeline: Pipeline, numbers: list[int] | None, num_classes: int, name: str):
+        self.wrapped, self.pipeline, self.numbers = wrapped, pipeline, numbers
+        self.num_classes, self.name = num_classes, name
+        known = getattr(wrapped, "targets", getattr(wrapped, "labels", None))
+        known = None if known is None or len(known) != len(wrapped) else np.asarray(known)
+        if known is not None and known.ndim == 1 and known.dtype.kind in "iu":
+            self.targets = known if numbers is None else np.asarray(numbers)[known]
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        what = f"{self.name}: sample {index}"
+        try:
+            sample = self.wrapped[index]
+        except OSError:  # a file, of which the loader tells
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{os.path.basename(last.filename)}:{last.lineno}"
+            raise UserError(f"{what} fails in {where} with {type(error).__name__}: {error}") from None
+        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
+            raise UserError(f"{what} is a {type(sample).__name__}, and no pair of image and label")
+        image, label = sample
+        number = np.asarray(label)
+        if number.size != 1 or number.dtype.kind not in "iub":
+            raise UserError(f"{what} has the label {label!r:.60}, which is no whole number")
+        number, known = int(number.item()), self.num_classes if self.numbers is None else len(self.numbers)
+        if not 0 <= number < known:
+            raise UserError(f"{what} has the label {number}, but there are {known} classes (data.num_classes)")
+        try:
+            return self.pipeline(image), number if self.numbers is None else self.numbers[number]
+        except UserError as error:
+            raise UserError(f"{what}: {error}") from None
+
+
+def build(cfg: DictConfig) -> tuple[Dataset, Dataset, list[str], bool]:
+    """Training set, test set, names of the classes, and whether both sets are of the same samples, as neither is known.
+
+    The class is called with train=True and train=False, or with split="train" and split="test", if it has an argument
+    of this name; with those keys of the group that are not splitlearn's own; and with root, download and num_classes,
+    if it has arguments for them.
+
+    Raises:
+        UserError: it cannot be imported or called, or does not give pairs of image and label.
+    """
+    if not cfg.get("_target_"):
+        raise UserError("data=custom needs a class: set data._target_=<module>.<class>")
+    name = f"data._target_={cfg._target_}"
+    module, _, attribute = str(cfg._target_).rpartition(".")
+    try:
+        takes = inspect.signature(getattr(import_module(module), attribute)).parameters
+    except Exception as error:  # of whatever kind, importing a user's module may end with it
+        raise UserError(
+            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}): it has to be <module>.<class>,"
+            f" with the module in this folder, {os.getcwd()}, or in one that PYTHONPATH names"
+        ) from None
+    arguments = {key: value for key, value in cfg.items() if key not in OURS}
+    arguments |= {key: cfg[key] for key in OFFERED if key in takes and cfg.get(key) is not None}
+    ways: list[dict[str, Any]] = [{}]
+    if "train" in takes and "train" not in arguments:
+        ways = [{"train": True}, {"train": False}]
+    elif "split" in takes and "split" not in arguments:
+        ways = [{"split": "train"}, {"split": "test"}]
+    datasets = []
+    for way in ways:
+        try:
+            node = OmegaConf.create({"_target_": cfg._target_, "_convert_": "all", **arguments, **way})
+            datasets.append(instantiate(node))
+        except InstantiationException as error:
+            cause = error.__cause__ or error
+            called = ", ".join(f"{key}={value!r}" for key, value in (arguments | way).items())
+            raise UserError(
+                f"{name} cannot be called with ({called}): {type(cause).__name__}: {first_line(cause)}; further keys"
+                " of data are its arguments"
+            ) from None
+        if not hasattr(datasets[-1], "__getitem__") or not hasattr(datasets[-1], "__len__"):
+            kind = type(datasets[-1]).__name__
+            raise UserError(f"{name} gives a {kind}, which is no data set with __getitem__ and __len__")
+    classes, numbers = _classes(cfg, getattr(datasets[0], "classes", None), name)
+    prepared = [
+        Prepared(dataset, Pipeline(cfg, is_train), numbers, len(classes), name)
+        for dataset, is_train in zip([datasets[0], datasets[-1]], (True, False), strict=True)
+    ]
+    with drawing_from(0), suppress(OSError):
+        for dataset in prepared:
+            if len(dataset):
+                dataset[0]  # so that a mistake is told before the run starts
+    return *prepared, classes, len(ways) == 1
+
+
+def _classes(cfg: DictConfig, names: Any, name: str) -> tuple[list[str], list[int] | None]:
+    """The run's classes, and their numbers for the data set's own."""
+    if names is not None:
+        names = [", ".join(map(str, one)) if isinstance(one, (tuple, list)) else str(one) for one in names]
+    if cfg.get("classes") is None:
+        if names is None and cfg.num_classes is None:
+            raise UserError(f"{name} has no attribute `classes`: set data.num_classes=<how many>")
+        return names or [str(number) for number in range(cfg.num_classes)], None
+    given = [normal(str(one)) for one in cfg.classes]
+    if names is None:
+        return given, None
+    if unknown := [one for one in map(normal, names) if one not in given]:
+        raise UserError(f"{name} has the class {unknown[0]}, which is not in data.classes=[{', '.join(given)}]")
+    return given, [given.index(normal(one)) for one in names]
