@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import time
 from collections import Counter
 from contextlib import suppress
@@ -22,6 +20,7 @@ from splitlearn.measure.boards import Board, boards
 from splitlearn.measure.display import Display
 from splitlearn.measure.evaluation import as_csv, by_class, confusion_of, evaluation_of
 from splitlearn.measure.ledger import Ledger, Measured
+from splitlearn.measure.lines import Lines
 from splitlearn.measure.summary import headline_of, summary_of
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import task_from
@@ -64,7 +63,7 @@ class Recorder:
         self.unreadable: dict[str, int] = {}  # samples that are left out, by whose they are
         self._in_epoch: Counter[str] = Counter()
         self._seconds_before = 0.0, 0.0  # of the run and of the epoch
-        self._lines = None
+        self._lines: Lines | None = None
         self._boards: list[Board] = []
 
     def open(self, state: dict[str, Any] | None) -> None:
@@ -78,11 +77,7 @@ class Recorder:
 
     def _open(self, state: dict[str, Any] | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "metrics.jsonl"
-        found, expected = path.stat().st_size if path.exists() else 0, state["metrics_nbytes"] if state else 0
-        if found < expected:
-            missing = f"{path} has {found:,} of the {expected:,} bytes that it had at the checkpoint"
-            raise UserError(f"{missing}: put it back from a copy, or start over with resume=never")
+        lines = Lines(self.folder / "metrics.jsonl", state and state["metrics_nbytes"])
         if state is not None:
             self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
             for name in ("step_number", "last_evaluation", "best", "best_epoch", "best_weights", "stopped_early"):
@@ -99,20 +94,16 @@ class Recorder:
             *self.folder.glob(f"{'[!b]' if state else ''}*_segment*.pt"),
         )
         write_texts(self.folder, texts, removed=stale)  # which are not this run's, or not its last
-        self._lines = open(path, "a" if state else "w", buffering=1)  # noqa: SIM115
-        if state is not None:
-            self._lines.truncate(expected)  # what came later is measured again
+        lines.open()
+        self._lines = lines
 
     def state(self) -> dict[str, Any]:
         """What `open` goes on from. The lines until here are on the disk then, even if the power fails."""
         now = time.perf_counter()
         with writing_to(self.folder):
-            os.fsync(self._lines.fileno())
-            about = os.fstat(self._lines.fileno())
-            if not about.st_nlink:
-                raise FileNotFoundError(errno.ENOENT, "metrics.jsonl is gone")
+            metrics_nbytes = self._lines.synced()
         return {
-            "metrics_nbytes": about.st_size,
+            "metrics_nbytes": metrics_nbytes,
             "seconds_of_run": now - self.started_at,
             "seconds_of_epoch": now - self.epoch_started_at,
             "step_number": self.step_number,
@@ -261,6 +252,6 @@ class Recorder:
     def _write(self, kind: str, line: dict[str, Any], step: int, group: str) -> None:
         values = {f"{group}/{name}": value for name, value in line.items() if name not in NOT_ON_BOARDS}
         with writing_to(self.folder):
-            self._lines.write(json.dumps({"kind": kind, **line}) + "\n")
+            self._lines.write({"kind": kind, **line})
         for board in self._boards:
             board.add(values, step)

@@ -43,3 +43,16 @@ def samples_in_words(members: Mapping[int, Any], num_clients: int, num_of_server
 def pair_in_words(train: int | str, test: int | str) -> str:
     """How many samples a client has for training and for test."""
     return f"{train} and {test}" if test not in (0, "0") else f"{train}"
+
+
+def unreadable_of(members: Mapping[int, Any], of_server: Any) -> dict[str, int]:
+    """Samples that are left out since they cannot be read, by whose they are.
+
+    Args:
+        members: by client, with the origin of each's data as it told it (see tasks/origin.py).
+        of_server: the Origin of its own test data; None where it has none.
+    """
+    whose: dict[str, Any] = {f"client {client}": member.origin for client, member in sorted(members.items())}
+    whose["the server"] = of_server and vars(of_server)
+    found = {who: its["unreadable_train"] + its["unreadable_test"] for who, its in whose.items() if its}
+    return {who: number for who, number in found.items() if number}

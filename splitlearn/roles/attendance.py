@@ -41,7 +41,7 @@ class Attendance:
         tell: Callable[[str], None],
         lose: Callable[[], None],
     ):
-        self.cfg, self.agreement, self.progress, self._tell, self._lose = cfg, agreement, progress, tell, lose
+        self.cfg, self.agreement, self.progress, self.note, self._lose = cfg, agreement, progress, tell, lose
         self.is_open: bool = cfg.membership.open
         self.quorum = cfg.membership.quorum if self.is_open else cfg.num_clients
         self.deadline_s = cfg.membership.step_deadline_s
@@ -49,7 +49,7 @@ class Attendance:
         self.members: dict[int, Member] = {}
         self.about: dict[str, Any] | None = None  # of the data that the network was built for
         self.num_samples: int | None = None  # of all clients, where they are known
-        self._has_noted_same = False  # that clients have the same data
+        self.has_noted_same = False  # that clients have the same data
         self._seen: dict[int, Request] = {}  # see `look`
 
     # Who is there
@@ -60,7 +60,7 @@ class Attendance:
 
     def tell(self, client: int, what: str) -> None:
         num_here = sum(not self.members[other].is_late for other in self.here())
-        self._tell(f"client {client} {what} ({num_here} of {self.cfg.num_clients} are there)")
+        self.note(f"client {client} {what} ({num_here} of {self.cfg.num_clients} are there)")
 
     # Their data
 

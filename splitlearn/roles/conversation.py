@@ -108,7 +108,7 @@ class Conversation:
             directive = None
         elif member.is_leaving and directive != "stop":
             directive = "leave"
-        rates = None if part is not None and not is_last else server.rates_for(member, directive)
+        rates = None if part is not None and not is_last else server.updates.rates_for(member, directive)
         now = time.perf_counter()
         waiting_s = started - request.arrived_at
         request.reply(StepReply(part and part.body(), directive, waiting_s, now - started, rates).body())

@@ -19,14 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
 from splitlearn.exchange.rounds import Round, RoundReply
+from splitlearn.roles.fit import compare
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import Rounds
 from splitlearn.roles.waiting import Repeated
-from splitlearn.tasks.origin import Origin, disagreement, same_data
 from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
 
 QUIET_S = 0.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
@@ -62,7 +61,7 @@ class Roster(Rounds):
             UserError: clients of a fixed fleet did not come, or do not fit.
         """
         self.host = host
-        self._waits = Repeated(self._tell, QUIET_S[self.inbox.where is None])
+        self._waits = Repeated(self.note, QUIET_S[self.inbox.where is None])
         if self.is_open:
             while (number := len(self.here())) < self.quorum:
                 self._waits(f"waiting for clients: {number} of membership.quorum={self.quorum} are there")
@@ -76,7 +75,7 @@ class Roster(Rounds):
         ]
         self.num_samples = sum(hello.num_train for hello in hellos)
         for client, hello in enumerate(hellos):
-            self._compare(client, hello)
+            compare(self, client, hello)
             self._enrol(client, hello)
         self.about = self.agreement.task.together([hello.about for hello in hellos])
         if self.cfg.evaluate.get("on") != "server" and not any(hello.num_test for hello in hellos):
@@ -92,32 +91,6 @@ class Roster(Rounds):
         else:
             self._waits(f"waiting for {names_of(missing)} of {number}, which signed in, to load data")
 
-    def _compare(self, client: int, hello: Hello) -> None:
-        """
-        Raises:
-            UserError: configuration or data do not fit those of the others.
-        """
-        if difference := differences(shared(self.cfg), hello.config, "server", "client"):
-            raise UserError(f"the server and client {client} are configured differently: {difference}")
-        self.about = self.about or hello.about
-        if reason := self.agreement.task.disagreement(self.about, hello.about):
-            raise UserError(f"client {client} does not fit: {reason}")
-        if not hello.origin:
-            return
-        before = self.members[client].origin if client in self.members else None
-        if not self.is_open and before not in (None, hello.origin):
-            raise UserError(
-                f"client {client}'s data are not those that this run was started with: put them back to go on with it,"
-                " or start over with resume=never"
-            )
-        origin = Origin(**hello.origin)
-        others = {other: its for other, its in self.origins().items() if other != client}
-        if reason := disagreement(client, origin, others, self.cfg.partition.name):
-            raise UserError(reason)
-        if not self._has_noted_same and (note := same_data({**others, client: origin})):
-            self._tell(note)
-            self._has_noted_same = True
-
     def _enrol(self, client: int, hello: Hello) -> None:
         member = self.members.setdefault(client, Member())
         member.is_in, member.is_late, member.is_leaving = True, False, False
@@ -131,7 +104,7 @@ class Roster(Rounds):
         request, hello = self.take(client, Hello)
         is_first = self.about is None
         try:
-            self._compare(client, hello)
+            compare(self, client, hello)
         except UserError as error:
             return request.fail(str(error))
         self._enrol(client, hello)

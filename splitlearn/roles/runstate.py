@@ -123,7 +123,7 @@ class RunState:
 
         Nothing between two steps of the optimizers, so that gradients that wait for one need not be saved.
         """
-        if not self.server.is_update:
+        if not self.server.updates.is_due:
             return None
         if self.server.stop.asked_by is not None:
             return "stop"

@@ -24,15 +24,14 @@ from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
 from splitlearn.exchange.rounds import RoundReply
 from splitlearn.measure.recorder import Recorder
-from splitlearn.measure.samples import samples_in_words
+from splitlearn.measure.samples import samples_in_words, unreadable_of
 from splitlearn.measure.stopwatch import Stopwatch
-from splitlearn.rates import Rates
 from splitlearn.roles.conversation import Conversation
-from splitlearn.roles.member import Member
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
 from splitlearn.roles.runstate import RunState
+from splitlearn.roles.updates import Updates
 from splitlearn.roles.verdict import Verdict
 from splitlearn.segments.trainable import Trainable, are_finite, nbytes_of, state_of
 from splitlearn.stopping import StopRequest
@@ -65,6 +64,7 @@ class Server:
         )
         self.conversation = Conversation(self)
         self.runstate, self.verdict = RunState(self, checkpoints), Verdict(self)
+        self.updates = Updates(self)
         self.client_states: list[Any] = []
         self.own_states: list[Any] | None = None
         self.trainable: Trainable | None = None
@@ -87,10 +87,7 @@ class Server:
         self.runstate.begin()
         self.start_epoch()
         self.recorder.start(self.topology.num_steps(self.roster))
-        self.progress.num_updates = self.progress.num_updates or self.topology.num_steps(
-            self.roster, self.cfg.accumulate
-        )
-        self.schedule = Rates(self.cfg, self.progress.num_updates)
+        self.updates.start()
         with self.stop:
             while not self.is_over:
                 epoch, self.own_states = self.progress.epoch, None
@@ -99,7 +96,7 @@ class Server:
                 if self.roster.asks and not self.roster.is_open:  # where the roster answers when they ask
                     self.roster.answer(self.roster.in_round(), "train")
                 self.topology.train(self)
-                self.update()  # in an open run, whose clients may be gone before the last step is complete
+                self.updates.step()  # in an open run, whose clients may be gone before the last step is complete
                 self.topology.end_epoch(self)
                 if evaluates(self.cfg, epoch):
                     self.evaluate()
@@ -144,7 +141,8 @@ class Server:
             self.roster.answer(self.roster.here(), "over")
         for name, state in self.weights().items():
             self.recorder.save(name, state)
-        self.recorder.unreadable = self.unreadable()
+        own = self.own_test and self.own_test.data.origin
+        self.recorder.unreadable = unreadable_of(self.roster.members, own)
         self.recorder.finish()
         for client in self.roster.due(self.roster.here(), Goodbye, "did not say goodbye"):
             with self.roster.excusing(client):
@@ -159,14 +157,6 @@ class Server:
         found = dict(zip(names if len(states) > 1 else ["client_segment.pt"], states, strict=True))
         found = {name: state.get("segment", state) for name, state in found.items() if state is not None}  # who came
         return {**found, "server_segment.pt": state_of(self.trainable.segment)}
-
-    def unreadable(self) -> dict[str, int]:
-        """Samples that are left out since they cannot be read, by whose they are."""
-        origins = {f"client {client}": member.origin for client, member in sorted(self.roster.members.items())}
-        if self.own_test and self.own_test.data.origin:
-            origins["the server"] = vars(self.own_test.data.origin)
-        found = {who: its["unreadable_train"] + its["unreadable_test"] for who, its in origins.items() if its}
-        return {who: number for who, number in found.items() if number}
 
     # Training
 
@@ -198,7 +188,7 @@ class Server:
         participants = self.roster.gather(lambda: self.stop.asked_by is not None)
         if participants is None:
             self.roster.hear_states([], "stop")
-            self.update()
+            self.updates.step()
             self.runstate.save()
             self.runstate.end_early()
         return participants
@@ -206,14 +196,14 @@ class Server:
     def step(self, participants: list[int]) -> None:
         """One step of all segments on a batch of each participant."""
         self.roster.hear_waiting()
-        self.begin_step(participants)
+        self.updates.begin_step(participants)
         directive = self.runstate.directive()
         told_later = self.topology.averages_steps  # with the mean of the gradients
         measured = self.conversation.train(participants, None if told_later else directive)
-        if self.is_update:
-            self.update()
+        if self.updates.is_due:
+            self.updates.step()
         self.topology.end_step(self, directive)
-        self.recorder.step(self.progress, measured, self.rates["lr"])
+        self.recorder.step(self.progress, measured, self.updates.rates["lr"])
         if directive:
             others = None if self.topology.hands_on and directive == "save" else directive
             self.roster.hear_states(self.roster.in_round() if told_later else participants, others)
@@ -223,30 +213,6 @@ class Server:
             self.roster.hear_states(leaving)
         if directive == "stop":
             self.runstate.end_early()
-
-    def begin_step(self, participants: list[int]) -> None:
-        """Finds out whether the optimizers step at the end of this step, and with which rates."""
-        progress, accumulate = self.progress, self.cfg.accumulate
-        progress.begin_step()
-        self.rates = self.schedule.at(progress.epoch, progress.update)
-        taking_part = [self.roster.members[client] for client in participants]
-        self.is_update = progress.since_update >= accumulate or all(
-            (member.batch + 1) % accumulate == 0 or member.is_at_last for member in taking_part
-        )
-        if progress.since_update == 1:
-            self.trainable.optimizer.zero_grad()
-
-    def rates_for(self, member: Member, directive: str | None) -> dict[str, Any] | None:
-        """What a client steps with after this batch of its own; None where it waits for more, or for a mean."""
-        if self.topology.averages_steps or not (self.is_update or member.is_at_last or directive):
-            return None
-        return self.rates
-
-    def update(self) -> None:
-        """A step of the optimizer, over the batches since its last one."""
-        if self.progress.since_update:
-            self.trainable.step(self.rates)
-            self.progress.end_update()
 
     def diverged(self, client: int, error: NonFiniteError) -> UserError:
         """What to raise where a client's part of a step is not finite."""

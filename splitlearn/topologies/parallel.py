@@ -46,7 +46,7 @@ class Parallel(Topology):
         mean = average_states(gradients) if gradients else None
         for request, _ in taken:
             server.recorder.ledger.book("weights_down", nbytes_of(mean))
-            request.reply(GradientsReply(mean, directive, server.rates).body())
+            request.reply(GradientsReply(mean, directive, server.updates.rates).body())
 
     def end_epoch(self, server: Any) -> None:
         """The mean of the weights of all clients that have done their batches, to each of them."""
