@@ -76,9 +76,8 @@ class Server:
         self.runstate.find()
         self.roster.meet(self)
         self.recorder.start(self.topology.num_steps(self.roster))
-        self.progress.num_updates = self.progress.num_updates or self.topology.num_steps(
-            self.roster, self.cfg.accumulate
-        )
+        if not self.progress.num_updates:
+            self.progress.num_updates = max(1, self.topology.num_steps(self.roster, self.cfg.accumulate))
         self.schedule = Rates(self.cfg, self.progress.num_updates)
         with self.stop:
             while self.progress.epoch <= self.cfg.epochs:
