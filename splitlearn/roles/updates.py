@@ -29,7 +29,8 @@ class Updates:
     def start(self) -> None:
         """The clients are there, so that it is known how many steps an epoch has."""
         server, progress = self.server, self.server.progress
-        progress.num_updates = progress.num_updates or server.topology.num_steps(server.roster, self.accumulate)
+        if not progress.num_updates:
+            progress.num_updates = max(1, server.topology.num_steps(server.roster, self.accumulate))
         self._clock = Rates(server.cfg, progress.num_updates)
 
     def begin_step(self, participants: list[int]) -> None:
