@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -10,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from splitlearn import kinds
 from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
 
@@ -46,9 +49,13 @@ AT_LEAST_ONE_OR_NONE = (
     "checkpoint.every_steps",
     "data.max_train_samples",
     "data.max_test_samples",
+    "client.num_threads",
+    "server.num_threads",
 )
+TEXT = ("rpc.host",)
+TEXT_OR_NONE = ("log.wandb", "log.mlflow")
 ABOVE_ZERO_OR_NONE = ("link.up_mbits", "link.down_mbits")
-ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
+ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s", "partition.alpha")
 
 
 def offer_compressors() -> None:
@@ -71,8 +78,10 @@ def check(cfg: DictConfig) -> None:
     """Raises UserError, naming the key, for what can be seen to be wrong before anything is started."""
     for key, choices in CHOICES.items():
         value = OmegaConf.select(cfg, key, default=ABSENT)
-        if value not in choices and value is not ABSENT:
-            raise UserError(f"{key}={value} is unknown: choose one of {', '.join(map(str, choices))}")
+        if value is not ABSENT and not any(type(value) is type(one) and value == one for one in choices):
+            one_of = ", ".join(map(kinds.shown, choices))
+            raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
+    kinds.check(cfg, but={*CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE})
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
@@ -84,8 +93,12 @@ def check(cfg: DictConfig) -> None:
             number = int if low == 1 else (int, float)
             if value is ABSENT or (value is None and what.endswith("null")):
                 continue
-            if isinstance(value, bool) or not isinstance(value, number) or value < low:
-                raise UserError(f"{key}={value} must be {what}")
+            if isinstance(value, bool) or not isinstance(value, number) or not low <= value < math.inf:
+                raise UserError(f"{key}={kinds.shown(value)} must be {what}")
+    for key in (*TEXT, *TEXT_OR_NONE):
+        value = OmegaConf.select(cfg, key)
+        if not (isinstance(value, str) and value.strip()) and not (value is None and key in TEXT_OR_NONE):
+            raise UserError(f"{key}={kinds.shown(value)} must be a text{', or null' * (key in TEXT_OR_NONE)}")
     port = cfg.rpc.port
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")
@@ -93,7 +106,7 @@ def check(cfg: DictConfig) -> None:
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise UserError(f"data.test_fraction={fraction} must be above 0 and below 1")
     number = cfg.num_clients
-    if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
+    if number is not None and not (type(number) is int and 1 <= number <= MAX_CLIENTS):
         raise UserError(f"num_clients={number} is out of range: choose 1 to {MAX_CLIENTS}")
     if number is not None and cfg.membership.quorum > number:
         raise UserError(f"membership.quorum={cfg.membership.quorum} is more than num_clients={number}")
@@ -126,11 +139,31 @@ def measures_error(cfg: DictConfig, step: int) -> bool:
 
 def compressor_from(cfg: DictConfig, key: str) -> Compressor:
     """The compressor that config group `key` describes."""
+    return made_from(cfg, key)
+
+
+def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
+    """The object that config group `key` describes, made with these arguments and the group's options.
+
+    Raises:
+        UserError: there is no such class, or it does not take these options.
+    """
     try:
-        return instantiate(cfg[key])
+        return instantiate(cfg[key], *arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        raise UserError(f"{key}.{cause}" if isinstance(cause, ValueError) else f"{key}: {cause}") from None
+        if "Error locating target" in str(error):
+            raise UserError(f"{key}._target_={cfg[key]._target_} is not found: it has to be importable") from None
+        why = str(cause).split("\n")[0]
+        if isinstance(cause, ValueError) and cfg[key]._target_.startswith("splitlearn."):
+            raise UserError(f"{key}.{cause}") from None  # it begins with the option
+        raise UserError(f"{options_of(cfg, key)} does not fit {cfg[key]._target_}: {why}") from None
+
+
+def options_of(cfg: DictConfig, key: str) -> str:
+    """The options of a config group, as on the command line."""
+    options = [f"{key}.{name}={kinds.shown(value)}" for name, value in cfg[key].items() if name != "_target_"]
+    return ", ".join(options) or key
 
 
 def device_from(name: str, key: str) -> torch.device:

@@ -19,6 +19,7 @@ from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 from splitlearn.roles.client import Client
 from splitlearn.roles.server import Server
+from splitlearn.segments.trainable import try_out
 from splitlearn.transport import Patience, Place, read_token
 
 DEFAULT_NUM_CLIENTS = 2
@@ -55,6 +56,17 @@ def place_from(cfg: DictConfig) -> Place | None:
     if not 0 <= cfg.client.index < cfg.num_clients:
         raise UserError(f"client.index={cfg.client.index} is out of range: choose 0 to {cfg.num_clients - 1}")
     return Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
+
+
+def check(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: what can be seen to be wrong before anything is started; names the key.
+    """
+    config.check(cfg)
+    for key in ("task", "exchange", "topology"):
+        config.made_from(cfg, key)
+    try_out(cfg)
 
 
 def run_rank(cfg: DictConfig, place: Place, folder: Path, token: bytes | None = None) -> float:

@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from splitlearn.errors import NonFiniteError
+from splitlearn.config import made_from, options_of
+from splitlearn.errors import NonFiniteError, UserError
+
+TRIED_EPOCHS = 1000
 
 
 class Trainable:
@@ -20,8 +22,8 @@ class Trainable:
 
     def __init__(self, segment: nn.Module, cfg: DictConfig):
         self.segment = segment
-        self.optimizer = instantiate(cfg.optimizer, segment.parameters(), _convert_="all")
-        self.schedule = instantiate(cfg.schedule, self.optimizer, _convert_="all")
+        self.optimizer = made_from(cfg, "optimizer", segment.parameters())
+        self.schedule = made_from(cfg, "schedule", self.optimizer)
 
     @property
     def learning_rate(self) -> float:
@@ -45,6 +47,27 @@ class Trainable:
             warnings.simplefilter("ignore")  # that the optimizer took no step
             for _ in range(number):
                 self.schedule.step()
+
+
+def try_out(cfg: DictConfig) -> None:
+    """Steps the config's optimizer and schedule on a parameter of their own, as in training.
+
+    Raises:
+        UserError: one of them does not work like this.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch about its own schedules
+        trainable, group = Trainable(nn.LayerNorm(2), cfg), "optimizer"  # which draws nothing at random
+        try:
+            trainable.segment(torch.eye(2)).sum().backward()
+            for _ in range(min(cfg.epochs, TRIED_EPOCHS)):
+                group = "optimizer"
+                trainable.optimizer.step()
+                group = "schedule"
+                trainable.schedule.step()
+        except Exception as error:  # whatever those of others raise
+            why = str(error).split("\n")[0]
+            raise UserError(f"{options_of(cfg, group)} does not work in {cfg[group]._target_}: {why}") from None
 
 
 def state_of(segment: nn.Module) -> dict[str, Tensor]:
