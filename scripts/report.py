@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from report_runs import Cell, Cells, gaps, group, load, varying
-from tables import markdown, saving_both_ways
+from tables import markdown
 
 from splitlearn.measure.display import size
+from splitlearn.measure.summary import saving_both_ways
 
 try:
     from report_page import page, pictures

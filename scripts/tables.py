@@ -20,9 +20,3 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
     rule = "|" + "|".join("-" * (width + 1) + ("-" if i == 0 else ":") for i, width in enumerate(widths)) + "|"
     return "\n".join([line(header), rule, *map(line, rows)])
-
-
-def saving_both_ways(summary: dict) -> float:
-    """Of a run's summary.json: bytes of the tensors of all channels, both ways, over those that were sent."""
-    channels = [one for one in summary.values() if isinstance(one, dict) and "uncompressed_bytes" in one]
-    return sum(one["uncompressed_bytes"] for one in channels) / sum(one["bytes"] for one in channels)

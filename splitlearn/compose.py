@@ -1,17 +1,103 @@
 """The configuration as launch.py gets it, for programs that start runs themselves: scripts, tests, notebooks."""
 
-from pathlib import Path
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 import hydra
-from omegaconf import DictConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import splitlearn.config
 import splitlearn.tasks  # noqa: F401  they register compressors and networks
+from splitlearn.errors import UserError
+from splitlearn.kinds import CONF
 
-CONF = Path(__file__).parents[1] / "conf"
+KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # as omegaconf calls them
+MANY = 12  # choices that a sentence lists
 
 
 def compose(*overrides: str) -> DictConfig:
-    """The configuration that launch.py would make of these overrides, such as "cut=deep" or "compressor.bits=3"."""
+    """The configuration that launch.py would make of these overrides, such as "cut=deep" or "compressor.bits=3".
+
+    Raises:
+        UserError: there is no such option, or it does not take this value.
+    """
+    try:
+        return _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(in_words(error, overrides)) from None
+
+
+def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """What Hydra or omegaconf has to say of the configuration that these overrides make, in one sentence."""
+    cause = error.__cause__ or error
+    text, why = " ".join(str(error).split()), str(cause).split("\n")[0]
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        extra = "; more come with pip install -e '.[sweep]'" if group in ("hydra/sweeper", "hydra/launcher") else ""
+        return f"{group}={name} is unknown: {_suggestion(name, error.options)}{extra}"
+    if isinstance(error, MissingConfigException) and "hydra/" in text:
+        return f"{text.split(' Config search path')[0]} (pip install -e '.[sweep]' brings Hydra's plugins)"
+    if text.startswith("Ambiguous value for argument"):
+        key, _, value = text.split("'")[1].partition("=")
+        return (
+            f"{key}={value} is several values: add -m for a sweep over them; a list is {key}=[{value}], and a text is"
+            f" quoted twice: \"{key}='{value}'\""
+        )
+    if isinstance(error, OverrideParseException):
+        about = str(error).split("\n")[0].rstrip(".")
+        if "=" not in error.override:
+            return f"{error.override} is no option: options are key=value or group=option"
+        return f"{error.override} cannot be read ({about}): quote its value twice, \"key='value'\""
+    if match := re.match(r"Could not override '([^']*)'\.( To append to your config use|$)", text):
+        return _unknown_key(match[1], overrides)
+    if match := re.match(r"Error merging override (.*)", text):
+        kind = re.search(r"could not be converted to (\w+)", why)
+        return (
+            f"{match[1]} must be {KINDS[kind[1]]}" if kind and kind[1] in KINDS else f"{match[1]} does not fit: {why}"
+        )
+    if key := getattr(cause, "full_key", None):
+        return f"{key} has no value that can be used: {why}"
+    return text
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose("config", list(overrides))
+
+
+def _unknown_key(key: str, overrides: Sequence[str]) -> str:
+    others = [word for word in overrides if "=" in word and word.partition("=")[0].lstrip("+~") != key]
+    try:
+        cfg = _compose([word for word in others if not word.startswith("hydra")])
+    except Exception:  # there are more mistakes than this one
+        cfg = _compose([])
+    keys = _paths(OmegaConf.to_container(cfg, resolve=False))
+    groups = [path.name for path in CONF.iterdir() if path.is_dir()]
+    above, _, name = key.rpartition(".")
+    if OmegaConf.is_dict(node := OmegaConf.select(cfg, above) if above else None):
+        beside = [str(other) for other in node if other != "_target_"]
+        return (
+            f"{key} is unknown: {_suggestion(name, beside, f'{above}.')}; one that {above} takes beside them is added"
+            f" with +{key}=…"
+        )
+    return f"{key} is unknown: {_suggestion(key, [*keys, *groups])}; python launch.py --help lists them all"
+
+
+def _suggestion(name: str, options: Sequence[str], prefix: str = "") -> str:
+    near = get_close_matches(name, options, n=3)
+    did_you_mean = f"did you mean {' or '.join(prefix + one for one in near)}?" if near else ""
+    if len(options) > MANY:
+        return did_you_mean or f"choose one of {', '.join([*options[:MANY], '…'])}"
+    return f"{did_you_mean} " * bool(near) + f"{'C' if near else 'c'}hoose one of {', '.join(options)}"
+
+
+def _paths(node: object, above: str = "") -> list[str]:
+    """Dotted paths of all keys."""
+    if not isinstance(node, dict):
+        return []
+    return [path for key, value in node.items() for path in (f"{above}{key}", *_paths(value, f"{above}{key}."))]

@@ -1,4 +1,4 @@
-"""The configuration: the compressors on offer, checks that one sentence can answer, what all ranks must share."""
+"""The configuration: the compressors on offer, what its groups describe, what all ranks must share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import rates
+from splitlearn import kinds
 from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
 
@@ -19,46 +19,6 @@ from splitlearn.errors import UserError
 DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory")
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
 OWN_KEYS = ("role", "client", "server", "rpc", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
-MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
-CHOICES = {
-    "precision": ("fp32", "bf16"),
-    "cut_precision": (None, "fp32"),
-    "backward": ("straight_through", "gated"),
-    "role": (None, "server", "client"),
-    "topology.average": ("epoch", "step", "never"),
-    "topology.weighting": ("uniform", "samples"),
-    "partition.name": ("auto", "iid", "dirichlet", "none"),
-    "nonfinite": ("stop", "skip"),
-    "schedule.per": ("epoch", "step"),
-    "pipeline_depth": (1, 2),
-    "membership.open": (True, False),
-    "checkpoint.best": (True, False),
-    "evaluate.on": ("clients", "server"),
-    "data.skip_unreadable": (True, False),
-    "data.augment": ("none", "crop_flip", "resized_crop"),
-}
-ABSENT = object()  # what another task or topology does not have is not checked
-AT_LEAST_ONE = (
-    "batch_size",
-    "accumulate",
-    "epochs",
-    "evaluate.every",
-    "log.error_every",
-    "data.image_size",
-    "checkpoint.keep",
-    "membership.quorum",
-)
-AT_LEAST_ONE_OR_NONE = (
-    "membership.sample",
-    "early_stopping.patience",
-    "checkpoint.every_epochs",
-    "checkpoint.every_steps",
-    "warmup.steps",
-    "data.max_train_samples",
-    "data.max_test_samples",
-)
-ABOVE_ZERO_OR_NONE = ("clip_norm", "link.up_mbits", "link.down_mbits")
-ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s")
 
 
 def offer_compressors() -> None:
@@ -75,72 +35,6 @@ def offer_compressors() -> None:
 
 
 offer_compressors()
-
-
-def check(cfg: DictConfig) -> None:
-    """Raises UserError, naming the key, for what can be seen to be wrong before anything is started."""
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(cfg, key, default=ABSENT)
-        if value not in choices and value is not ABSENT:
-            raise UserError(f"{key}={value} is unknown: choose one of {', '.join(map(str, choices))}")
-    for keys, low, what in (
-        (AT_LEAST_ONE, 1, "a whole number, at least 1"),
-        (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
-        (("early_stopping.min_delta",), 0, "a number, at least 0"),
-        (ABOVE_ZERO, 1e-9, "a number above 0"),
-        (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
-    ):
-        for key in keys:
-            value = OmegaConf.select(cfg, key, default=ABSENT)
-            number = int if low == 1 else (int, float)
-            if value is ABSENT or (value is None and what.endswith("null")):
-                continue
-            if isinstance(value, bool) or not isinstance(value, number) or value < low:
-                raise UserError(f"{key}={value} must be {what}")
-    port = cfg.rpc.port
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
-        raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")
-    fraction = cfg.data.get("test_fraction", 0.5)
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
-        raise UserError(f"data.test_fraction={fraction} must be at least 0 and below 1")
-    number = cfg.num_clients
-    if number is not None and not (isinstance(number, int) and 1 <= number <= MAX_CLIENTS):
-        raise UserError(f"num_clients={number} is out of range: RPC can number 1 to {MAX_CLIENTS}")
-    sample, quorum = cfg.membership.sample, cfg.membership.quorum
-    if sample is not None and number is None:
-        raise UserError(f"membership.sample={sample} needs num_clients=<how many clients they are drawn from>")
-    for name, value in (("quorum", quorum), ("sample", sample or 1)):
-        if number is not None and value > number:
-            raise UserError(f"membership.{name}={value} is more than num_clients={number}")
-    if sample is not None and cfg.membership.open and quorum > sample:
-        raise UserError(f"membership.quorum={quorum} is more than membership.sample={sample}: no step would have it")
-    if cfg.membership.open and cfg.topology.name == "sequential":
-        raise UserError(
-            "membership.open=true does not go with topology=sequential: the newest weights would be lost with the"
-            " client whose turn it is; use topology=parallel"
-        )
-    if cfg.membership.open and cfg.topology.get("average") == "step":
-        raise UserError(
-            "membership.open=true does not go with topology.average=step: a client that misses a step would not have"
-            " the others' weights any more; use topology.average=epoch or never"
-        )
-    if cfg.accumulate > 1 and cfg.topology.get("average") == "step":
-        raise UserError(
-            "accumulate does not go with topology.average=step, which averages the gradients of single batches: use"
-            " topology.average=epoch, or a larger batch_size"
-        )
-    rates.check(cfg)
-    if cfg.evaluate.get("on") == "server" and cfg.topology.get("average") == "never":
-        raise UserError(
-            "evaluate.on=server does not go with topology.average=never: there is no client segment of all clients that"
-            " the server could test; use topology.average=epoch or step, or evaluate.on=clients"
-        )
-    if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
-        raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
-    made_from(cfg, "task").check(cfg)
-    for key, node in cfg.items():
-        if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
-            compressor_from(cfg, key)
 
 
 def num_in_epoch(cfg: DictConfig) -> int:
@@ -168,17 +62,28 @@ def compressor_from(cfg: DictConfig, key: str) -> Compressor:
     return made_from(cfg, key)
 
 
-def made_from(cfg: DictConfig, key: str) -> Any:
-    """The object that config group `key` describes, whose ValueErrors begin with the name of an option.
+def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
+    """The object that config group `key` describes, made with these arguments and the group's options.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: there is no such class, or it does not take these options.
     """
     try:
-        return instantiate(cfg[key])
+        return instantiate(cfg[key], *arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
-        raise UserError(f"{key}.{cause}" if isinstance(cause, ValueError) else f"{key}: {cause}") from None
+        if "Error locating target" in str(error):
+            raise UserError(f"{key}._target_={cfg[key]._target_} is not found: it has to be importable") from None
+        why = str(cause).split("\n")[0]
+        if isinstance(cause, ValueError) and cfg[key]._target_.startswith("splitlearn."):
+            raise UserError(f"{key}.{cause}") from None  # it begins with the option
+        raise UserError(f"{options_of(cfg, key)} does not fit {cfg[key]._target_}: {why}") from None
+
+
+def options_of(cfg: DictConfig, key: str) -> str:
+    """The options of a config group, as on the command line."""
+    options = [f"{key}.{name}={kinds.shown(value)}" for name, value in cfg[key].items() if name != "_target_"]
+    return ", ".join(options) or key
 
 
 def device_from(name: str, key: str) -> torch.device:

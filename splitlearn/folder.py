@@ -6,11 +6,16 @@ holds between machines; where a file system has none, nothing keeps two runs apa
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -99,3 +104,39 @@ def unusable(folder: Path) -> str | None:
     if not os.access(there, os.W_OK | os.X_OK):
         return f"this user may not write into {there}"
     return None
+
+
+def started_at(form: str) -> str:
+    """When this run was started; under torchrun when torchrun was, so that ranks that it restarts find their folder."""
+    moment = time.time()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        moment -= uptime - launcher_ticks() / os.sysconf("SC_CLK_TCK")
+    return datetime.fromtimestamp(round(moment)).strftime(form)
+
+
+def launcher_ticks() -> int:
+    """When the process that started this one was started, since the machine was."""
+    return int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
+
+
+@cache
+def new_folder(form: str) -> str:
+    """A folder of this process's own, named after its start; under torchrun of torchrun's own."""
+    launcher = None
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()} {launcher_ticks()}"
+    wanted = Path(started_at(form))
+    try:
+        folder = own_folder(wanted, launcher)
+    except OSError as error:
+        sys.exit(
+            f"{wanted} cannot be made ({error.strerror}): choose another folder with hydra.run.dir"
+        )  # as Hydra is told
+    atexit.register(remove_if_empty, folder.absolute())
+    return str(folder)
+
+
+def remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()

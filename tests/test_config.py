@@ -7,7 +7,7 @@ from runs import ROOT
 from simulation import compose
 from torch import nn
 
-from splitlearn import config
+from splitlearn import checks, config
 from splitlearn.compressors import REGISTRY
 from splitlearn.errors import UserError
 from splitlearn.rates import Rates
@@ -54,7 +54,7 @@ RECIPES = {
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiment_passes_check(experiment):
-    config.check(compose(f"experiment={experiment}"))
+    checks.check(compose(f"experiment={experiment}"))
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -62,7 +62,7 @@ def test_experiment_passes_check(experiment):
 @pytest.mark.parametrize("cut", ["shallow", "medium", "deep"])
 def test_every_cell_of_the_papers_table_passes_check(experiment, compressor, cut):
     cfg = compose("sweep=paper", f"experiment={experiment}", f"cut={cut}", f"compressor={compressor}")
-    config.check(cfg)
+    checks.check(cfg)
     assert cfg.num_clients == 10
     about = {"qu": ("bits", 3), "sp": ("ratio", 0.95875), "rt": ("ratio", 0.95875), "ms": ("ratio", 0.99)}
     if compressor in about:
@@ -89,7 +89,7 @@ def test_command_line_wins_over_experiment():
 @pytest.mark.parametrize("group, choice", CHOICES)
 def test_choice_passes_check(group, choice):
     cfg = compose(f"{group}={choice}")
-    config.check(cfg)
+    checks.check(cfg)
     assert cfg[group].get("name", choice) == choice
 
 
@@ -97,7 +97,7 @@ def test_choice_passes_check(group, choice):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_compressor_passes_check(name, group, key):
     cfg = compose(f"{group}={name}")
-    config.check(cfg)
+    checks.check(cfg)
     compressor = config.compressor_from(cfg, key)
     assert type(compressor) is REGISTRY[name]
     assert compressor == REGISTRY[name]()
@@ -107,7 +107,7 @@ def test_compressor_passes_check(name, group, key):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_compressor_of_an_exchanges_own_channels_passes_check(name, key):
     cfg = compose("exchange=u_shaped", f"compressor@{key}={name}")
-    config.check(cfg)
+    checks.check(cfg)
     assert config.compressor_from(cfg, key) == REGISTRY[name]()
     assert key not in compose()
 
@@ -172,12 +172,12 @@ def test_random_compressors_draw_by_their_seed(seeds, same):
 def test_mistake_is_named(override):
     key, value = override.split("=")
     with pytest.raises(UserError, match=rf"^{re.escape(key)}={re.escape(value)} "):
-        config.check(compose(override))
+        checks.check(compose(override))
 
 
 def test_held_out_part_must_be_a_part():
     with pytest.raises(UserError, match=r"^data\.test_fraction=1\.0 must be at least 0 and below 1"):
-        config.check(compose("data=image_folder", "data.test_fraction=1.0"))
+        checks.check(compose("data=image_folder", "data.test_fraction=1.0"))
 
 
 @pytest.mark.parametrize(
@@ -196,18 +196,18 @@ def test_held_out_part_must_be_a_part():
 )
 def test_membership_that_cannot_work_is_named(overrides, match):
     with pytest.raises(UserError, match=match):
-        config.check(compose(*overrides))
+        checks.check(compose(*overrides))
 
 
 def test_mistake_in_downlink_is_named():
     with pytest.raises(UserError, match=r"^downlink\.ratio=1\.0 is out of range"):
-        config.check(compose("compressor@downlink=sp", "downlink.ratio=1"))
+        checks.check(compose("compressor@downlink=sp", "downlink.ratio=1"))
 
 
 @pytest.mark.parametrize("key", ["features", "feature_gradient"])
 def test_mistake_in_an_exchanges_own_channels_is_named(key):
     with pytest.raises(UserError, match=rf"^{key}\.ratio=1\.0 is out of range"):
-        config.check(compose("exchange=u_shaped", f"compressor@{key}=sp", f"{key}.ratio=1"))
+        checks.check(compose("exchange=u_shaped", f"compressor@{key}=sp", f"{key}.ratio=1"))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_mistake_in_an_exchanges_own_channels_is_named(key):
     ids=" ".join,
 )
 def test_ends_of_the_ranges_pass_check(overrides):
-    config.check(compose(*overrides))
+    checks.check(compose(*overrides))
 
 
 @pytest.mark.parametrize(

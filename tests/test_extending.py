@@ -5,7 +5,7 @@ import re
 import pytest
 from runs import ROOT, TINY, metrics, summary
 
-from splitlearn import config, local
+from splitlearn import checks, local
 from splitlearn.compose import compose
 
 NUM_CLIENTS = 2
@@ -26,7 +26,7 @@ def train(tmp_path, monkeypatch):
     def run(*overrides):
         own = f"hydra.searchpath=[file://{mine}/conf]"
         cfg = compose(own, *TINY, f"num_clients={NUM_CLIENTS}", "optimizer.lr=0.02", *overrides)
-        config.check(cfg)
+        checks.check(cfg)
         local.run(cfg, folder)
         return folder
 

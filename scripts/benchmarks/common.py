@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tables import ROOT, markdown, saving_both_ways
+from tables import ROOT, markdown
+
+from splitlearn.measure.summary import saving_both_ways
 
 __all__ = ["ROOT", "markdown", "saving_both_ways"]

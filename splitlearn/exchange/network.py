@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from splitlearn.console import Console
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts

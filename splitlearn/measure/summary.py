@@ -78,6 +78,20 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
     return summary
 
 
+def sent_both_ways(summary: dict[str, Any]) -> int:
+    """Of a run's summary.json: bytes of the payloads of all channels."""
+    return sum(one["bytes"] for one in _channels(summary))
+
+
+def saving_both_ways(summary: dict[str, Any]) -> float:
+    """Of a run's summary.json: bytes of the tensors of all channels, both ways, over those that were sent."""
+    return sum(one["uncompressed_bytes"] for one in _channels(summary)) / sent_both_ways(summary)
+
+
+def _channels(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in summary.values() if isinstance(one, dict) and "uncompressed_bytes" in one]
+
+
 def seconds_on_link(cfg: DictConfig, totals: Counter[str]) -> float:
     """How long a run's bytes take on each client's link, if nothing else happens meanwhile."""
     shared_bytes = {

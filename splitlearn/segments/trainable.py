@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from splitlearn.errors import NonFiniteError
+from splitlearn.config import made_from, options_of
+from splitlearn.errors import NonFiniteError, UserError
 
 
 class Trainable:
@@ -23,7 +23,7 @@ class Trainable:
 
     def __init__(self, segment: nn.Module, cfg: DictConfig):
         self.segment, self.clip_norm = segment, cfg.get("clip_norm")
-        self.optimizer = instantiate(cfg.optimizer, segment.parameters(), _convert_="all")
+        self.optimizer = made_from(cfg, "optimizer", segment.parameters())
         self.share = 0.0
         self._collected: list[Tensor | None] = []
 
@@ -63,6 +63,22 @@ class Trainable:
         load_state(self.segment, state["segment"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+
+
+def try_out(cfg: DictConfig) -> None:
+    """Steps the config's optimizer on parameters of its own, as in training.
+
+    Raises:
+        UserError: it does not work like this.
+    """
+    trainable = Trainable(nn.LayerNorm(2), cfg)  # which draws nothing at random
+    try:
+        trainable.segment(torch.eye(2)).sum().backward()
+        trainable.collect(1.0)
+        trainable.step({})
+    except Exception as error:  # whatever those of others raise
+        why = str(error).split("\n")[0]
+        raise UserError(f"{options_of(cfg, 'optimizer')} does not work in {cfg.optimizer._target_}: {why}") from None
 
 
 def state_of(segment: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from test_resume import assert_same, results
 from torch.func import functional_call
 
 import splitlearn
-from splitlearn import config, local
+from splitlearn import checks, local
 from splitlearn.config import compressor_from
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
@@ -91,4 +91,4 @@ def test_a_batch_computed_ahead_is_computed_again_after_a_checkpoint(tmp_path):
 @pytest.mark.parametrize("option", ["topology.average=step", "nonfinite=skip"])
 def test_what_does_not_go_together_is_named(option):
     with pytest.raises(UserError, match="pipeline_depth=2 works with nonfinite=stop"):
-        config.check(compose("pipeline_depth=2", option))
+        checks.check(compose("pipeline_depth=2", option))

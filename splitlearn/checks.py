@@ -1,0 +1,133 @@
+"""What can be seen to be wrong with a configuration before anything is started: one sentence each, naming the key."""
+
+from __future__ import annotations
+
+import math
+
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn import kinds, rates
+from splitlearn.config import compressor_from, made_from
+from splitlearn.errors import UserError
+from splitlearn.segments.trainable import try_out
+
+MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
+CHOICES = {
+    "precision": ("fp32", "bf16"),
+    "cut_precision": (None, "fp32"),
+    "backward": ("straight_through", "gated"),
+    "role": (None, "server", "client"),
+    "topology.average": ("epoch", "step", "never"),
+    "topology.weighting": ("uniform", "samples"),
+    "partition.name": ("auto", "iid", "dirichlet", "none"),
+    "nonfinite": ("stop", "skip"),
+    "schedule.per": ("epoch", "step"),
+    "pipeline_depth": (1, 2),
+    "membership.open": (True, False),
+    "checkpoint.best": (True, False),
+    "evaluate.on": ("clients", "server"),
+    "data.skip_unreadable": (True, False),
+    "data.augment": ("none", "crop_flip", "resized_crop"),
+}
+ABSENT = object()  # what another task or topology does not have is not checked
+AT_LEAST_ONE = (
+    "batch_size",
+    "accumulate",
+    "epochs",
+    "evaluate.every",
+    "log.error_every",
+    "data.image_size",
+    "checkpoint.keep",
+    "membership.quorum",
+)
+AT_LEAST_ONE_OR_NONE = (
+    "membership.sample",
+    "early_stopping.patience",
+    "checkpoint.every_epochs",
+    "checkpoint.every_steps",
+    "warmup.steps",
+    "data.max_train_samples",
+    "data.max_test_samples",
+    "client.num_threads",
+    "server.num_threads",
+)
+TEXT = ("rpc.host",)
+TEXT_OR_NONE = ("log.wandb", "log.mlflow")
+ABOVE_ZERO_OR_NONE = ("clip_norm", "link.up_mbits", "link.down_mbits")
+ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s", "partition.alpha")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises UserError, naming the key, for what can be seen to be wrong before anything is started."""
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(cfg, key, default=ABSENT)
+        if value is not ABSENT and not any(type(value) is type(one) and value == one for one in choices):
+            one_of = ", ".join(map(kinds.shown, choices))
+            raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
+    tabled = {*CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE}
+    kinds.check(cfg, but={*tabled, *(key for key in kinds.defaults() if key.startswith(("schedule.", "warmup.")))})
+    for keys, low, what in (
+        (AT_LEAST_ONE, 1, "a whole number, at least 1"),
+        (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
+        (("early_stopping.min_delta",), 0, "a number, at least 0"),
+        (ABOVE_ZERO, 1e-9, "a number above 0"),
+        (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
+    ):
+        for key in keys:
+            value = OmegaConf.select(cfg, key, default=ABSENT)
+            number = int if low == 1 else (int, float)
+            if value is ABSENT or (value is None and what.endswith("null")):
+                continue
+            if isinstance(value, bool) or not isinstance(value, number) or not low <= value < math.inf:
+                raise UserError(f"{key}={kinds.shown(value)} must be {what}")
+    for key in (*TEXT, *TEXT_OR_NONE):
+        value = OmegaConf.select(cfg, key)
+        if not (isinstance(value, str) and value.strip()) and not (value is None and key in TEXT_OR_NONE):
+            raise UserError(f"{key}={kinds.shown(value)} must be a text{', or null' * (key in TEXT_OR_NONE)}")
+    port = cfg.rpc.port
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")
+    fraction = cfg.data.get("test_fraction", 0.5)
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
+        raise UserError(f"data.test_fraction={fraction} must be at least 0 and below 1")
+    number = cfg.num_clients
+    if number is not None and not (type(number) is int and 1 <= number <= MAX_CLIENTS):
+        raise UserError(f"num_clients={number} is out of range: RPC can number 1 to {MAX_CLIENTS}")
+    sample, quorum = cfg.membership.sample, cfg.membership.quorum
+    if sample is not None and number is None:
+        raise UserError(f"membership.sample={sample} needs num_clients=<how many clients they are drawn from>")
+    for name, value in (("quorum", quorum), ("sample", sample or 1)):
+        if number is not None and value > number:
+            raise UserError(f"membership.{name}={value} is more than num_clients={number}")
+    if sample is not None and cfg.membership.open and quorum > sample:
+        raise UserError(f"membership.quorum={quorum} is more than membership.sample={sample}: no step would have it")
+    if cfg.membership.open and cfg.topology.name == "sequential":
+        raise UserError(
+            "membership.open=true does not go with topology=sequential: the newest weights would be lost with the"
+            " client whose turn it is; use topology=parallel"
+        )
+    if cfg.membership.open and cfg.topology.get("average") == "step":
+        raise UserError(
+            "membership.open=true does not go with topology.average=step: a client that misses a step would not have"
+            " the others' weights any more; use topology.average=epoch or never"
+        )
+    if cfg.accumulate > 1 and cfg.topology.get("average") == "step":
+        raise UserError(
+            "accumulate does not go with topology.average=step, which averages the gradients of single batches: use"
+            " topology.average=epoch, or a larger batch_size"
+        )
+    if cfg.evaluate.get("on") == "server" and cfg.topology.get("average") == "never":
+        raise UserError(
+            "evaluate.on=server does not go with topology.average=never: there is no client segment of all clients that"
+            " the server could test; use topology.average=epoch or step, or evaluate.on=clients"
+        )
+    if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
+        raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
+    for key in ("exchange", "topology"):
+        made_from(cfg, key)
+    made_from(cfg, "task").check(cfg)
+    rates.check(cfg)
+    try_out(cfg)
+    for key, node in cfg.items():
+        if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
+            compressor_from(cfg, key)

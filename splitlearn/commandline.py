@@ -1,0 +1,76 @@
+"""What a command line becomes before Hydra reads it: for a run that goes on, for folders of any name, for a client."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from splitlearn.errors import UserError, typed
+from splitlearn.folder import unusable
+from splitlearn.words import FOLDERS, quoted, readable, unquoted
+
+
+def read(argv: list[str]) -> list[str]:
+    """The command line for Hydra.
+
+    Raises:
+        UserError: a word of it cannot be read, or a folder that it names cannot be used.
+    """
+    argv = [argv[0], *readable(go_on(argv)[1:])]
+    check_folders(argv)
+    return argv
+
+
+def is_client() -> bool:
+    """Whether this process is a client's, by torchrun's rank or by `role`."""
+    return "role=client" in sys.argv or os.environ.get("RANK", "0") != "0"
+
+
+def go_on(argv: list[str]) -> list[str]:
+    """The command line, with resume=<folder> replaced by what that run was started with; the rest comes after.
+
+    A client on another machine, which does not have the folder, has to be given the run's options again.
+    """
+    folders = [word.split("=", 1)[1] for word in argv if word.startswith("resume=")]
+    if not folders or folders[-1] in ("auto", "never", ""):
+        return argv
+    folder = Path(os.path.expanduser(folders[-1]))
+    if not folder.exists() and folders[-1][0] == folders[-1][-1] in "'\"":
+        folder = Path(folders[-1][1:-1])  # quoted for Hydra
+    overrides = folder / ".hydra" / "overrides.yaml"
+    if not is_client() and not overrides.exists():
+        if (folder / "config.yaml").exists():
+            raise UserError(
+                f"resume={folder}: there is no {overrides} any more, with the options that this run was started with:"
+                f" give them again, with {typed('hydra.run.dir', folder)}"
+            )
+        raise UserError(f"resume={folder}: no run was started in that folder; there is no {overrides}")
+    now = [word for word in argv[1:] if not word.startswith("resume=")]
+    keys = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
+    before = [
+        word for word in (OmegaConf.load(overrides) if overrides.exists() else []) if word.split("=")[0] not in keys
+    ]
+    return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
+
+
+def check_folders(argv: list[str]) -> None:
+    """
+    Raises:
+        UserError: the folder that the run is given to write into cannot be.
+    """
+    for word in argv:
+        key, _, folder = word.partition("=")
+        if key in FOLDERS and "${" not in folder and (why := unusable(Path(unquoted(folder)))):
+            raise UserError(f"{word}: {why}; choose another folder")
+
+
+def write_nothing() -> tempfile.TemporaryDirectory:
+    """Sends the folder that Hydra makes for this rank away: a run has one folder, the server's."""
+    folder = tempfile.TemporaryDirectory(prefix="splitlearn-")
+    sys.argv += [f"hydra.run.dir={folder.name}", f"hydra.sweep.dir={folder.name}", "hydra.output_subdir=null"]
+    sys.argv += ["hydra/hydra_logging=none"]
+    return folder

@@ -1,0 +1,29 @@
+"""Output that cannot be shown never ends a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+import rich.console
+
+
+def forgive(*streams: TextIO | None) -> None:
+    """Lets streams show as ? what their terminal's encoding lacks, such as × in ASCII."""
+    for stream in streams:
+        if stream is not None:  # as one that the shell has closed is
+            stream.reconfigure(errors="replace")
+
+
+def drop_output() -> None:
+    """Sends what is printed from now on nowhere, since nobody reads it any more, as after `| head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Console(rich.console.Console):
+    """Rich's, which goes on in silence where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        drop_output()

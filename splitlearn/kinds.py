@@ -1,0 +1,137 @@
+"""What kind of value a key takes, as its defaults in conf/ say: a whole number, a number, a text, a list, …
+
+How it works: a key that is 32 in conf/ takes whole numbers, one that is 5e-4 numbers, one that is null in one file and
+10 in another takes either. Numbers are finite and not negative; config.py knows narrower bounds. A key that is null
+everywhere or in no file, such as one of somebody's own data set, takes anything here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Container
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from splitlearn.errors import UserError
+
+HERE = Path(__file__).parent
+CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())  # installed, or in a clone
+LARGEST = 2**63 - 1  # that torch takes as a seed
+NAMES = {bool: "true or false", int: "a whole number, at least 0", float: "a number, at least 0", str: "a text"}
+ABSENT = object()
+
+
+def check(cfg: DictConfig, but: Container[str] = ()) -> None:
+    """
+    Args:
+        cfg: the configuration.
+        but: keys whose values somebody else looks at.
+
+    Raises:
+        UserError: a key is missing, or has a value of another kind than its defaults; names it.
+    """
+    given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    for key, found in defaults().items():
+        value = _get(given, key)
+        if key not in but and value is not ABSENT and not any(_fits(value, default) for default in found):
+            quotes = f", so put it in quotes twice: \"{key}='{value}'\"" * (str in map(type, found) and bool(value))
+            raise UserError(f"{key}={shown(value)} must be {' or '.join(_names(found))}{quotes}")
+    for key in _required(given):
+        if _get(given, key) is ABSENT:
+            raise UserError(f"{key} is missing: it cannot be left out")
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def defaults() -> dict[str, list[Any]]:
+    """The defaults of every key in the files of conf/, {} of what has keys below it.
+
+    Without those that come from the environment, and keys that are null everywhere.
+    """
+    found = defaultdict(list)
+    for path in [CONF / "config.yaml", *CONF.glob("*/*.yaml")]:
+        for key, value in _options(path).items():
+            found[key].append(value)
+    for key, values in found.items():
+        if others := [other[1] for value in values if (other := re.fullmatch(r"\${([\w.]+)}", str(value)))]:
+            found[key] = found[others[0]]  # the same as that key, unless it is set
+    return {
+        key: values
+        for key, values in found.items()
+        if any(value is not None for value in values) and not any("${" in str(value) for value in values)
+    }
+
+
+@cache
+def _options(path: Path) -> dict[str, Any]:
+    """The keys that a file of conf/ has, by their paths in the configuration."""
+    text = path.read_text()
+    options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    options = {key: value for key, value in options.items() if key not in ("defaults", "hydra")}
+    is_global = path.parent == CONF or "@package _global_" in text
+    return _flat(options if is_global else {path.parent.name: options})
+
+
+def _flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in options.items():
+        flat[f"{above}{key}"] = {} if isinstance(value, dict) else value
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{above}{key}.")
+    return flat
+
+
+def _required(given: dict[str, Any]) -> list[str]:
+    """Keys that every configuration has: all of config.yaml, its groups, and what all files of a group have."""
+    entries = OmegaConf.load(CONF / "config.yaml").defaults
+    chosen = [str(key) for entry in entries if OmegaConf.is_dict(entry) for key, value in entry.items() if value]
+    groups = [key.rpartition("@")[2] for key in chosen if not key.startswith("override")]
+    keys = [*_options(CONF / "config.yaml"), *groups]
+    for group in groups:
+        files = [path for path in CONF.glob(f"{group}/*.yaml") if "defaults:" not in path.read_text()]
+        if files and "_target_" not in given.get(group, ()):  # else a class knows what it needs
+            keys += set.intersection(*(set(_options(path)) for path in files))
+    return keys
+
+
+def _get(given: Any, key: str) -> Any:
+    """What stands at a path; absent too where something above it has no keys, which is found there."""
+    for name in key.split("."):
+        if not isinstance(given, dict) or name not in given:
+            return ABSENT
+        given = given[name]
+    return given
+
+
+def _fits(value: Any, default: Any, least: float = 0) -> bool:
+    if isinstance(default, list):
+        return isinstance(value, list) and bool(value) and all(_fits(item, default[0], -math.inf) for item in value)
+    if isinstance(value, bool) or default is None:
+        return type(value) is type(default)
+    if isinstance(default, float):
+        return isinstance(value, (int, float)) and least <= value < math.inf and value > -math.inf
+    if type(default) is int:
+        return isinstance(value, int) and least <= value <= LARGEST
+    if isinstance(default, str):
+        return isinstance(value, str) and bool(value.strip())
+    return type(value) is type(default)
+
+
+def _names(found: list[Any]) -> list[str]:
+    """What values a key with these defaults takes, in words."""
+
+    def name(default: Any) -> str:
+        if isinstance(default, list):
+            return "a list of whole numbers" if type(default[0]) is int else "a list of numbers"
+        return "null" if default is None else NAMES.get(type(default), "a group of options, as in conf/")
+
+    return sorted(set(map(name, found)), key="null".__eq__)

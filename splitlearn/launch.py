@@ -1,0 +1,134 @@
+"""One run, or a sweep of runs, as the command line says: what launch.py, `splitlearn` and `python -m splitlearn` do.
+
+How it works: Hydra composes the configuration, and calls `main` for each job: this rank's part of a run, or all its
+ranks. What a user can mend ends as one sentence on stderr, whoever found it: Hydra, a check before the start, a rank.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from splitlearn import checks, local, sweeps, worker
+from splitlearn.checkpoints import write_texts
+from splitlearn.commandline import is_client, read, write_nothing
+from splitlearn.compose import in_words
+from splitlearn.console import drop_output, forgive
+from splitlearn.errors import Stopped, UserError, writing_to
+from splitlearn.exchange.network import print_cuts
+from splitlearn.folder import new_folder, started_at
+from splitlearn.kinds import CONF
+from splitlearn.stopping import tidy_up
+
+TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
+
+
+def start() -> int:
+    """Does what the command line says; returns the exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in a sentence
+    forgive(sys.stdout, sys.stderr)
+    sys.path.append(os.getcwd())  # a user's own data set, network or exchange is found there, by all ranks
+    try:
+        sys.argv = read(sys.argv)
+    except UserError as error:
+        return tell(error, all_ranks_see_it=True)
+    if is_client():
+        client_folder = write_nothing()
+        tidy_up.append(client_folder.cleanup)
+    sweeps.current = None
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    except (HydraException, OmegaConfBaseException) as error:
+        code = tell(UserError(in_words(error, sys.argv[1:])), all_ranks_see_it=True)
+    except ValueError:
+        if not (sweeps.current and sweeps.current.has_failed()):
+            raise
+        code = 1  # a search that found nothing says so in its own words
+    try:
+        if sweeps.current and not is_client() and not sweeps.current.show():
+            code = code or 1
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+    return code
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> float | None:
+    """One run; returns its result, the first of the task's metrics, for sweepers to optimise; None if it has none."""
+    folder, origin = Path(HydraConfig.get().runtime.output_dir), origin_of(cfg)
+    all_ranks_see_it, place, is_job = True, None, HydraConfig.get().mode == RunMode.MULTIRUN
+    try:
+        place = worker.place_from(cfg)
+        if cfg.cut == "?":
+            return print_cuts(cfg) if place is None or place.rank == 0 else None
+        if not is_client() and not (folder / ".hydra").exists():
+            with writing_to(folder):
+                write_texts(folder, origin)
+        if is_job and place is None:
+            sweeps.begin_job(folder)
+        checks.check(cfg)
+        all_ranks_see_it = False
+        if place is None:
+            result = local.run(cfg, folder, origin)
+        else:
+            result = worker.run_rank(cfg, place, folder, origin=origin)
+        return result if math.isfinite(result) else None
+    except Stopped as stopped:
+        if not (is_client() and is_on_servers_console()):
+            print(f"\n{stopped}", file=sys.stderr)
+        sys.exit(128 + stopped.signal)
+    except (UserError, OmegaConfBaseException) as error:
+        error = error if isinstance(error, UserError) else UserError(in_words(error))
+        if is_job and place is None:
+            sweeps.note_failure(folder, error)
+            print(f"this job failed, and the sweep goes on: {error}", file=sys.stderr)
+            return None
+        sys.exit(tell(error, all_ranks_see_it))
+
+
+def origin_of(cfg: DictConfig) -> dict[str, str]:
+    """What Hydra would write into .hydra/ before the run has begun, also where it is then refused."""
+    hydra = HydraConfig.instance().cfg
+    about = {"config.yaml": cfg, "hydra.yaml": hydra, "overrides.yaml": hydra.hydra.overrides.task}
+    return {f".hydra/{name}": OmegaConf.to_yaml(node) for name, node in about.items()}
+
+
+def tell(error: UserError, all_ranks_see_it: bool) -> int:
+    """Tells the user of an error, unless the server does; returns the exit code."""
+    if is_client() and is_on_servers_console() and (error.is_told or all_ranks_see_it):
+        time.sleep(TELLING_S)  # torchrun kills the server too as soon as this rank ends
+    else:
+        print(error, file=sys.stderr)
+    leave_to_torchrun(error)
+    return 1
+
+
+def is_on_servers_console() -> bool:
+    """Whether torchrun started all ranks on this machine."""
+    return "WORLD_SIZE" in os.environ and os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+
+
+def leave_to_torchrun(error: UserError) -> None:
+    """Gives torchrun the sentence that its long report of a failure ends with."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        about = {"message": str(error), "errorCode": 1, "extraInfo": {"timestamp": int(time.time())}}
+        Path(path).write_text(json.dumps({"message": about}))  # which it prints without warnings of its own
+
+
+OmegaConf.register_new_resolver("started_at", started_at, replace=True)
+OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)

@@ -1,0 +1,213 @@
+"""A sweep as a whole: its one folder, which way is better, and the table of its jobs at the end.
+
+How it works: Hydra calls `Sweep` in the process that starts the sweep, before its first job. What became of the jobs,
+whichever launcher ran them, wherever, is read from their folders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, flag_override
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from splitlearn.console import Console
+from splitlearn.errors import UserError
+from splitlearn.measure.display import size
+from splitlearn.measure.summary import saving_both_ways, sent_both_ways
+from splitlearn.tasks import task_from
+from splitlearn.words import quoted
+
+FAILED = "failed.txt"  # in a job's folder: why
+REPORT = Path(__file__).parents[1] / "scripts" / "report.py"
+current: Sweep | None = None  # of this process
+
+
+class Sweep(Callback):
+    """Hydra's callback, before a run or a sweep.
+
+    Attributes:
+        folder: of the sweep.
+        started_at: when, by the clock of the folder's file system.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        _told(lambda: _touch(Path(config.hydra.run.dir), "hydra.run.dir"))
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        global current
+        _told(lambda: self._begin(config))
+        current = self
+
+    def _begin(self, config: DictConfig) -> None:
+        self.folder = _one_folder(config)
+        self.started_at = _touch(self.folder, "hydra.sweep.dir")
+        with flag_override(config, ["struct", "readonly"], [False, False]):
+            config.hydra.sweep.dir = str(self.folder)
+            # Each job's configuration is composed anew, maybe a second later, maybe on another machine.
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.folder))}")
+            if "direction" in config.hydra.sweeper:  # a search
+                config.hydra.sweeper.direction = _direction(config)
+                config.hydra.sweeper.max_failure_rate = 1.0  # as in any other sweep
+
+    # At the end
+
+    def jobs(self) -> list[Job]:
+        """Those that this sweep has started, in order."""
+        found = [
+            path.parents[1]
+            for path in self.folder.rglob(".hydra/hydra.yaml")
+            if path.stat().st_mtime >= self.started_at
+        ]
+        return sorted(map(Job.read, found), key=lambda job: job.number)
+
+    def has_failed(self) -> bool:
+        """Whether no job has a result."""
+        return not any(job.summary for job in self.jobs())
+
+    def show(self) -> bool:
+        """Prints the table of the jobs; returns whether all have a result."""
+        jobs = self.jobs()
+        if not jobs:
+            return True
+        console = Console(highlight=False)
+        console.print(_table(jobs))
+        for job in jobs:
+            if why := job.failure:
+                console.print(f"[red]job {job.number} failed:[/] ", end="")
+                console.print(why, markup=False, soft_wrap=True)
+        if any(job.summary for job in jobs) and REPORT.exists():
+            console.print(f"tables and curves: python scripts/report.py {self.folder}", markup=False, soft_wrap=True)
+        if failed := sum(job.failure is not None for job in jobs):
+            print(f"{failed} job{'s' * (failed > 1)} of the sweep failed", file=sys.stderr)
+        return all(job.summary for job in jobs)
+
+
+@dataclass
+class Job:
+    """A job of a sweep, as its folder has it.
+
+    Attributes:
+        number: from 0.
+        overrides: what it was given, {"cut": "deep"}.
+        summary: of its run; None if that has not finished.
+        failure: why it did not, where the user can mend it.
+    """
+
+    number: int
+    folder: Path
+    overrides: dict[str, str]
+    summary: dict[str, Any] | None
+    failure: str | None
+
+    @classmethod
+    def read(cls, folder: Path) -> Job:
+        about = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
+        pairs = (word.partition("=") for word in about.overrides.task)
+        failure = (folder / FAILED).read_text() if (folder / FAILED).exists() else None
+        try:
+            summary = None if failure else json.loads((folder / "summary.json").read_text())
+        except (FileNotFoundError, ValueError):
+            summary = None
+        return cls(about.job.num, folder, {key: value for key, _, value in pairs}, summary, failure)
+
+
+def note_failure(folder: Path, error: UserError) -> None:
+    """Leaves in a job's folder why it failed."""
+    (folder / FAILED).write_text(str(error))
+
+
+def begin_job(folder: Path) -> None:
+    """A job starts, maybe once more: its folder counts among those of this sweep."""
+    (folder / FAILED).unlink(missing_ok=True)
+    os.utime(folder / ".hydra" / "hydra.yaml")
+
+
+def _table(jobs: list[Job]) -> Table:
+    """A row a job: what it was given that others were not, and what came of it."""
+    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
+    varied = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
+    first = task_from(OmegaConf.load(jobs[0].folder / ".hydra" / "config.yaml")).metrics[0]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("job", *varied):
+        table.add_column(name, overflow="fold")
+    for name in (first.title, "best", "sent", "uplink", "both ways", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for job in jobs:
+        given = [_short(job.overrides.get(key, "–")) for key in varied]
+        if not (found := job.summary):
+            table.add_row(str(job.number), *given, "failed" if job.failure else "not finished", *["–"] * 5)
+            continue
+        result, best = (first.form(found[f"{which}test_{first.name}"]) for which in ("", "best_"))
+        uplink = f"{found['uplink']['saving']:.2f} ×" if "uplink" in found else "–"
+        figures = size(sent_both_ways(found)), uplink, f"{saving_both_ways(found):.2f} ×", f"{found['seconds']:.1f} s"
+        table.add_row(str(job.number), *given, result, best, *figures)
+    return table
+
+
+def _short(value: str) -> str:
+    """A number that a search has drawn has many digits."""
+    try:
+        return f"{float(value):.4g}" if len(value) > 8 else value
+    except ValueError:
+        return value
+
+
+def _one_folder(config: DictConfig) -> Path:
+    """The folder of all jobs. One that is named after the moment is this sweep's alone."""
+    folder = Path(config.hydra.sweep.dir)
+    is_of_the_moment = "started_at" in OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]
+    if not is_of_the_moment or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):
+        return folder
+    for number in itertools.count(1):
+        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            continue  # another sweep of the same second
+        except OSError:
+            return candidate  # _touch says why
+
+
+def _touch(folder: Path, key: str) -> float:
+    """The time by the clock of this folder's file system; makes the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}): choose another with {key}=<folder>"
+        ) from None
+
+
+def _direction(config: DictConfig) -> str:
+    """Which way a search has to go, by the first metric of the task; Optuna's own default is to minimise."""
+    metric, asked = task_from(config).metrics[0], config.hydra.sweeper.direction
+    right = "maximize" if metric.higher_is_better else "minimize"
+    if isinstance(asked, str) and asked != right:  # the default is no text
+        raise UserError(
+            f"hydra.sweeper.direction={asked} looks for the worst {metric.title}, which is what a run returns: set"
+            f" hydra.sweeper.direction={right}, or leave it out"
+        )
+    return right
+
+
+def _told(step: Callable[[], Any]) -> None:
+    """Hydra makes a warning of what a callback raises; a mistake is to end the program."""
+    try:
+        step()
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
