@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import config, local, worker
 from splitlearn.errors import Stopped, UserError
-from splitlearn.exchange.network import print_cuts
+from splitlearn.exchange import network
 
+sys.path.append(os.getcwd())  # the user's own networks; a process that this one starts takes it over
 broken: dict[Path, str] = {}  # jobs of a sweep in this process, and why
 TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
 
@@ -39,8 +40,9 @@ def main(cfg: DictConfig) -> float | None:
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
-            return print_cuts(cfg) if place is None or place.rank == 0 else None
+            return network.print_cuts(cfg) if place is None or place.rank == 0 else None
         config.check(cfg)
+        network.check(cfg)
         all_ranks_see_it = False
         return local.run(cfg, folder) if place is None else worker.run_rank(cfg, place, folder)
     except Stopped as stopped:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.tasks.image_classification import networks, sources
+from splitlearn.tasks.image_classification.fitting import check_scores, fitted
 from splitlearn.tasks.image_classification.loading import loaders
 from splitlearn.tasks.task import ClientData, Metric, Task
 
@@ -51,12 +52,21 @@ class ImageClassification(Task):
         return networks.example(cfg.data.image_size)
 
     def network(self, cfg: DictConfig, about: dict[str, int]) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
-            return networks.build(cfg.arch.name, about["num_classes"], cfg.data.image_size)
+        def build(image_size: int) -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(cfg.seed)
+                return networks.from_config(cfg.arch, about["num_classes"], image_size)
+
+        return fitted(build, cfg.data.image_size, networks.title(cfg.arch))
+
+    def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, int]) -> None:
+        check_scores(outputs, networks.title(cfg.arch), about["num_classes"])
 
     def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
-        return networks.resolve_cut(cut, cfg.arch.cuts, model, cfg.data.image_size)
+        return networks.resolve_cut(cut, networks.cuts_of(cfg.arch, model), model, cfg.data.image_size)
+
+    def headline(self, cfg: DictConfig) -> tuple[str, str]:
+        return networks.title(cfg.arch), cfg.data.name
 
     # A batch
 
