@@ -130,9 +130,7 @@ def new_folder(form: str) -> str:
     try:
         folder = own_folder(wanted, launcher)
     except OSError as error:
-        sys.exit(
-            f"{wanted} cannot be made ({error.strerror}): choose another folder with hydra.run.dir"
-        )  # as Hydra is told
+        sys.exit(f"{wanted} cannot be made ({error.strerror}): choose another folder with hydra.run.dir")
     atexit.register(remove_if_empty, folder.absolute())
     return str(folder)
 

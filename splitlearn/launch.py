@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -26,7 +27,7 @@ from splitlearn.commandline import is_client, read, write_nothing
 from splitlearn.compose import in_words
 from splitlearn.console import drop_output, forgive
 from splitlearn.errors import Stopped, UserError, writing_to
-from splitlearn.exchange.network import print_cuts
+from splitlearn.exchange import network
 from splitlearn.folder import new_folder, started_at
 from splitlearn.kinds import CONF
 from splitlearn.stopping import tidy_up
@@ -75,18 +76,17 @@ def main(cfg: DictConfig) -> float | None:
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
-            return print_cuts(cfg) if place is None or place.rank == 0 else None
+            return network.print_cuts(cfg) if place is None or place.rank == 0 else None
         if not is_client() and not (folder / ".hydra").exists():
             with writing_to(folder):
                 write_texts(folder, origin)
         if is_job and place is None:
             sweeps.begin_job(folder)
         checks.check(cfg)
+        network.check(cfg)
         all_ranks_see_it = False
-        if place is None:
-            result = local.run(cfg, folder, origin)
-        else:
-            result = worker.run_rank(cfg, place, folder, origin=origin)
+        ranks = (local.run, cfg) if place is None else (worker.run_rank, cfg, place)
+        result = partial(*ranks)(folder, origin=origin)
         return result if math.isfinite(result) else None
     except Stopped as stopped:
         if not (is_client() and is_on_servers_console()):

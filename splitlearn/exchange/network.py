@@ -37,18 +37,18 @@ class Network:
     cuts: list[CutPoint]
 
 
-def build(cfg: DictConfig, about: dict[str, Any]) -> Network:
+def build(cfg: DictConfig, about: dict[str, Any] | None = None) -> Network:
     """The network of a run's config, cut as its exchange needs it. The run's seed gives the weights.
 
     Args:
         cfg: of the run.
-        about: what the network has to know of the data (see Task.load).
+        about: what the network has to know of the data (see Task.load); None: as far as the config says.
 
     Raises:
-        UserError: a cut is not possible.
+        UserError: the network does not fit the data, or a cut is not possible.
     """
     task = task_from(cfg)
-    rest, example = task.network(cfg, about), task.example(cfg)
+    rest, example = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
     model, parts, points = rest, [], []
     for cut in exchange_from(cfg).cuts(cfg):
         try:
@@ -62,6 +62,8 @@ def build(cfg: DictConfig, about: dict[str, Any]) -> Network:
         parts.append(part)
         points.append(CutPoint(path, tuple(example.shape[1:]), example.dtype))
     parts.append(rest)
+    if about is not None:
+        task.check_outputs(cfg, run_once(rest, example), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
     return Network(client, server, points)
 
@@ -101,6 +103,19 @@ def run_once(part: nn.Module, example: Tensor) -> Tensor:
     output = part(example)
     part.train()
     return output
+
+
+def check(cfg: DictConfig) -> None:
+    """Builds the network, as far as it can be known without the data, on no device: it takes neither time nor memory.
+
+    Raises:
+        UserError: as `build`.
+    """
+    try:
+        with torch.device("meta"):
+            build(cfg)
+    except Exception:
+        build(cfg)  # it is wrong, or one that cannot be built without values
 
 
 def print_cuts(cfg: DictConfig) -> None:

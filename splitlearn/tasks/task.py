@@ -146,6 +146,13 @@ class Task(ABC):
     def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
         """The network for such data, on the CPU, its weights drawn from the run's seed and no other generator."""
 
+    def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, int]) -> None:  # noqa: B027
+        """Looks at what the network gives for the example, with data that are known.
+
+        Raises:
+            UserError: it does not go with them.
+        """
+
     @abstractmethod
     def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
         """The path of the module that `cut` (shallow, medium, deep, or a path already) stands for in this network."""

@@ -1,22 +1,31 @@
-"""The networks: our small ConvNet, the CIFAR variants that torchvision lacks, and all of torchvision by name."""
+"""The networks: a ConvNet, the CIFAR variants that torchvision lacks, all of torchvision and timm, and your own."""
 
 from __future__ import annotations
+
+import difflib
+import inspect
+import pkgutil
+from typing import Any
 
 import torch
 import torchvision
 from hydra.core.config_store import ConfigStore
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchvision.models import vgg
 
 from splitlearn.errors import UserError
 from splitlearn.segments import valid_cuts
+from splitlearn.segments.tracing import in_short
 from splitlearn.tasks.task import NAMED_CUTS
 
 SMALL_IMAGE = 64  # pixels; up to here a ResNet gets the CIFAR stem and a VGG the CIFAR head
+OURS = {"_target_", "name", "cuts", "weights", "download", "model"}  # keys of `arch` that are no arguments of a network
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
 
 for _name in set(TORCHVISION) - {"resnet18", "resnet34", "vgg16", "vgg19"}:  # those have files in conf/arch
-    ConfigStore.instance().store(group="arch", name=_name, node={"name": _name, "cuts": {}})
+    ConfigStore.instance().store(group="arch", name=_name, node={"defaults": ["own"], "name": _name})
 
 
 class ConvNet(nn.Sequential):
@@ -49,32 +58,114 @@ def slim_vgg(num_classes: int) -> nn.Module:
     return model
 
 
-def build(name: str, num_classes: int, image_size: int) -> nn.Module:
-    """A freshly initialised network for 3 × image_size × image_size images.
+def title(arch: DictConfig) -> str:
+    """What people call the network of the config group `arch`."""
+    if target := arch.get("_target_"):
+        return target.rpartition(".")[2]
+    return arch.get("model") or arch.name
+
+
+def from_config(arch: DictConfig, num_classes: int, image_size: int) -> nn.Module:
+    """The freshly initialised network that the config group `arch` describes.
+
+    Raises:
+        UserError: there is no such network, or it does not take the keys of `arch` as arguments.
+    """
+    options = {key: value for key, value in OmegaConf.to_container(arch, resolve=True).items() if key not in OURS}
+    try:
+        if target := arch.get("_target_"):
+            return own(target, num_classes, image_size, options)
+        if arch.name == "timm":
+            return timm_network(arch.model, num_classes, image_size, options)
+        if arch.name == "own":
+            raise UserError("arch=own needs arch._target_=<module>.<class or function> (see docs/networks.md)")
+        return build(arch.name, num_classes, image_size, **options)
+    except TypeError as error:
+        if options and any(f"'{key}'" in str(error) for key in options):
+            raise UserError(f"arch {title(arch)} does not take these arguments: {in_short(error)}") from None
+        raise
+
+
+def own(target: str, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:
+    """What a class or function of the user's gives, of these options, and of number and size where it takes them."""
+    try:
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
+    except Exception as error:
+        raise UserError(
+            f"arch._target_={target} cannot be imported ({in_short(error)}): it is <module>.<class or function>, and"
+            " modules are looked for in the current folder, next to launch.py, and in PYTHONPATH"
+        ) from None
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    given = {"image_size": image_size} if "image_size" in parameters else {}
+    if "num_classes" in parameters or takes_any:
+        given["num_classes"] = num_classes
+    try:
+        model = instantiate({"_target_": target, "_convert_": "all", **given, **options})
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, TypeError):
+            raise UserError(f"arch._target_={target} does not take these arguments: {in_short(cause)}") from None
+        raise cause from None
+    if not isinstance(model, nn.Module):
+        raise UserError(f"arch._target_={target} gives a {type(model).__name__}, where a torch.nn.Module is needed")
+    return model
+
+
+def timm_network(name: str | None, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:
+    """A network of timm's by its name there, for this size where it depends on it."""
+    try:
+        import timm
+    except ImportError:
+        raise UserError("arch=timm needs the package timm: pip install timm") from None
+    if not name or not timm.is_model(name):
+        close = difflib.get_close_matches(name or "", timm.list_models(), 5) or ["vit_tiny_patch16_224", "resnet18"]
+        raise UserError(f"arch.model={name} is no network of timm {timm.__version__}: such are {', '.join(close)}")
+    try:
+        return timm.create_model(name, num_classes=num_classes, **{"img_size": image_size, **options})
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return timm.create_model(name, num_classes=num_classes, **options)
+
+
+def build(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Module:
+    """A freshly initialised network for 3 × image_size × image_size images, one of ours or torchvision's by its name.
 
     vgg16 and vgg19 have batch norm. On images of up to 64 pixels they have one pooled feature vector of 512 and a
     512-4096-4096 classifier with dropout, and ResNets a 3×3 stem without max-pooling, as in the MS paper.
     """
     small = image_size <= SMALL_IMAGE
     if name == "convnet":
-        return ConvNet(num_classes)
+        return ConvNet(num_classes, **options)
     if name == "vgg_slim":
-        return slim_vgg(num_classes)
+        return slim_vgg(num_classes, **options)
     if name in ("vgg16", "vgg19"):
-        model = torchvision.models.get_model(f"{name}_bn", weights=None, num_classes=num_classes)
+        model = torchvision.models.get_model(f"{name}_bn", weights=None, num_classes=num_classes, **options)
         if small:
             model.avgpool = nn.AdaptiveAvgPool2d(1)
             model.classifier[0] = nn.Linear(512, 4096)
         return model
     if name not in TORCHVISION:
         known = ", ".join(TORCHVISION)
-        raise UserError(f"arch={name} is unknown: choose convnet, vgg_slim, or one of torchvision's {known}")
-    auxiliary = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **auxiliary)
+        raise UserError(f"arch={name} is unknown: choose convnet, vgg_slim, timm, own, or one of torchvision's {known}")
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True, **options}
+    elif name.startswith("vit_"):
+        options = {"image_size": image_size, **options}
+    elif name == "maxvit_t":
+        options = {"input_size": (image_size, image_size), **options}
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     if name in ("resnet18", "resnet34") and small:
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         model.maxpool = nn.Identity()
     return model
+
+
+def cuts_of(arch: DictConfig, model: nn.Module) -> dict[str, str]:
+    """What shallow, medium and deep stand for; of a network of one's own nothing that was meant for another."""
+    modules = dict(model.named_modules())
+    is_of_another = arch.get("_target_") and not any(path in modules for path in arch.cuts.values())
+    return {} if is_of_another else arch.cuts
 
 
 def resolve_cut(cut: str, cuts: dict[str, str], model: nn.Module, image_size: int) -> str:
@@ -83,6 +174,8 @@ def resolve_cut(cut: str, cuts: dict[str, str], model: nn.Module, image_size: in
         return cuts[cut]
     if cut in NAMED_CUTS:
         points = valid_cuts(model, example(image_size))
+        if not points:
+            return next(path for path, _ in model.named_modules() if path)  # splitting there says why
         return points[int(NAMED_CUTS[cut] * len(points))].path
     return cut
 

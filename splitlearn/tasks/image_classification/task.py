@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import networks, sources
+from splitlearn.tasks.image_classification.fitting import check_scores, fitted
 from splitlearn.tasks.loading import client_data, test_data
 from splitlearn.tasks.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task
@@ -134,7 +135,7 @@ class ImageClassification(Task):
         return about_of(cfg.data.get("classes") or list(range(cfg.data.num_classes or 10)))
 
     def headline(self, cfg: DictConfig) -> tuple[str, str]:
-        return cfg.arch.name, (cfg.data.get("_target_") or cfg.data.name).rpartition(".")[2]
+        return networks.title(cfg.arch), (cfg.data.get("_target_") or cfg.data.name).rpartition(".")[2]
 
     def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
         number, size = about["num_classes"], cfg.data.image_size
@@ -146,12 +147,18 @@ class ImageClassification(Task):
         return networks.example(cfg.data.image_size)
 
     def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
-            return networks.build(cfg.arch.name, about["num_classes"], cfg.data.image_size)
+        def build(image_size: int) -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(cfg.seed)
+                return networks.from_config(cfg.arch, about["num_classes"], image_size)
+
+        return fitted(build, cfg.data.image_size, networks.title(cfg.arch))
+
+    def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:
+        check_scores(outputs, networks.title(cfg.arch), about["num_classes"])
 
     def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
-        return networks.resolve_cut(cut, cfg.arch.cuts, model, cfg.data.image_size)
+        return networks.resolve_cut(cut, networks.cuts_of(cfg.arch, model), model, cfg.data.image_size)
 
     # A batch
 
