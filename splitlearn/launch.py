@@ -85,8 +85,8 @@ def main(cfg: DictConfig) -> float | None:
         checks.check(cfg)
         network.check(cfg)
         all_ranks_see_it = False
-        ranks = (local.run, cfg) if place is None else (worker.run_rank, cfg, place)
-        result = partial(*ranks)(folder, origin=origin)
+        run = partial(local.run, cfg) if place is None else partial(worker.run_rank, cfg, place)
+        result = run(folder, origin=origin)
         return result if math.isfinite(result) else None
     except Stopped as stopped:
         if not (is_client() and is_on_servers_console()):
