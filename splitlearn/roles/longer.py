@@ -39,7 +39,7 @@ def check(folder: Path, then: dict[str, Any], now: dict[str, Any], progress: dic
             f"{folder} holds a run that was configured differently: {difference}; go on as it was, choose another"
             " folder with hydra.run.dir, or start over in it with resume=never"
         )
-    if now["epochs"] < progress["epoch"]:
+    if now["epochs"] < progress["epoch"] and "epochs" in changed:
         raise UserError(
             f"{folder} holds a run that has done {progress['epoch'] - 1} of its {then['epochs']} epochs, and cannot end"
             f" with epochs={now['epochs']} any more: leave epochs out, or choose another folder with hydra.run.dir"

@@ -25,6 +25,7 @@ def check(then: list[str], now: list[str], epoch: int, epoch_step: int = 0) -> N
         (["schedule=multistep", "optimizer=adam"], 60, 31),
         (["schedule=constant"], 20, 20),
         (["schedule=constant"], 20, 12),
+        (["schedule=constant"], 30, 31),
         (["schedule=cosine"], 60, 1),  # of which nothing is done
         (["schedule=cosine", "schedule.T_max=30"], 60, 31),
     ],
@@ -42,6 +43,12 @@ def test_so_may_a_milestone_that_is_to_come():
         UserError, match=r"other learning rates .*schedule.milestones \(then \[10, 20\], now \[10, 25\]"
     ):
         check(then, now, 21, epoch_step=1)
+
+
+def test_the_rates_of_a_run_that_has_finished_stay_too():
+    check(["schedule=constant", "epochs=1"], ["schedule=cosine", "epochs=1"], 2)  # whose first rate is the same
+    with pytest.raises(UserError, match="other learning rates"):
+        check(["schedule=constant", "epochs=3"], ["schedule=cosine", "epochs=3"], 4)
 
 
 def test_along_a_cosine_every_rate_would_have_been_another():
