@@ -301,11 +301,11 @@ def test_a_round_may_take_longer_than_a_call(free_port, tmp_path):
 
 @pytest.mark.slow
 def test_a_fixed_fleet_ends_with_a_client_that_waits_and_goes_on(free_port, tmp_path):
-    options = [*TINY, "num_clients=3", "membership.sample=1", "batch_size=2", "epochs=60"]
+    options = [*TINY, "num_clients=3", "membership.sample=1", "batch_size=2", "epochs=20", "evaluate.every=20"]
     local.run(compose(*options), tmp_path / "whole")
     with Machine(tmp_path / "part", free_port, *options) as machine:
         server, *clients = machine.start("server"), *(machine.start("client", index) for index in range(3))
-        wait_for(server.out, "epoch  3/60")
+        wait_for(server.out, "epoch  2/20")
         waiting = clients[order(0, metrics(tmp_path / "part" / "run", "step")[-1]["epoch"], 3)[-1]]
         waiting.terminate()
         assert [process.wait(60) for process in (server, *clients)] == [128 + signal.SIGTERM] * 4
