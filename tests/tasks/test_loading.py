@@ -29,6 +29,11 @@ def test_loaders_give_all_samples_once_an_epoch(num_clients, config):
     assert sorted(all_seen[1]) == list(range(34))
 
 
+def test_no_samples_are_no_batches(config):
+    _, test = loaders(numbered(9), numbered(2), 2, 3, config())
+    assert len(test) == 0 == len(list(test))
+
+
 def test_order_repeats_with_the_seed_and_differs_between_epochs(config):
     def epochs(*overrides):
         train, test = loaders(numbered(60), numbered(9), 0, 2, config(*overrides))
