@@ -36,9 +36,12 @@ def check(cfg: DictConfig, but: Container[str] = ()) -> None:
         UserError: a key is missing, or has a value of another kind than its defaults; names it.
     """
     given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    written = OmegaConf.to_container(cfg, resolve=False)
     for key, found in defaults().items():
         value = _get(given, key)
-        if key not in but and value is not ABSENT and not any(_fits(value, default) for default in found):
+        if key in but or value is ABSENT or "${" in str(_get(written, key)):  # the key it points to is the one to name
+            continue
+        if not any(_fits(value, default) for default in found):
             quotes = f", so put it in quotes twice: \"{key}='{value}'\"" * (str in map(type, found) and bool(value))
             raise UserError(f"{key}={shown(value)} must be {' or '.join(_names(found))}{quotes}")
     for key in _required(given):

@@ -50,7 +50,7 @@ class Sweep(Callback):
         current = self
 
     def _begin(self, config: DictConfig) -> None:
-        self.folder = _one_folder(config)
+        self.folder = one_folder(config)
         self.started_at = _touch(self.folder, "hydra.sweep.dir")
         with flag_override(config, ["struct", "readonly"], [False, False]):
             config.hydra.sweep.dir = str(self.folder)
@@ -163,7 +163,7 @@ def _short(value: str) -> str:
         return value
 
 
-def _one_folder(config: DictConfig) -> Path:
+def one_folder(config: DictConfig) -> Path:
     """The folder of all jobs. One that is named after the moment is this sweep's alone."""
     folder = Path(config.hydra.sweep.dir)
     is_of_the_moment = "started_at" in OmegaConf.to_container(config.hydra.sweep, resolve=False)["dir"]

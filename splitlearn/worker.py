@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from contextlib import closing
@@ -26,6 +27,8 @@ from splitlearn.tasks import task_from
 from splitlearn.transport import Patience, Place, ServerProxy, read_token
 
 DEFAULT_NUM_CLIENTS = 2
+# Where all ranks have one command line and one disk, what one cannot do is no matter of this client.
+COMMON = re.compile(r"client \d+ stopped: (?!crashed with|interrupted)(.*)", re.DOTALL)
 
 
 def place_from(cfg: DictConfig) -> Place | None:
@@ -133,6 +136,8 @@ def _run_server(
             return server.run()
         except BaseException as error:
             server.inbox.fail(f"the server ended the run: {_in_words(error)}")
+            if place.one_machine and (mistake := COMMON.fullmatch(str(error))):
+                raise UserError(mistake[1]) from None
             raise
 
 
@@ -178,4 +183,4 @@ def _in_words(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted (Ctrl-C)"
-    return f"{type(error).__name__}: {error}"
+    return f"crashed with {type(error).__name__}: {error}"

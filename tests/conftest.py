@@ -1,4 +1,5 @@
 import runpy
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import torch
 from simulation import compose
 
 import splitlearn.tasks  # noqa: F401  registers the config groups
+from splitlearn.stopping import SIGNALS
 
 
 @pytest.fixture
@@ -26,12 +28,17 @@ def run_here(tmp_path, monkeypatch, capfd):
     def run(path: Path, *arguments: str) -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         monkeypatch.syspath_prepend(path.parent)
         status = 0
         try:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:
             status = end.code or 0
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return status, "".join(capfd.readouterr())
 
     return run

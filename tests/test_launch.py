@@ -1,14 +1,23 @@
 """Real runs over loopback, started as a user would."""
 
+import itertools
+import json
 import os
+import re
+import shlex
 import signal
+import time
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, session, started, summary, torchrun, wait_for
 from simulation import compose
 
 from splitlearn import worker
+
+from splitlearn import launch, sweeps
 
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
 
@@ -128,6 +137,11 @@ def test_role_by_role_start(one_each):
         (["cut=block9"], ["cut=block9", "block1, block2.0"]),
         (["data=image_folder", "data.root=/does/not/exist"], ["data.root=/does/not/exist", "set data.root"]),
         (["num_clients=64"], ["num_clients=64", "1 to 32"]),
+        (["optimizer.lr=abc"], ["optimizer.lr=abc must be a number"]),
+        (["schedule.T_max=0"], ["schedule.T_max=0 does not work in torch.optim.lr_scheduler.CosineAnnealingLR"]),
+        (["optimizer._target_=torch.optim.Sgd"], ["optimizer._target_=torch.optim.Sgd is not found"]),
+        (["+optimizer.foo=1"], ["optimizer.foo=1 does not fit torch.optim.SGD"]),
+        (["hydra.run.dir=/proc/none"], ["/proc/none cannot be written to", "hydra.run.dir=<folder>"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
 )
@@ -161,7 +175,8 @@ def test_a_peer_that_does_not_come_is_one_clear_sentence(run_here, overrides, wo
 def assert_one_sentence(status: int, out: str, words: list[str]) -> None:
     assert status == 1
     assert all(word in out for word in words), out
-    assert "Traceback" not in out
+    assert "Traceback" not in out and "HYDRA_FULL_ERROR" not in out and "Error executing job" not in out
+    assert "stopped: " not in out  # it is no matter of one client
 
 
 def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
@@ -169,6 +184,7 @@ def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
     assert status != 0
     sentence = "num_clients=4 but torchrun started 2 ranks"
     assert sum(line.startswith(sentence) for line in out.splitlines()) == 1
+    assert "new message format" not in out  # a warning of torchrun's about the sentence
     assert f"traceback : {sentence}" in out  # once more at the end of torchrun's own report
 
 
@@ -217,6 +233,146 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
     if "torch.distributed.run" not in command:
         assert process.returncode == 130
         assert "with a checkpoint: go on with resume=" in out and "Traceback" not in out
+
+
+# Moments of the start: Python itself, imports, Hydra, the process that is forked, ranks.
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "command, seconds",
+    [
+        pytest.param([*LAUNCH, "num_clients=2"], [0.3, 3.0, 7.0], id="local"),
+        pytest.param(
+            [*LAUNCH, "num_clients=2"],
+            [0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.5, 8.0],
+            id="local, more often",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [*LAUNCH, "role=client", "num_clients=1", "rpc.port=9"], [4, 6, 8], id="client", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            [*LAUNCH, "role=server", "num_clients=1", "rpc.port=0"], [4, 6, 8], id="server", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_start_is_interrupted_with_one_line(tmp_path, command, seconds, number):
+    for moment in seconds:
+        with started([*command, *TINY, "epochs=10000"], tmp_path) as process:
+            time.sleep(moment)
+            os.killpg(process.pid, number)
+            assert process.wait(30) == 128 + number, (moment, (tmp_path / "out.txt").read_text())
+            assert not left_over(process.pid), moment
+        out = (tmp_path / "out.txt").read_text()
+        assert "Traceback" not in out and "Error" not in out, (moment, out)
+        assert "interrupted" in out or "go on with resume=" in out, (moment, out)
+
+
+@pytest.mark.slow
+def test_torchruns_ranks_are_interrupted_in_silence(tmp_path):
+    for moment in (6, 8, 10):
+        with started([*torchrun(2), *TINY, "epochs=10000"], tmp_path) as process:
+            time.sleep(moment)
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(60) != 0 and not left_over(process.pid)
+        out = (tmp_path / "out.txt").read_text()
+        assert "splitlearn/" not in out and out.count("Traceback") <= 1, out  # torchrun's own
+
+
+@pytest.mark.parametrize(
+    "overrides, sentence",
+    [
+        (["arch=resnt18"], "arch=resnt18 is unknown: did you mean resnet18"),
+        (["topology=ring"], "topology=ring is unknown: choose one of parallel, sequential"),
+        (["compresor.bits=3"], "compresor.bits is unknown: did you mean compressor.bits"),
+        (["num_cleints=3"], "num_cleints is unknown: did you mean num_clients"),
+        (["optimizer.momentm=0"], "optimizer.momentm is unknown: did you mean optimizer.momentum?"),
+        (["optimizer.foo=1"], "optimizer.foo is unknown: choose one of lr, momentum, weight_decay, nesterov"),
+        (["cut=shallow,deep"], "cut=shallow,deep is several values: add -m for a sweep"),
+        (["compressor.bits=abc"], "compressor.bits=abc must be a whole number"),
+        (["data.root=a(b"], "data.root=a(b cannot be read"),
+        (["deep"], "deep is no option: options are key=value"),
+        (["data.root=${nowhere}"], "data.root"),
+        (["hydra/launcher=jobl"], "hydra/launcher=jobl is unknown"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_hydras_errors_are_one_sentence(run_here, overrides, sentence):
+    status, out = run_here(ROOT / "launch.py", *TINY, *overrides)
+    assert_one_sentence(status, out, [sentence])
+    assert len(out.strip().splitlines()) == 1, out
+
+
+def test_a_sweep_ends_with_a_table_in_one_folder(run_here, tmp_path, monkeypatch):
+    """Of jobs whose moments differ, one of which cannot run; the sweep of the same second has another folder."""
+    moments = itertools.count()
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder: finished(folder, 0.5 + cfg.seed / 10))
+    monkeypatch.setattr("splitlearn.launch.started_at", lambda form: f"at-{next(moments)}")
+    OmegaConf.register_new_resolver("started_at", lambda form: f"at-{next(moments)}", replace=True)
+    try:
+        status, out = run_here(ROOT / "launch.py", "-m", "seed=0,1", "compressor.bits=2,99")
+    finally:
+        OmegaConf.register_new_resolver("started_at", launch.started_at, replace=True)
+    (folder,) = (path.parent for path in tmp_path.rglob("multirun.yaml"))
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
+    rows = [line.split() for line in out.splitlines() if re.match(r" [0-3] ", line)]
+    assert [row[:4] for row in rows] == [
+        ["0", "0", "2", "50.00%"],
+        ["1", "0", "99", "failed"],
+        ["2", "1", "2", "60.00%"],
+        ["3", "1", "99", "failed"],
+    ]
+    assert rows[0][4:] == ["50.00%", "1.10", "MB", "10.00", "×", "1.82", "×", "6.0", "s"]
+    assert "job 1 failed: compressor.bits=99 is out of range" in out
+    assert status == 1 and f"scripts/report.py {folder.relative_to(tmp_path)}" in out
+
+
+def finished(folder: Path, accuracy: float) -> float:
+    """What a run leaves for the table."""
+    ways = {"uplink": 100_000, "downlink": 1_000_000}
+    about = {key: {"bytes": sent, "uncompressed_bytes": 10**6, "saving": 10**6 / sent} for key, sent in ways.items()}
+    about |= {"test_top1": accuracy, "best_test_top1": accuracy, "seconds": 6.0}
+    (folder / "summary.json").write_text(json.dumps(about))
+    return accuracy
+
+
+def test_sweeps_of_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": "multirun/${started_at:same}"}}})
+    OmegaConf.register_new_resolver("started_at", lambda form: form, replace=True)
+    try:
+        folders = [sweeps.one_folder(cfg).name for _ in range(3)]
+    finally:
+        OmegaConf.register_new_resolver("started_at", launch.started_at, replace=True)
+    assert folders == ["same", "same-2", "same-3"]
+
+
+def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeypatch):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    monkeypatch.setattr(
+        "splitlearn.local.run", lambda cfg, folder: finished(folder, float("nan" if cfg.seed == 2 else cfg.seed))
+    )
+    grid = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "seed=choice(0,1,-1,2)"]
+    status, out = run_here(ROOT / "launch.py", *grid)
+    (results,) = tmp_path.rglob("optimization_results.yaml")
+    assert OmegaConf.load(results).best_params == {"seed": 1} and OmegaConf.load(results).best_value == 1
+    assert status == 1 and "1 job of the sweep failed" in out and "seed=-1 must be" in out
+    status, out = run_here(ROOT / "launch.py", *grid, "hydra.sweeper.direction=minimize")
+    assert_one_sentence(status, out, ["hydra.sweeper.direction=minimize looks for the worst accuracy"])
+    status, out = run_here(ROOT / "launch.py", *grid[:3], "seed=choice(-1,-2)")
+    assert status == 1 and "2 jobs of the sweep failed" in out and "Traceback" not in out
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"HYDRA_FULL_ERROR": "1", "COLUMNS": "30"}])
+def test_any_terminal_will_do(tmp_path, environment):
+    status, out = run([*LAUNCH, "num_clients=1", *TINY], tmp_path, **environment)
+    assert status == 0 and "test accuracy" in out.replace("\n", " "), out
+
+
+@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} >&- 2>&-"])
+def test_a_run_goes_on_where_nobody_reads_its_output(tmp_path, shell):
+    command = shlex.join([*LAUNCH, "num_clients=1", *TINY, "hydra.run.dir=run"])
+    status, out = run(["bash", "-o", "pipefail", "-c", shell.format(command)], tmp_path)
+    assert status == 0 and "Error" not in out and (tmp_path / "run" / "summary.json").exists(), out
 
 
 def test_a_killed_client_ends_the_run_with_its_name(tmp_path):
