@@ -10,17 +10,19 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from splitlearn.batches import LAST_BATCH
 from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
-DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory")
+DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory", "arch.download")
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
 OWN_KEYS = ("role", "client", "server", "rpc", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
 MAX_CLIENTS = 32
 CHOICES = {
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
+    "last_batch": LAST_BATCH,
     "backward": ("straight_through", "gated"),
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),

@@ -22,7 +22,7 @@ FLOORS = [
     {"config"},
     {"compressors"},
     {"kernels"},
-    {"checkpoints", "seeds", "stopping"},
+    {"batches", "checkpoints", "seeds", "stopping"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

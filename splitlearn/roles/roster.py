@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
+from splitlearn.batches import batch_sizes
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
@@ -32,6 +33,12 @@ class Host(Protocol):
 
     def build(self, about: dict[str, int]) -> None:
         """Builds the network for the data of the first client."""
+
+    def check_batches(self, client: int, num_train: int) -> None:
+        """
+        Raises:
+            UserError: the network cannot train on the batches that so many samples give.
+        """
 
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from."""
@@ -64,6 +71,7 @@ class Roster(Attendance):
             self._compare(client, hello)
         host.build(self.about)
         for client, hello in enumerate(hellos):
+            host.check_batches(client, hello.num_train)
             self._enrol(client, hello)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
@@ -83,9 +91,9 @@ class Roster(Attendance):
         member = self.members.setdefault(client, Member())
         member.is_in, member.is_late, member.is_leaving = True, False, False
         member.num_train = hello.num_train
-        member.num_batches, member.num_test_batches = (
-            -(-number // self.cfg.batch_size) for number in (hello.num_train, hello.num_test)
-        )
+        size = self.cfg.batch_size
+        member.num_batches = len(batch_sizes(hello.num_train, size, self.cfg.last_batch))
+        member.num_test_batches = len(batch_sizes(hello.num_test, size))
         member.start(self.progress.epoch)
 
     def _admit(self, client: int) -> None:
@@ -97,6 +105,10 @@ class Roster(Attendance):
             return request.fail(str(error))
         if is_first:
             self.host.build(self.about)
+        try:
+            self.host.check_batches(client, hello.num_train)
+        except UserError as error:
+            return request.fail(str(error))
         self._enrol(client, hello)
         request.reply(self.host.welcome(client).body())
         self.tell(client, "joined")

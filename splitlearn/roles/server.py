@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from rich.markup import escape
 
+from splitlearn.batches import batch_sizes
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import evaluates
 from splitlearn.errors import NonFiniteError, PeerError, UserError
@@ -97,12 +98,37 @@ class Server:
     def build(self, about: dict[str, int]) -> None:
         """Builds the network for the data of the clients, and cuts it."""
         built = network.build(self.cfg, about)
+        self.alone = built.alone()
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, about)
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
         self.client_states = [state_of(built.client)]
         self.recorder.describe(built.cuts, about, self.roster.num_samples)
         self.runstate.restore()
+
+    def check_batches(self, client: int, num_train: int) -> None:
+        """
+        Raises:
+            UserError: the network cannot train on the batches that so many samples give; says what to do.
+        """
+        size = self.cfg.batch_size
+        sizes = batch_sizes(num_train, size, self.cfg.last_batch)
+        if num_train and not sizes:
+            raise UserError(
+                f"client {client} has {num_train} samples, fewer than batch_size={size}, so that last_batch=drop leaves"
+                " it none: lower batch_size, or set last_batch=keep"
+            )
+        if 1 not in sizes or self.alone is None:
+            return
+        why = f"but {self.task.headline(self.cfg)[0]} cannot train on a batch of one ({self.alone})"
+        if size == 1:
+            raise UserError(f"batch_size=1 has one sample in each batch, {why}: set batch_size=2 or more")
+        if num_train == 1:
+            raise UserError(f"client {client} has a single sample, {why}: give it more")
+        raise UserError(
+            f"client {client} has {num_train} samples, of which batch_size={size} leaves one for the last batch, {why}:"
+            " set last_batch=merge, last_batch=drop, or another batch_size"
+        )
 
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from: where it was, with the newest weights."""

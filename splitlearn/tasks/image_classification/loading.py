@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from splitlearn.batches import batch_sizes
 from splitlearn.errors import UserError
 from splitlearn.seeds import derive, generator
 from splitlearn.tasks.image_classification.partition import partition
@@ -25,8 +26,16 @@ class EpochBatches(Sampler):
     without the state of a generator, and with any number of loading processes.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, client: int, shuffle: bool = True):
-        self.num_samples, self.batch_size = num_samples, batch_size
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        client: int,
+        shuffle: bool = True,
+        last_batch: str = "keep",
+    ):
+        self.num_samples, self.sizes = num_samples, batch_sizes(num_samples, batch_size, last_batch)
         self.seed, self.client, self.shuffle = seed, client, shuffle
         self.start_at(1)
 
@@ -35,15 +44,16 @@ class EpochBatches(Sampler):
         self.epoch, self.batch = epoch, batch
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = torch.arange(self.num_samples)
         if self.shuffle:
             stream = generator(self.seed, "shuffle", self.client, self.epoch)
             order = torch.randperm(self.num_samples, generator=stream)
-        for indices in order.split(self.batch_size)[self.batch :]:
-            yield [(self.epoch, index) for index in indices.tolist()]
+        for batch in range(self.batch, len(self.sizes)):
+            start = sum(self.sizes[:batch])
+            yield [(self.epoch, index) for index in order[start : start + self.sizes[batch]].tolist()]
 
 
 class Samples(Dataset):
@@ -74,13 +84,22 @@ def loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """One client's loaders: its part of the training set, shuffled, and every num_clients-th test sample.
 
-    The last batch of an epoch may be smaller; no sample is dropped. `loader.batch_sampler.start_at` chooses the epoch.
+    last_batch says what becomes of a last batch that is not full; no test sample is dropped.
+    `loader.batch_sampler.start_at` chooses the epoch.
     """
+    last_batch = cfg.get("last_batch", "keep")
     parts = partition(train, num_clients, cfg.partition, cfg.seed)[client], np.arange(client, len(test), num_clients)
     return tuple(
         DataLoader(
             Samples(dataset, part, cfg.seed, client),
-            batch_sampler=EpochBatches(len(part), cfg.batch_size, cfg.seed, client, shuffle=dataset is train),
+            batch_sampler=EpochBatches(
+                len(part),
+                cfg.batch_size,
+                cfg.seed,
+                client,
+                shuffle=dataset is train,
+                last_batch=last_batch if dataset is train else "keep",
+            ),
             generator=torch.Generator(),  # else starting the loading processes would draw from the global one
             num_workers=cfg.data.num_workers,
             persistent_workers=cfg.data.num_workers > 0,
