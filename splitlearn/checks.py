@@ -7,12 +7,14 @@ import math
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import kinds, rates
+from splitlearn.batches import LAST_BATCH
 from splitlearn.config import compressor_from, made_from
 from splitlearn.errors import UserError
 from splitlearn.segments.trainable import try_out
 
 MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
 CHOICES = {
+    "last_batch": LAST_BATCH,
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
     "backward": ("straight_through", "gated"),

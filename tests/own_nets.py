@@ -46,3 +46,14 @@ class Untraceable(Plain):
 class InstanceNorms(Plain):
     def forward(self, x):
         return self.head(F.instance_norm(F.adaptive_avg_pool2d(self.first(x), 1)).flatten(1))
+
+
+class Normed(Plain):
+    """With batch norm over single values, which one sample alone has too few of."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return self.head(self.norm(self.second(self.first(x)).mean((2, 3))))

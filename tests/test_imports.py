@@ -27,7 +27,7 @@ FLOORS = [
     {"compressors"},
     {"kernels"},
     {"commandline"},
-    {"checkpoints", "console", "folder", "seeds", "stopping", "words"},
+    {"batches", "checkpoints", "console", "folder", "seeds", "stopping", "words"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

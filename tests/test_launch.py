@@ -15,9 +15,7 @@ from omegaconf import OmegaConf
 from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, session, started, summary, torchrun, wait_for
 from simulation import compose
 
-from splitlearn import worker
-
-from splitlearn import launch, sweeps
+from splitlearn import launch, sweeps, worker
 
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
 

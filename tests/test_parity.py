@@ -87,8 +87,8 @@ def assert_equals_the_simulation(folder, *overrides):
         ["compressor=ms"],
         ["compressor=ms", "compressor.scope=sample", "backward=gated", "compressor@downlink=ms", "downlink.bits=3"],
         ["compressor=rt", "compressor@downlink=qu", "topology.average=step"],
-        ["compressor=sp", "topology.average=never", "partition=dirichlet"],
-        ["compressor=qu", "topology=sequential", "compressor@downlink=rt"],
+        ["compressor=sp", "topology.average=never", "partition=dirichlet", "last_batch=merge"],
+        ["compressor=qu", "topology=sequential", "compressor@downlink=rt", "last_batch=drop"],
         ["compressor=ms", "topology=sequential", "partition=dirichlet"],
         ["compressor=ms", "topology.average=step", "partition=dirichlet"],
         [

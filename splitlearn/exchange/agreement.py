@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from splitlearn.batches import largest_batch
 from splitlearn.rates import SCHEDULED
 from splitlearn.tasks import Task
 from splitlearn.tasks.origin import Origin
@@ -32,7 +33,7 @@ class Agreement:
 
     def __init__(self, cfg: DictConfig, task: Task, channels: dict[str, Any]):
         self.cfg, self.task, self.channels = cfg, task, channels
-        self.max_samples = cfg.batch_size
+        self.max_samples = largest_batch(cfg.batch_size, cfg.last_batch)
         self.may_skip = cfg.nonfinite == "skip"
         self.about: dict[str, Any] | None = None
 

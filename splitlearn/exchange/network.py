@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from omegaconf import DictConfig
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from splitlearn.console import Console
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts
 from splitlearn.segments.parts import Parts
+from splitlearn.segments.tracing import in_short
 from splitlearn.tasks import task_from
 
 NAMES = ("shallow", "medium", "deep")
@@ -30,11 +33,32 @@ class Network:
         client: the first part, the third, and so on.
         server: the others.
         cuts: where, in the order of computation.
+        example: inputs, (2, …).
     """
 
     client: Parts
     server: Parts
     cuts: list[CutPoint]
+    example: Tensor
+
+    def parts(self) -> list[tuple[Parts, nn.Module]]:
+        """The parts in the order of computation, each with the side that holds it."""
+        sides = (self.client, self.server)
+        return [(sides[i % 2], sides[i % 2].parts[i // 2]) for i in range(len(self.cuts) + 1)]
+
+    @torch.no_grad()
+    def alone(self) -> str | None:
+        """What goes wrong in training with a single sample in the batch, such as batch norm over one value."""
+        x = self.example[:1]
+        with torch.random.fork_rng(devices=[]):
+            for side, part in self.parts():
+                side.train()
+                buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}  # which it writes into
+                try:
+                    x = side.run(partial(functional_call, part, buffers), x)
+                except Exception as error:
+                    return in_short(error)
+        return None
 
 
 def build(cfg: DictConfig, about: dict[str, Any] | None = None) -> Network:
@@ -48,7 +72,8 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None) -> Network:
         UserError: the network does not fit the data, or a cut is not possible.
     """
     task = task_from(cfg)
-    rest, example = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
+    rest, first = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
+    example = first
     model, parts, points = rest, [], []
     for cut in exchange_from(cfg).cuts(cfg):
         try:
@@ -65,7 +90,7 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None) -> Network:
     if about is not None:
         task.check_outputs(cfg, run_once(rest, example), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
-    return Network(client, server, points)
+    return Network(client, server, points, first)
 
 
 def load(built: Network, weights: dict[str, Tensor], source: str) -> None:

@@ -91,7 +91,7 @@ class Passage:
                     if num_samples is None:
                         num_samples = payload.shape[0] if payload.shape else 0
                     if not 1 <= num_samples <= self.max_samples:
-                        raise PayloadError(f"is of {num_samples} samples; batch_size={self.max_samples}")
+                        raise PayloadError(f"is of {num_samples} samples, where a batch has 1 to {self.max_samples}")
                     expected = channel.expected(payload, num_samples)
                 decoded = self._codec(channel).decode(payload, self.device, expected)
             except PayloadError as error:

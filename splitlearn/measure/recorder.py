@@ -88,11 +88,8 @@ class Recorder:
         # First what may fail: a start that does leaves the run that is there as it was.
         self._boards = boards(self.cfg, self.folder, self.step_number)
         texts = self.origin | {"config.yaml": OmegaConf.to_yaml(self.cfg, resolve=True)}
-        stale = (
-            self.folder / "summary.json",
-            self.folder / CONFUSION,
-            *self.folder.glob(f"{'[!b]' if state else ''}*_segment*.pt"),
-        )
+        weights = self.folder.glob("[!b]*_segment*.pt" if state else "*_segment*.pt")  # the best are still the best
+        stale = self.folder / "summary.json", self.folder / CONFUSION, *weights
         write_texts(self.folder, texts, removed=stale)  # which are not this run's, or not its last
         lines.open()
         self._lines = lines
@@ -123,12 +120,10 @@ class Recorder:
         """The last evaluation's first metric."""
         return self.last_evaluation[self.task.metrics[0].name]
 
-    def describe(
-        self, cuts: list[CutPoint], about: dict[str, Any], num_samples: int | None = None, samples: str = ""
-    ) -> None:
-        """The first lines that the user sees. No number of samples where it depends on which clients will come."""
+    def describe(self, cuts: list[CutPoint], about: dict[str, Any], samples: str = "") -> None:
+        """The first lines that the user sees. No samples where it depends on which clients will come."""
         self.cuts, self.about = cuts, about
-        text = headline_of(self.cfg, self.task, self.specs, cuts, num_samples)
+        text = headline_of(self.cfg, self.task, self.specs, cuts)
         details = self.task.details(self.cfg, about)
         self.display.headline(text, "; ".join(filter(None, (details, samples))), str(self.folder))
 
@@ -139,9 +134,8 @@ class Recorder:
 
     def resumed(self, epoch: int, had_finished: bool) -> None:
         """The run goes on from a checkpoint in `epoch`."""
-        self.display.note(
-            "finished before" if had_finished else f"going on in epoch {epoch}, step {self.step_number + 1}"
-        )
+        going_on = f"going on in epoch {epoch}, step {self.step_number + 1}"
+        self.display.note("finished before" if had_finished else going_on)
 
     # Measurements
 

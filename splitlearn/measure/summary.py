@@ -16,9 +16,7 @@ from splitlearn.tasks import Task
 PARTS = ("by_client", "by_class")  # of the last evaluation
 
 
-def headline_of(
-    cfg: DictConfig, task: Task, specs: Sequence[ChannelSpec], cuts: list[CutPoint], num_samples: int | None
-) -> str:
+def headline_of(cfg: DictConfig, task: Task, specs: Sequence[ChannelSpec], cuts: list[CutPoint]) -> str:
     """Network, cuts, data, clients and codecs in a line."""
 
     def word(spec: ChannelSpec) -> str:  # its way, where no other goes that way
@@ -26,12 +24,11 @@ def headline_of(
 
     network, data = task.headline(cfg)
     where = " and ".join(f"{cut.path} ({'×'.join(map(str, cut.shape))})" for cut in cuts)
-    samples = "" if num_samples is None else f", {num_samples:,} samples"
     up_to = "up to " if cfg.membership.open else ""
     in_epoch = f", {num} in each epoch" if (num := cfg.membership.sample) else ""
     codecs = " · ".join(f"{word(spec)} {compressor_from(cfg, spec.config).label}" for spec in specs)
     return (
-        f"{network} cut after {where} · {data}{samples} · {cfg.topology.name},"
+        f"{network} cut after {where} · {data} · {cfg.topology.name},"
         f" {up_to}{cfg.num_clients} client{'s' * (cfg.num_clients > 1)}{in_epoch} · {codecs}"
     )
 

@@ -48,7 +48,6 @@ class Attendance:
         self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open, {Round.kind: WAIT.body()})
         self.members: dict[int, Member] = {}
         self.about: dict[str, Any] | None = None  # of the data that the network was built for
-        self.num_samples: int | None = None  # of all clients, where they are known
         self.has_noted_same = False  # that clients have the same data
         self._seen: dict[int, Request] = {}  # see `look`
 

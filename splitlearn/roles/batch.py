@@ -68,7 +68,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             place,
             client.device,
             "the server",
-            cfg.batch_size,
+            client.agreement.max_samples,
             measures_error=measures_error(cfg, step),
             stopwatch=client.stopwatch,
         )

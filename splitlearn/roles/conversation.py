@@ -84,7 +84,7 @@ class Conversation:
             (client, server.progress.step),
             server.device,
             f"client {client}",
-            self.cfg.batch_size,
+            server.agreement.max_samples,
             in_evaluation=in_evaluation,
             stopwatch=server.stopwatch,
         )

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from omegaconf import DictConfig
 
+from splitlearn.batches import batch_sizes
+
 
 @dataclass
 class Progress:
@@ -71,7 +73,5 @@ def share_of(batch: int, num_samples: int, cfg: DictConfig) -> float:
         cfg: of the run: a step is over `accumulate` batches, or those that are left.
     """
     before = (batch - 1) // cfg.accumulate * cfg.accumulate  # batches of the steps before
-    done, ends, all_end = (
-        min(number * cfg.batch_size, num_samples) for number in (batch - 1, batch, before + cfg.accumulate)
-    )
-    return (ends - done) / (all_end - before * cfg.batch_size)
+    sizes = batch_sizes(num_samples, cfg.batch_size, cfg.last_batch)
+    return sizes[batch - 1] / sum(sizes[before : before + cfg.accumulate])

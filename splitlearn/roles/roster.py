@@ -19,10 +19,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from splitlearn.batches import batch_sizes
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
 from splitlearn.exchange.rounds import Round, RoundReply
-from splitlearn.roles.fit import compare
+from splitlearn.roles.fit import check_test, compare
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import Rounds
 from splitlearn.roles.waiting import Repeated
@@ -30,17 +31,18 @@ from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
 
 QUIET_S = 0.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
 
-NO_TEST = (
-    "there are no test samples: put some into a test/ folder beside train/, set data.test_fraction above 0, or have the"
-    " server's own tested with evaluate.on=server"
-)
-
 
 class Host(Protocol):
     """Whose roster it is."""
 
     def build(self, about: dict[str, Any]) -> None:
         """Builds the network for the data of the first client."""
+
+    def check_batches(self, client: int, num_train: int) -> None:
+        """
+        Raises:
+            UserError: the network cannot train on the batches that so many samples give.
+        """
 
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from."""
@@ -73,14 +75,14 @@ class Roster(Rounds):
         hellos = [
             Hello.parse(request.body, f"client {client}", self.agreement) for client, request in enumerate(requests)
         ]
-        self.num_samples = sum(hello.num_train for hello in hellos)
         for client, hello in enumerate(hellos):
             compare(self, client, hello)
             self._enrol(client, hello)
         self.about = self.agreement.task.together([hello.about for hello in hellos])
-        if self.cfg.evaluate.get("on") != "server" and not any(hello.num_test for hello in hellos):
-            raise UserError(NO_TEST)
+        check_test(hellos, self.cfg)
         host.build(self.about)
+        for client, hello in enumerate(hellos):
+            host.check_batches(client, hello.num_train)
         for client, request in enumerate(requests):
             request.reply(host.welcome(client).body())
 
@@ -95,9 +97,9 @@ class Roster(Rounds):
         member = self.members.setdefault(client, Member())
         member.is_in, member.is_late, member.is_leaving = True, False, False
         member.num_train, member.num_test, member.origin = hello.num_train, hello.num_test, hello.origin
-        member.num_batches, member.num_test_batches = (
-            -(-number // self.cfg.batch_size) for number in (hello.num_train, hello.num_test)
-        )
+        size = self.cfg.batch_size
+        member.num_batches = len(batch_sizes(hello.num_train, size, self.cfg.last_batch))
+        member.num_test_batches = len(batch_sizes(hello.num_test, size))
         member.start(self.progress.epoch)
 
     def _admit(self, client: int) -> None:
@@ -110,6 +112,11 @@ class Roster(Rounds):
         self._enrol(client, hello)
         if is_first:
             self.host.build(self.about)
+        try:
+            self.host.check_batches(client, hello.num_train)
+        except UserError as error:
+            self.members[client].is_in = False
+            return request.fail(str(error))
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)
         request.reply(self.host.welcome(client).body())

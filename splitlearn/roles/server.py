@@ -27,6 +27,7 @@ from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.samples import samples_in_words, unreadable_of
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.fit import check_batches
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
@@ -115,6 +116,7 @@ class Server:
         """Builds the network for the data of the clients, and cuts it."""
         built = network.build(self.cfg, about)
         self.runstate.initialise(built)
+        self.alone = built.alone()
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, about)
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
@@ -123,8 +125,11 @@ class Server:
             self.own_test.know(built.client, about)
         num_own = self.own_test and self.own_test.data.num_test
         samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own)
-        self.recorder.describe(built.cuts, about, self.roster.num_samples, samples)
+        self.recorder.describe(built.cuts, about, samples)
         self.runstate.restore()
+
+    def check_batches(self, client: int, num_train: int) -> None:
+        check_batches(client, num_train, self.cfg, self.task.headline(self.cfg)[0], self.alone)
 
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from: where it was, with the newest weights."""

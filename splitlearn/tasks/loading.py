@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
+from splitlearn.batches import batch_sizes
 from splitlearn.errors import UserError
 from splitlearn.seeds import derive, drawing_from, generator
 from splitlearn.tasks.origin import Origin, fingerprint
@@ -27,8 +29,16 @@ class EpochBatches(Sampler):
     without the state of a generator, and with any number of loading processes.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, seed: int, client: int, shuffle: bool = True):
-        self.num_samples, self.batch_size = num_samples, batch_size
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        seed: int,
+        client: int,
+        shuffle: bool = True,
+        last_batch: str = "keep",
+    ):
+        self.num_samples, self.sizes = num_samples, batch_sizes(num_samples, batch_size, last_batch)
         self.seed, self.client, self.shuffle = seed, client, shuffle
         self.start_at(1)
 
@@ -37,15 +47,16 @@ class EpochBatches(Sampler):
         self.epoch, self.batch = epoch, batch
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.batch_size)
+        return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = torch.arange(self.num_samples)
         if self.shuffle:
             stream = generator(self.seed, "shuffle", self.client, self.epoch)
             order = torch.randperm(self.num_samples, generator=stream)
-        for indices in order.split(self.batch_size)[self.batch : len(self)]:  # split makes one batch of no samples
-            yield [(self.epoch, index) for index in indices.tolist()]
+        starts = [0, *accumulate(self.sizes)]
+        for start, end in list(pairwise(starts))[self.batch :]:
+            yield [(self.epoch, index) for index in order[start:end].tolist()]
 
 
 class Samples(Dataset):
@@ -100,8 +111,8 @@ def loaders(
 ) -> tuple[DataLoader, DataLoader]:
     """One client's loaders: its part of the training set, shuffled, and every num_clients-th test sample.
 
-    With partition=none all samples are its own. The last batch of an epoch may be smaller; no sample is dropped.
-    `loader.batch_sampler.start_at` chooses the epoch.
+    With partition=none all samples are its own. last_batch says what becomes of a last batch that is not full;
+    no test sample is dropped. `loader.batch_sampler.start_at` chooses the epoch.
     """
     if sharing(cfg) == "none":
         parts = np.arange(len(train)), np.arange(len(test))
@@ -119,11 +130,19 @@ def loaders(
 def loader_of(dataset: Dataset, part: np.ndarray, client: int, cfg: DictConfig, shuffle: bool) -> DataLoader:
     """A loader of some samples of a data set; with data.skip_unreadable without those that cannot be read."""
     samples = Samples(dataset, part, cfg.seed, client)
+    last_batch = cfg.get("last_batch", "keep") if shuffle else "keep"  # no test sample is left out
     if cfg.data.get("skip_unreadable"):
         samples.leave_out_unreadable(cfg.data.num_workers)
     return DataLoader(
         samples,
-        batch_sampler=EpochBatches(len(samples), cfg.batch_size, cfg.seed, client, shuffle),
+        batch_sampler=EpochBatches(
+            len(samples),
+            cfg.batch_size,
+            cfg.seed,
+            client,
+            shuffle,
+            last_batch,
+        ),
         generator=torch.Generator(),  # else starting the loading processes would draw from the global one
         num_workers=cfg.data.num_workers,
         persistent_workers=cfg.data.num_workers > 0,

@@ -211,3 +211,31 @@ def test_what_crosses_is_checked_by_its_annotation():
     ]:
         with pytest.raises(splitlearn.exchange.agreement.Unfit):
             gradient.parse(body, agreement)
+
+
+@pytest.mark.parametrize(
+    "overrides, cannot",
+    [
+        (["arch=convnet"], None),
+        (["arch=convnet", "exchange=u_shaped"], None),
+        (["arch=squeezenet1_1"], None),  # dropout, and no norm
+        (["arch=mobilenet_v2"], "Expected more than 1 value per channel"),
+        (["arch=mobilenet_v2", "data.image_size=64"], None),
+        (["arch._target_=own_nets.Normed", "cut=first"], "Expected more than 1 value per channel"),
+        (["arch._target_=own_nets.Normed", "cut=norm"], "Expected more than 1 value per channel"),
+        (["arch._target_=own_nets.Normed", "cut=[first,norm]", "exchange=u_shaped"], "Expected more than 1 value"),
+    ],
+)
+def test_whether_a_network_trains_on_a_single_sample(overrides, cannot):
+    built = network.build(compose(*overrides), ABOUT)
+    before = copy.deepcopy(built.client.state_dict() | built.server.state_dict())
+    found = built.alone()
+    assert (found is None) if cannot is None else (cannot in found)
+    assert_same(built.client.state_dict() | built.server.state_dict(), before)
+
+
+def test_a_norm_that_never_works_is_of_the_images_size():
+    with pytest.raises(
+        splitlearn.errors.UserError, match=r"^arch InstanceNorms cannot take images .*1 spatial element"
+    ):
+        network.check(compose("arch._target_=own_nets.InstanceNorms"))

@@ -172,7 +172,7 @@ class ImageClassification(Task):
             raise ValueError("the labels are no 1-D integer tensor")
         is_as_sent = packed.device.type == "cpu" and packed.layout == torch.strided and not packed.requires_grad
         if not is_as_sent or not 1 <= len(packed) <= max_samples:
-            raise ValueError(f"there are {len(packed)} labels; batch_size={max_samples}")
+            raise ValueError(f"there are {len(packed)} labels, where a batch has 1 to {max_samples}")
         lowest, highest = (int(label) for label in packed.aminmax())
         if not 0 <= lowest <= highest < about["num_classes"]:
             raise ValueError(f"the labels are from {lowest} to {highest}; there are {about['num_classes']} classes")
