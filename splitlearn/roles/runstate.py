@@ -14,6 +14,7 @@ from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
 from splitlearn.roles import longer
 from splitlearn.roles.member import Member
+from splitlearn.segments.trainable import state_of
 
 
 class RunState:
@@ -106,6 +107,14 @@ class RunState:
     def wait(self) -> None:
         """Until the last checkpoint is on the disk."""
         self.checkpoints.wait()
+
+    def weights(self) -> dict[str, Any]:
+        """The weights that the run has now, by the file that they go to at its end."""
+        states = self.server.own_states or self.server.client_states
+        names = [f"client_segment_{client}.pt" for client in range(len(states))]
+        found = dict(zip(names if len(states) > 1 else ["client_segment.pt"], states, strict=True))
+        found = {name: state.get("segment", state) for name, state in found.items() if state is not None}  # who came
+        return {**found, "server_segment.pt": state_of(self.server.trainable.segment)}
 
     def saves_epoch(self, epoch: int) -> bool:
         every = self.cfg.checkpoint

@@ -144,7 +144,7 @@ class Server:
         """Writes the weights and the summary, and lets the clients go."""
         if self.roster.asks:
             self.roster.answer(self.roster.here(), "over")
-        for name, state in self.weights().items():
+        for name, state in self.runstate.weights().items():
             self.recorder.save(name, state)
         own = self.own_test and self.own_test.data.origin
         self.recorder.unreadable = unreadable_of(self.roster.members, own)
@@ -154,14 +154,6 @@ class Server:
                 request, _ = self.roster.take(client, Goodbye)
                 request.reply(GoodbyeReply(self.recorder.result).body())
         self.inbox.fail("the run has ended without this client")
-
-    def weights(self) -> dict[str, Any]:
-        """The weights that the run has now, by the file that they go to at its end."""
-        states = self.own_states or self.client_states
-        names = [f"client_segment_{client}.pt" for client in range(len(states))]
-        found = dict(zip(names if len(states) > 1 else ["client_segment.pt"], states, strict=True))
-        found = {name: state.get("segment", state) for name, state in found.items() if state is not None}  # who came
-        return {**found, "server_segment.pt": state_of(self.trainable.segment)}
 
     # Training
 

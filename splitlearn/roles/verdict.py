@@ -52,7 +52,9 @@ class Verdict:
         recorder = self.server.recorder
         self.wait()
         recorder.best_weights = dict(recorder.last_evaluation)
-        self._writer.start(self._write, {f"best_{name}": state for name, state in self.server.weights().items()})
+        self._writer.start(
+            self._write, {f"best_{name}": state for name, state in self.server.runstate.weights().items()}
+        )
 
     def _write(self, files: dict[str, Any]) -> None:
         for name, state in files.items():
