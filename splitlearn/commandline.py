@@ -50,10 +50,10 @@ def go_on(argv: list[str]) -> list[str]:
             )
         raise UserError(f"resume={folder}: no run was started in that folder; there is no {overrides}")
     now = [word for word in argv[1:] if not word.startswith("resume=")]
-    keys = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
-    before = [
-        word for word in (OmegaConf.load(overrides) if overrides.exists() else []) if word.split("=")[0] not in keys
-    ]
+    given = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
+    before = OmegaConf.load(overrides) if overrides.exists() else []
+    before = [word for word in before if word.split("=")[0] not in given]
+    # A job of a sweep goes on alone.
     return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
 
 

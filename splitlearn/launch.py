@@ -77,7 +77,7 @@ def main(cfg: DictConfig) -> float | None:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
             return network.print_cuts(cfg) if place is None or place.rank == 0 else None
-        if not is_client() and not (folder / ".hydra").exists():
+        if not is_client() and not any((folder / name).exists() for name in (".hydra", "config.yaml")):
             with writing_to(folder):
                 write_texts(folder, origin)
         if is_job and place is None:
@@ -102,7 +102,7 @@ def main(cfg: DictConfig) -> float | None:
 
 
 def origin_of(cfg: DictConfig) -> dict[str, str]:
-    """What Hydra would write into .hydra/ before the run has begun, also where it is then refused."""
+    """What Hydra would write into .hydra/ by itself, before the run has begun and even where it is then refused."""
     hydra = HydraConfig.instance().cfg
     about = {"config.yaml": cfg, "hydra.yaml": hydra, "overrides.yaml": hydra.hydra.overrides.task}
     return {f".hydra/{name}": OmegaConf.to_yaml(node) for name, node in about.items()}

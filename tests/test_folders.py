@@ -220,6 +220,9 @@ def test_it_goes_on_after_them_under_any_name(half, tmp_path, run_here):
     status, out = run_here(ROOT / "scripts" / "evaluate.py", f"{name}", "data.root=~/my data (2)")
     assert status == 0 and "as configured" in out
     shutil.rmtree(folder / ".hydra")
+    before = content(folder)
+    assert run_here(ROOT / "launch.py", f"hydra.run.dir={name}", *LAUNCHED, "seed=1", *SERVER)[0] == 1
+    assert content(folder) == before
     status, out = run_here(ROOT / "scripts" / "evaluate.py", f"{name}", "seed=1")
     assert "overrides.yaml, with what the run was started with, and it is not there" in f"{status}"
 
