@@ -130,7 +130,8 @@ def note_failure(folder: Path, error: UserError) -> None:
 def begin_job(folder: Path) -> None:
     """A job starts, maybe once more: its folder counts among those of this sweep."""
     (folder / FAILED).unlink(missing_ok=True)
-    os.utime(folder / ".hydra" / "hydra.yaml")
+    if (about := folder / ".hydra" / "hydra.yaml").exists():
+        os.utime(about)
 
 
 def _table(jobs: list[Job]) -> Table:

@@ -28,10 +28,11 @@ class Lines:
             missing = f"{path} has {found:,} of the {expected:,} bytes that it had at the checkpoint"
             raise UserError(f"{missing}: put it back from a copy, or start over with resume=never")
 
-    def open(self) -> None:
+    def open(self) -> Lines:
         self._file = open(self.path, "w" if self.num_bytes is None else "a", buffering=1)  # noqa: SIM115
         if self.num_bytes is not None:
             self._file.truncate(self.num_bytes)  # what came later is measured again
+        return self
 
     def write(self, line: dict[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")

@@ -91,8 +91,7 @@ class Recorder:
         weights = self.folder.glob("[!b]*_segment*.pt" if state else "*_segment*.pt")  # the best are still the best
         stale = self.folder / "summary.json", self.folder / CONFUSION, *weights
         write_texts(self.folder, texts, removed=stale)  # which are not this run's, or not its last
-        lines.open()
-        self._lines = lines
+        self._lines = lines.open()
 
     def state(self) -> dict[str, Any]:
         """What `open` goes on from. The lines until here are on the disk then, even if the power fails."""
