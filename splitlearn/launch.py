@@ -55,10 +55,11 @@ def start() -> int:
         code = end.code
     except (HydraException, OmegaConfBaseException) as error:
         code = tell(UserError(in_words(error, sys.argv[1:])), all_ranks_see_it=True)
-    except ValueError:
-        if not (sweeps.current and sweeps.current.has_failed()):
+    except (RuntimeError, ValueError) as error:
+        if not (sweeps.current and sweeps.current.is_search and sweeps.current.has_failures()):
             raise
-        code = 1  # a search that found nothing says so in its own words
+        print(f"the search ends without a best job: {error}", file=sys.stderr)  # Optuna's, where its last job has none
+        code = 1
     try:
         if sweeps.current and not is_client() and not sweeps.current.show():
             code = code or 1

@@ -39,6 +39,7 @@ class Sweep(Callback):
     Attributes:
         folder: of the sweep.
         started_at: when, by the clock of the folder's file system.
+        is_search: whether results say which jobs come next.
     """
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
@@ -56,7 +57,8 @@ class Sweep(Callback):
             config.hydra.sweep.dir = str(self.folder)
             # Each job's configuration is composed anew, maybe a second later, maybe on another machine.
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.folder))}")
-            if "direction" in config.hydra.sweeper:  # a search
+            self.is_search = "direction" in config.hydra.sweeper
+            if self.is_search:
                 config.hydra.sweeper.direction = _direction(config)
                 config.hydra.sweeper.max_failure_rate = 1.0  # as in any other sweep
 
@@ -71,9 +73,8 @@ class Sweep(Callback):
         ]
         return sorted(map(Job.read, found), key=lambda job: job.number)
 
-    def has_failed(self) -> bool:
-        """Whether no job has a result."""
-        return not any(job.summary for job in self.jobs())
+    def has_failures(self) -> bool:
+        return any(job.failure for job in self.jobs())
 
     def show(self) -> bool:
         """Prints the table of the jobs; returns whether all have a result."""

@@ -344,19 +344,20 @@ def test_sweeps_of_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
     assert folders == ["same", "same-2", "same-3"]
 
 
+RESULTS = {0: 0.1, 1: 0.9, 2: float("nan")}  # by seed
+
+
 def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    monkeypatch.setattr(
-        "splitlearn.local.run", lambda cfg, folder: finished(folder, float("nan" if cfg.seed == 2 else cfg.seed))
-    )
-    grid = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=grid", "seed=choice(0,1,-1,2)"]
-    status, out = run_here(ROOT / "launch.py", *grid)
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder: finished(folder, RESULTS[cfg.seed]))
+    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"]
+    status, out = run_here(ROOT / "launch.py", *search, "hydra.sweeper.n_trials=6", "seed=choice(0,1,-1,2)")
     (results,) = tmp_path.rglob("optimization_results.yaml")
-    assert OmegaConf.load(results).best_params == {"seed": 1} and OmegaConf.load(results).best_value == 1
-    assert status == 1 and "1 job of the sweep failed" in out and "seed=-1 must be" in out
-    status, out = run_here(ROOT / "launch.py", *grid, "hydra.sweeper.direction=minimize")
+    assert OmegaConf.load(results) == {"name": "optuna", "best_params": {"seed": 1}, "best_value": 0.9}
+    assert status == 1 and "of the sweep failed" in out and "failed: seed=-1 must be" in out and " nan%" in out
+    status, out = run_here(ROOT / "launch.py", *search, "hydra.sweeper.direction=minimize")
     assert_one_sentence(status, out, ["hydra.sweeper.direction=minimize looks for the worst accuracy"])
-    status, out = run_here(ROOT / "launch.py", *grid[:3], "seed=choice(-1,-2)")
+    status, out = run_here(ROOT / "launch.py", *search, "hydra.sweeper.n_trials=2", "seed=choice(-1,-2)")
     assert status == 1 and "2 jobs of the sweep failed" in out and "Traceback" not in out
 
 
