@@ -167,6 +167,14 @@ def test_a_run_whose_clients_come_and_go_gives_their_average(trained, tmp_path):
     assert saved.load(tmp_path).client.keys() == saved.load(trained).client.keys()
 
 
+def test_a_run_whose_classes_had_no_names_yet_is_loaded(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    found = summary(trained)
+    del found["classes"], found["tested"]
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(found))
+    assert saved.load(tmp_path / "run").model().state_dict().keys() == saved.load(trained).model().state_dict().keys()
+
+
 @pytest.mark.parametrize("content", ["", '{"test_top1": 0.'])
 def test_a_torn_summary_is_that_of_a_run_that_has_not_finished(content, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")

@@ -11,7 +11,7 @@ from samples import image_folder
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.loading import loaders
+from splitlearn.tasks.loading import client_data, loaders
 from splitlearn.tasks.partition import labels
 
 MODULE = """
@@ -88,6 +88,12 @@ class TooHigh(Base):
 class Buggy(Base):
     def image(self, index):
         return {}["a"]
+
+class Unreadable(Base):
+    def image(self, index):
+        if index == 3:
+            raise OSError("no such file")
+        return super().image(index)
 
 class Endless(torch.utils.data.IterableDataset):
     classes = ["a"]
@@ -223,6 +229,16 @@ def test_what_is_drawn_at_random_is_the_seeds_whatever_draws(own, config):
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before
     assert torch.equal(images(0, 1), whole[2:]) and torch.equal(images(1, 0), whole)
     assert len(whole[:, :, 0, 0].unique()) == whole.shape[0] * 3
+
+
+def test_its_samples_that_cannot_be_read_are_left_out_too(own, config, capsys):
+    train, test, _ = own("Unreadable")
+    cfg = config("data=custom", "data.skip_unreadable=true", "partition=none")
+    data = client_data(train, test, {}, 0, 1, cfg)
+    assert (data.num_train, data.origin.unreadable_train, data.origin.num_train) == (5, 1, 6)
+    assert "client 0 leaves out 1 samples that cannot be read: 3" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"^sample 3 cannot be read \(no such file\)"):
+        list(loaders(train, test, 0, 1, config("data=custom"))[0])
 
 
 # Transforms

@@ -145,6 +145,12 @@ def test_one_list_for_all_gives_the_labels_and_a_client_may_lack_some(tree, conf
     assert sorted(labels(train)) == [0, 0, 2, 2] and labels(test).tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("classes", ["ant", "5", "[]", "[a,a]", "{a: 1}"])
+def test_a_list_that_is_none_is_one_sentence(classes, tree, config):
+    with pytest.raises(UserError, match=r"^data.classes=.* has to be null, or a list of different names"):
+        sources.build(image_folder(config, tree(*images("a")), f"data.classes={classes}"), 0)
+
+
 def test_an_empty_folder_is_a_class_that_is_in_the_list(tree, config):
     root = tree(*images("cat"), "dog/")
     assert sources.build(image_folder(config, root), 0)[2] == ["cat"]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from splitlearn.errors import UserError
 from splitlearn.seeds import drawing_from
-from splitlearn.tasks.image_classification.folders import normal
+from splitlearn.tasks.image_classification.folders import given_classes, normal
 from splitlearn.tasks.image_classification.transforms import Pipeline, first_line
 
 OFFERED = ("root", "download", "num_classes")  # keys of ours that it gets if it has an argument for them
@@ -146,11 +146,11 @@ def _classes(cfg: DictConfig, names: Any, name: str) -> tuple[list[str], list[in
     """The run's classes, and their numbers for the data set's own."""
     if names is not None:
         names = [", ".join(map(str, one)) if isinstance(one, (tuple, list)) else str(one) for one in names]
-    if cfg.get("classes") is None:
+    given = given_classes(cfg)
+    if given is None:
         if names is None and cfg.num_classes is None:
             raise UserError(f"{name} has no attribute `classes`: set data.num_classes=<how many>")
         return names or [str(number) for number in range(cfg.num_classes)], None
-    given = [normal(str(one)) for one in cfg.classes]
     if names is None:
         return given, None
     if unknown := [one for one in map(normal, names) if one not in given]:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from omegaconf import ListConfig
 from torchvision import datasets
 
 from splitlearn.errors import UserError
@@ -132,6 +134,21 @@ def layout_of(root: Path, classes: Sequence[str] | None = None) -> Layout:
             f" ({', '.join(sorted(EXTENSIONS)[:4])}, …); put those of each class into a folder of its own"
         )
     return layout
+
+
+def given_classes(cfg: Any) -> list[str] | None:
+    """The names of data.classes; None where there are none.
+
+    Raises:
+        UserError: it is no list of different names.
+    """
+    given = cfg.get("classes")
+    if given is None:
+        return None
+    names = [normal(str(name)) for name in given] if isinstance(given, (list, ListConfig)) else []
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"data.classes={given} has to be null, or a list of different names, such as [ant,bee]")
+    return names
 
 
 def normal(name: str) -> str:

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import custom
-from splitlearn.tasks.image_classification.folders import Folder, Part, layout_of, normal
+from splitlearn.tasks.image_classification.folders import Folder, Part, given_classes, layout_of
 from splitlearn.tasks.image_classification.images import ImageLoader
 from splitlearn.tasks.image_classification.transforms import Pipeline
 
@@ -102,7 +102,7 @@ def _cifar(cfg: DictConfig, seed: int, tell: Tell) -> Built:
 
 def _image_folder(cfg: DictConfig, seed: int, tell: Tell) -> Built:
     """Images in folders of their class (see folders.py), of which test_fraction is held out if none are for test."""
-    given = None if cfg.get("classes") is None else _named(cfg)
+    given = given_classes(cfg)
     layout = layout_of(_root(cfg), given)
     for note in layout.notes:
         tell(note)
@@ -136,13 +136,12 @@ def _held_out(train: Dataset, test: Dataset, cfg: DictConfig, seed: int) -> tupl
     return Subset(train, np.sort(order[num_test:])), Subset(test, np.sort(order[:num_test]))
 
 
-def _named(cfg: DictConfig, known: Iterable[str] = ()) -> list[str]:
+def _named(cfg: DictConfig, known: Iterable[str]) -> list[str]:
     """The names of the classes: those of data.classes, of which there must be as many as are known, or these."""
-    known = list(known)
-    if cfg.get("classes") is None:
+    known, given = list(known), given_classes(cfg)
+    if given is None:
         return known
-    given = [normal(str(name)) for name in cfg.classes]
-    if known and len(given) != len(known):
+    if len(given) != len(known):
         raise UserError(
             f"data.classes=[{', '.join(given)}] has {len(given)} names; {cfg.name} has {len(known)} classes"
         )

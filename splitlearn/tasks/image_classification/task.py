@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.image_classification.fitting import check_scores, fitted
+from splitlearn.tasks.image_classification.folders import given_classes
 from splitlearn.tasks.loading import client_data, test_data
 from splitlearn.tasks.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task
@@ -132,7 +133,7 @@ class ImageClassification(Task):
         return f"it has {differ}; data.classes=[…] gives one list for all, of which a client may lack some"
 
     def default_about(self, cfg: DictConfig) -> dict[str, Any]:
-        return about_of(cfg.data.get("classes") or list(range(cfg.data.num_classes or 10)))
+        return about_of(given_classes(cfg.data) or list(range(cfg.data.num_classes or 10)))
 
     def headline(self, cfg: DictConfig) -> tuple[str, str]:
         return networks.title(cfg.arch), (cfg.data.get("_target_") or cfg.data.name).rpartition(".")[2]
