@@ -13,6 +13,7 @@ from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.seeds import derive, generator
+from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.loading import loaders
 
@@ -58,7 +59,7 @@ class Updates:
     """Steps of one segment's optimizer, over the batches of which `add` has taken up the gradients."""
 
     def __init__(self, module: nn.Module, cfg: DictConfig, num_updates: int):
-        self.parameters, self.cfg, self.num_updates = list(module.parameters()), cfg, num_updates
+        self.parameters, self.cfg, self.num_updates = trained(module), cfg, num_updates
         self.optimizer = optimizer_of(module, cfg)
         if cfg.schedule.per == "step":
             options = {"max_lr": cfg.optimizer.lr, "total_steps": cfg.epochs * num_updates}
@@ -167,9 +168,9 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 loss.backward()
                 step_losses.append(loss.item())
                 done, last = batches_done[number], len(of_clients[number])
-                total = len(of_clients[number].dataset)
+                sizes = of_clients[number].batch_sampler.sizes
                 first = (done - 1) // cfg.accumulate * cfg.accumulate
-                share = len(labels) / (min(total, (first + cfg.accumulate) * cfg.batch_size) - first * cfg.batch_size)
+                share = len(labels) / sum(sizes[first : first + cfg.accumulate])
                 server_updates.add(share)
                 updates[number].add(share)
                 complete[number] = done % cfg.accumulate == 0 or done == last
@@ -199,7 +200,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
             mean = {
                 name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
                 for name, value in states[0].items()
-            }
+            } | clients[0].frozen_state()
             for client in clients:
                 client.load_state_dict(copy.deepcopy(mean))
         for one in everybody if cfg.schedule.per == "epoch" else ():

@@ -89,8 +89,8 @@ def assert_equals_the_simulation(folder, *overrides):
         ["compressor=rt", "compressor@downlink=qu", "topology.average=step"],
         ["compressor=sp", "topology.average=never", "partition=dirichlet", "last_batch=merge"],
         ["compressor=qu", "topology=sequential", "compressor@downlink=rt", "last_batch=drop"],
-        ["compressor=ms", "topology=sequential", "partition=dirichlet"],
-        ["compressor=ms", "topology.average=step", "partition=dirichlet"],
+        ["compressor=ms", "topology=sequential", "partition=dirichlet", "freeze=block1"],
+        ["compressor=ms", "topology.average=step", "partition=dirichlet", "freeze=[block1.0,block2.1,block3.0]"],
         [
             *("accumulate=3", "clip_norm=0.5", "schedule=one_cycle", "warmup.epochs=0.5", "partition=dirichlet"),
             *("task.label_smoothing=0.1", "task.class_weights=balanced"),

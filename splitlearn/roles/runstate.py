@@ -67,6 +67,11 @@ class RunState:
             network.load(built, self._weights, f"init_from={self.cfg.init_from}")
             self._weights = None
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to restore."""
+        return self._found is not None
+
     def restore(self) -> None:
         """Takes over what was found, once the network is built."""
         if self._found is None:

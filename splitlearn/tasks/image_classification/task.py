@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
-from splitlearn.tasks.image_classification import networks, sources
+from splitlearn.tasks.image_classification import networks, pretrained, sources
 from splitlearn.tasks.image_classification.fitting import check_scores, fitted
 from splitlearn.tasks.image_classification.folders import given_classes
 from splitlearn.tasks.loading import client_data, test_data
@@ -154,6 +154,13 @@ class ImageClassification(Task):
                 return networks.from_config(cfg.arch, about["num_classes"], image_size)
 
         return fitted(build, cfg.data.image_size, networks.title(cfg.arch))
+
+    def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, Any]) -> list[str]:
+        if cfg.arch.get("weights") is None:
+            return []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            return pretrained.load(cfg.arch, model, about["num_classes"], cfg.data.image_size)
 
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:
         check_scores(outputs, networks.title(cfg.arch), about["num_classes"])
