@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from splitlearn.tasks.image_classification.loading import EpochBatches
+from splitlearn.tasks.loading import EpochBatches
 
 from splitlearn.batches import LAST_BATCH, batch_sizes, largest_batch
 

@@ -14,7 +14,7 @@ FOLDER = Path("a run")
 
 def check(then: list[str], now: list[str], epoch: int, epoch_step: int = 0) -> None:
     configs = (shared(compose(*overrides)) for overrides in (then, now))
-    longer.check(FOLDER, *configs, {"epoch": epoch, "epoch_step": epoch_step})
+    longer.check(FOLDER, *configs, {"epoch": epoch, "epoch_step": epoch_step, "num_updates": 3})
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def built_before(monkeypatch):
     built = {cfg.exchange._target_: network.build(cfg, TEN) for cfg in overrides.values()}
     lock = threading.Lock()
 
-    def build(cfg, *_):
+    def build(cfg, *_, **__):
         with lock:
             return copy.deepcopy(built[cfg.exchange._target_])
 

@@ -56,7 +56,7 @@ def play(tmp_path, monkeypatch):
         ]
         for number in (2, 3):  # before there are several threads, of which torch.fx cannot trace in more than one
             built[number] = build(configs[0], {"num_classes": number})
-        monkeypatch.setattr(network, "build", lambda cfg, about: copy.deepcopy(built[about["num_classes"]]))
+        monkeypatch.setattr(network, "build", lambda cfg, about, **_: copy.deepcopy(built[about["num_classes"]]))
         folder = tmp_path / "run"
         server = Server(
             configs[0], CPU, Recorder(configs[0], folder, Display()), Checkpoints(folder / "checkpoints", 1)
