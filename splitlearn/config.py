@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from hydra.core.config_store import ConfigStore
@@ -91,6 +92,11 @@ def check(cfg: DictConfig) -> None:
     port = cfg.rpc.port
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")
+    frozen = [cfg.freeze] if isinstance(cfg.freeze, str) else cfg.freeze or []
+    if not isinstance(frozen, Sequence) or not all(isinstance(path, str) and path for path in frozen):
+        raise UserError(
+            f"freeze={cfg.freeze} must be null, a module's path, or a list of paths, such as [block1,block2]"
+        )
     fraction = cfg.data.get("test_fraction", 0.5)
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise UserError(f"data.test_fraction={fraction} must be above 0 and below 1")

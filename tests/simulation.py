@@ -14,6 +14,7 @@ from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.seeds import derive
+from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.image_classification.loading import loaders
 
@@ -101,11 +102,11 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 optimizers[number].zero_grad()
                 loss.backward()
                 step_losses.append(loss.item())
-            for parameter in server.parameters():
+            for parameter in trained(server):
                 parameter.grad /= len(batches)
             server_optimizer.step()
             if cfg.topology.get("average") == "step":
-                for parameters in zip(*(client.parameters() for client in clients), strict=True):
+                for parameters in zip(*(trained(client) for client in clients), strict=True):
                     mean = sum(parameters[number].grad for number in batches) / len(batches)
                     for parameter in parameters:
                         parameter.grad = mean.clone()
@@ -122,7 +123,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
             mean = {
                 name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
                 for name, value in states[0].items()
-            }
+            } | clients[0].frozen_state()
             for client in clients:
                 client.load_state_dict(copy.deepcopy(mean))
         with warnings.catch_warnings():  # in sequence, the optimizers of clients that were handed another's do not step

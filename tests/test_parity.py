@@ -73,8 +73,8 @@ def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
         ["compressor=rt", "compressor@downlink=qu", "topology.average=step"],
         ["compressor=sp", "topology.average=never", "partition=dirichlet", "last_batch=merge"],
         ["compressor=qu", "topology=sequential", "compressor@downlink=rt", "last_batch=drop"],
-        ["compressor=ms", "topology=sequential", "partition=dirichlet"],
-        ["compressor=ms", "topology.average=step", "partition=dirichlet"],
+        ["compressor=ms", "topology=sequential", "partition=dirichlet", "freeze=block1"],
+        ["compressor=ms", "topology.average=step", "partition=dirichlet", "freeze=[block1.0,block2.1,block3.0]"],
         ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
         ["exchange=u_shaped", "cut=[block1,pool]", "backward=gated", "topology=sequential", "compressor@features=rt"],
         pytest.param(

@@ -10,6 +10,8 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.batches import largest_batch
+from splitlearn.segments.parts import Parts
+from splitlearn.segments.trainable import trained
 from splitlearn.tasks import Task
 
 PLAIN = (str, int, float, bool, type(None))
@@ -34,11 +36,13 @@ class Agreement:
         self.may_skip = cfg.nonfinite == "skip"
         self.about: dict[str, int] | None = None
 
-    def know(self, client_segment: nn.Module, about: dict[str, int]) -> None:
+    def know(self, client_segment: Parts, about: dict[str, int]) -> None:
         """The network is built."""
         self.about = about
         self.segment = {name: like(tensor) for name, tensor in client_segment.state_dict().items()}
-        self.gradients = [like(parameter) for parameter in client_segment.parameters()]
+        frozen = client_segment.frozen_state()
+        self.changing = {name: shape for name, shape in self.segment.items() if name not in frozen}
+        self.gradients = [like(parameter) for parameter in trained(client_segment)]
         self.optimizer = optimizer_state(client_segment, self.cfg)
 
     def check_about(self, about: Any) -> None:
@@ -53,10 +57,12 @@ class Agreement:
         if not all(map(is_like, gradients, self.gradients)):
             raise Unfit("its gradients do not have the shapes and dtypes of the client segment's parameters")
 
-    def check_segment(self, state: Any) -> None:
-        if not isinstance(state, dict) or state.keys() != self.segment.keys():
+    def check_segment(self, state: Any, of: dict[str, Any] | None = None) -> None:
+        """`of` are the tensors that there have to be: None for all."""
+        of = self.segment if of is None else of
+        if not isinstance(state, dict) or state.keys() != of.keys():
             raise Unfit("its weights do not have the names of the client segment's")
-        for name, expected in self.segment.items():
+        for name, expected in of.items():
             if not is_like(state[name], expected):
                 raise Unfit(f"{name} is no {expected[1]} tensor of shape {tuple(expected[0])}")
 
@@ -99,8 +105,9 @@ def is_plain(value: Any, depth: int = 8) -> bool:
 def optimizer_state(segment: nn.Module, cfg: DictConfig) -> dict[int, dict[str, Any]]:
     """What the optimizer keeps of each parameter (see `like`), found by a step of its own on as many zeros."""
     parameters = [nn.Parameter(torch.zeros_like(parameter)) for parameter in segment.parameters()]
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter)
+    for parameter, kept in zip(parameters, segment.parameters(), strict=True):
+        if kept.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
     optimizer = instantiate(cfg.optimizer, parameters, _convert_="all")
     optimizer.step()
     state = optimizer.state_dict()["state"]

@@ -74,12 +74,14 @@ class Channel:
     Attributes:
         shape: of one sample's tensor, as the cut gives it; set once the network is known.
         dtypes: that a tensor may be of.
+        has_gradient: comes back; not where nothing before the cut is trained.
     """
 
     def __init__(self, spec: ChannelSpec, codec: Compressor, evaluation_codec: Compressor, gated: bool, seed: int):
         self.spec, self.codec, self.evaluation_codec, self.gated, self.seed = spec, codec, evaluation_codec, gated, seed
         self.shape: tuple[int, ...] = ()
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+        self.has_gradient = spec.back is not None
 
     def expected(self, payload: Payload, num_samples: int) -> tuple[torch.Size, torch.dtype]:
         """What a tensor of `num_samples` samples has to be like."""

@@ -28,6 +28,7 @@ from splitlearn.exchange.channel import Channel, ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.segments.parts import Parts
+from splitlearn.segments.trainable import trained
 from splitlearn.tasks import Task
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
     mixed = cfg.precision == "bf16" and cfg.cut_precision is None
     for channel in channels.values():
         cut = network.cuts[channel.spec.cut]
+        before = [part for _, part in network.parts()[: channel.spec.cut + 1]]
         channel.shape = cut.shape
+        channel.has_gradient = channel.spec.back is not None and any(map(trained, before))
         channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)
 
 

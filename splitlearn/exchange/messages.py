@@ -181,7 +181,7 @@ class Weights(Message):
     seconds: dict[str, float]  # where time went since the last one, by phase
 
     def check(self, agreement: Agreement, holds: str | None = None) -> None:
-        """`holds` says what the state has to be: "segment", "trainable", or None for nothing."""
+        """`holds` says what the state has to be: "segment" for what of it changes, "trainable", or None for nothing."""
         if not isinstance(self.seconds, dict) or not self.seconds.keys() <= CLIENT_PHASES:
             raise Unfit(f"its times are not those of {', '.join(sorted(CLIENT_PHASES))}")
         if not all(type(value) in (int, float) and abs(value) < MAX_SECONDS for value in self.seconds.values()):
@@ -189,7 +189,7 @@ class Weights(Message):
         if holds == "trainable":
             agreement.check_trainable(self.state)
         elif holds == "segment":
-            agreement.check_segment(self.state)
+            agreement.check_segment(self.state, agreement.changing)
         elif self.state is not None:
             raise Unfit("it has weights that nobody asked for")
 

@@ -18,9 +18,11 @@ from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.tracing import in_short
+from splitlearn.segments.trainable import trained
 from splitlearn.tasks import task_from
 
 NAMES = ("shallow", "medium", "deep")
+CLIENT = "client"  # all that the client holds, in `freeze`
 LAST = "last"  # the last valid cut
 
 
@@ -33,12 +35,14 @@ class Network:
         server: the others.
         cuts: where, in the order of computation.
         example: inputs, (2, …).
+        notes: what the user should know of its weights.
     """
 
     client: Parts
     server: Parts
     cuts: list[CutPoint]
     example: Tensor
+    notes: list[str]
 
     def parts(self) -> list[tuple[Parts, nn.Module]]:
         """The parts in the order of computation, each with the side that holds it."""
@@ -60,19 +64,20 @@ class Network:
         return None
 
 
-def build(cfg: DictConfig, about: dict[str, int] | None = None) -> Network:
-    """The network of a run's config, cut as its exchange needs it. The run's seed gives the weights.
+def build(cfg: DictConfig, about: dict[str, int] | None = None, pretrained: bool = False) -> Network:
+    """The network of a run's config, cut as its exchange needs it, and frozen as `freeze` says.
 
     Args:
         cfg: of the run.
         about: what the network has to know of the data (see Task.load); None: as far as the config says.
+        pretrained: loads the weights that the config names; else the run's seed gives them, for others to be loaded.
 
     Raises:
         UserError: the network does not fit the data, or a cut is not possible.
     """
     task = task_from(cfg)
     rest, first = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
-    example = first
+    example, notes = first, task.pretrain(cfg, rest, about) if pretrained else []
     model, parts, points = rest, [], []
     for cut in exchange_from(cfg).cuts(cfg):
         try:
@@ -89,7 +94,26 @@ def build(cfg: DictConfig, about: dict[str, int] | None = None) -> Network:
     if about is not None:
         task.check_outputs(cfg, run_once(rest, example), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
-    return Network(client, server, points, first)
+    network = Network(client, server, points, first, notes)
+    freeze(network, cfg.get("freeze"))
+    return network
+
+
+def freeze(network: Network, what: str | list[str] | None) -> None:
+    """
+    Raises:
+        UserError: there is nothing of this name, or nothing else.
+    """
+    paths = [what] if isinstance(what, str) else list(what or ())
+    names = [name for _, part in network.parts() for name, _ in part.named_parameters()]
+    for path in paths:
+        if path != CLIENT and not any(f"{name}.".startswith(f"{path}.") for name in names):
+            known = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+            raise UserError(f"freeze={path} matches no weights: choose {known}, a path in one of these, or {CLIENT}")
+    network.client.freeze("" if path == CLIENT else path for path in paths)
+    network.server.freeze(path for path in paths if path != CLIENT)
+    if not any(map(trained, (network.client, network.server))):
+        raise UserError(f"freeze=[{','.join(paths)}] leaves nothing to train")
 
 
 def _last(rest: nn.Module, example: Tensor) -> str:

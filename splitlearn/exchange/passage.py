@@ -144,9 +144,10 @@ class Sent:
         return decoded
 
     def backward(self, gradient_wire: Tensor) -> None:
-        """Goes on with the backward pass from the gradient that came back."""
+        """Goes on with the backward pass from the gradient that came back, if anything before the cut is trained."""
         self._gradient_wire = gradient_wire
-        self._start.backward()
+        if self._channel.has_gradient:
+            self._start.backward()
 
     def decode_gradient(self) -> Tensor:
         back = self._passage.channels[self._channel.spec.back]
@@ -157,16 +158,16 @@ class Received:
     """A tensor that came over the cut.
 
     Attributes:
-        tensor: decoded; requires grad, where the channel has a way back.
-        gradient_wire: after a backward pass, what crosses back, a 1-D uint8 tensor on the CPU.
+        tensor: decoded; requires grad, where the channel has a way back that is needed.
+        gradient_wire: after a backward pass, what crosses back, a 1-D uint8 tensor on the CPU; empty if nothing does.
     """
 
     def __init__(self, passage: Passage, channel: Channel, wire: Tensor, num_samples: int | None):
         self._passage, self._channel = passage, channel
         self._wire, self._num_samples = wire, num_samples
-        self.gradient_wire: Tensor | None = None
+        self.gradient_wire = torch.empty(0, dtype=torch.uint8)
         received = Receive.apply(torch.zeros((), requires_grad=True), self)
-        self.tensor: Tensor = received if channel.spec.back else received.detach()
+        self.tensor: Tensor = received if channel.has_gradient else received.detach()
 
     def decode(self) -> Tensor:
         return self._passage.decode(self._channel, self._wire, num_samples=self._num_samples)

@@ -54,11 +54,12 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         total = recorder.ledger.channels[spec.name]
         summary[spec.key] = {
             "compressor": compressor_from(cfg, spec.config).label,
-            "bytes_per_batch": total["bytes"] / total["payloads"],
+            "bytes_per_batch": total["bytes"]
+            / max(total["payloads"], 1),  # none where nothing before the cut is trained
             "bytes": total["bytes"],
             "uncompressed_bytes": total["raw_bytes"],
-            "saving": total["raw_bytes"] / total["bytes"],
-            "saving_by_formula": total["raw_bytes"] / total["formula_bytes"],
+            "saving": total["raw_bytes"] / total["bytes"] if total["bytes"] else 1.0,
+            "saving_by_formula": total["raw_bytes"] / total["formula_bytes"] if total["bytes"] else 1.0,
             "relative_error": total["error"] / total["errors"] if total["errors"] else None,
         }
     names = ["labels_up", "weights_up", "weights_down", "evaluation_up", "evaluation_down"]

@@ -45,6 +45,11 @@ class RunState:
                 server.roster.about = checkpoint["about"]
                 server.build(checkpoint["about"])
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is something to restore."""
+        return self._found is not None
+
     def restore(self) -> None:
         """Takes over what was found, once the network is built."""
         checkpoint, self._found = self._found, None

@@ -97,7 +97,9 @@ class Server:
 
     def build(self, about: dict[str, int]) -> None:
         """Builds the network for the data of the clients, and cuts it."""
-        built = network.build(self.cfg, about)
+        built = network.build(self.cfg, about, pretrained=not self.runstate.goes_on)
+        for note in built.notes:
+            self.recorder.display.note(escape(note))
         self.alone = built.alone()
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, about)

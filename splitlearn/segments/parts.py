@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,34 @@ class Parts(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.precision, self.cut_precision = precision, cut_precision
+        self.frozen: tuple[str, ...] = ()
+
+    def freeze(self, paths: Iterable[str]) -> None:
+        """Modules at these paths ("" is all) stay as in evaluation; their parameters, and those named, do not train."""
+        self.frozen = tuple(paths)
+        for name, parameter in self._named_parameters():
+            if self.is_frozen(name):
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [pair for part in self.parts for pair in part.named_parameters()]
+
+    def is_frozen(self, name: str) -> bool:
+        return any(path in ("", name) or name.startswith(f"{path}.") for path in self.frozen)
+
+    def frozen_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that do not change, be it that the network itself says so."""
+        fixed = {name for name, parameter in self._named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in self.state_dict().items() if name in fixed or self.is_frozen(name)}
+
+    def train(self, mode: bool = True) -> Parts:
+        super().train(mode)
+        for part in self.parts:
+            for name, module in part.named_modules():
+                if self.is_frozen(name):
+                    module.eval()
+        return self
 
     def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
         return partial(self.run, self.parts[index])
@@ -64,7 +92,7 @@ class Older:
 
     def __init__(self, parts: Parts):
         self.parts = parts
-        self.weights = [weight.detach().clone().requires_grad_() for weight in parts.parameters()]
+        self.weights = [weight.detach().clone().requires_grad_(weight.requires_grad) for weight in parts.parameters()]
 
     def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
         before = sum(len(list(part.parameters())) for part in self.parts.parts[:index])

@@ -102,11 +102,16 @@ def are_finite(tensors: Iterable[Tensor | None]) -> bool:
     return bool(nn.utils.get_total_norm(floats, math.inf).isfinite())
 
 
+def trained(segment: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in segment.parameters() if parameter.requires_grad]
+
+
 def gradients_of(segment: nn.Module) -> list[Tensor]:
-    """Each parameter's gradient on the CPU; zeros where it has none."""
+    """The gradient of each parameter that is not frozen, on the CPU; zeros where it has none."""
     return [
         (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().cpu()
-        for parameter in segment.parameters()
+        for parameter in trained(segment)
     ]
 
 

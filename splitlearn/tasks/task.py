@@ -116,6 +116,16 @@ class Task(ABC):
     def network(self, cfg: DictConfig, about: dict[str, int]) -> nn.Module:
         """The network for such data, on the CPU, its weights drawn from the run's seed and no other generator."""
 
+    def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, int]) -> list[str]:
+        """Loads pretrained weights into a network of `network`, if the configuration names any; the server alone does.
+
+        Returns what the user should know of it.
+
+        Raises:
+            UserError: they are not there, or do not fit.
+        """
+        return []
+
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, int]) -> None:  # noqa: B027
         """Looks at what the network gives for the example, with data that are known.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from splitlearn.errors import PeerError
 from splitlearn.exchange.messages import Gradients, GradientsReply, Weights
-from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of
+from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of, trained
 from splitlearn.topologies.averaging import average_states
 from splitlearn.topologies.topology import Topology, send_weights, take_weights
 
@@ -66,17 +66,18 @@ class Parallel(Topology):
             members = [roster.members[client] for client in done]
             num_samples = [member.num_samples if roster.is_open else member.num_train for member in members]
             by_samples = self.weighting == "samples" and any(num_samples)
-            server.client_states = [average_states(states, num_samples if by_samples else None)]
+            mean = average_states(states, num_samples if by_samples else None)
+            server.client_states = [server.client_states[0] | mean]  # with what is frozen
         directive = "save" if server.runstate.saves_epoch(epoch) else None
         for request, _ in done.values():
-            send_weights(server, request, None if self.keeps_own else server.client_states[0], directive)
+            send_weights(server, request, None if self.keeps_own else mean, directive)
         if directive:
             roster.hear_states(done)
 
     def _own(self, server: Any, client: int, done: dict[int, tuple[Any, Any]]) -> Any:
-        """The last weights that a client has handed in; None where there are none."""
+        """The last weights that a client has handed in, with what is frozen; None where there are none."""
         if client in done:
-            return done[client][1]
+            return server.client_states[0] | done[client][1]
         member = server.roster.members.get(client)
         return member.state["segment"] if member and member.state else None
 
@@ -88,10 +89,12 @@ class Parallel(Topology):
             for _ in range(client.progress.epoch_step, client.num_steps):
                 client.obey(self._take_mean_step(client, None))
         segment = client.trainable.segment
+        frozen = segment.frozen_state()
+        changing = {name: value for name, value in state_of(segment).items() if name not in frozen}
         sends = not self.keeps_own or client.progress.epoch == client.cfg.epochs
-        reply = client.exchange_weights(state_of(segment) if sends else None)
+        reply = client.exchange_weights(changing if sends else None)
         if not self.keeps_own:
-            load_state(segment, reply.state)
+            load_state(segment, frozen | reply.state)
         client.obey(reply.directive)
 
     def end_batch(self, client: Any, takes_part: bool, directive: str | None) -> str | None:
@@ -103,7 +106,7 @@ class Parallel(Topology):
         """Steps with the mean of the clients' gradients (Eq. 2 of the MS paper); None where this one has none."""
         reply = client.ask(Gradients(gradients), GradientsReply)
         if reply.mean is not None:
-            for parameter, gradient in zip(client.trainable.segment.parameters(), reply.mean, strict=True):
+            for parameter, gradient in zip(trained(client.trainable.segment), reply.mean, strict=True):
                 parameter.grad = gradient.to(client.device)
             client.trainable.optimizer.step()
         return reply.directive

@@ -239,3 +239,85 @@ def test_a_norm_that_never_works_is_of_the_images_size():
         splitlearn.errors.UserError, match=r"^arch InstanceNorms cannot take images .*1 spatial element"
     ):
         network.check(compose("arch._target_=own_nets.InstanceNorms"))
+
+
+# What is frozen
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("name", EXCHANGES)
+@pytest.mark.parametrize("freeze", ["block1", "[block1.0,block2.1.weight,classifier]", "client", "[block3,block1.1]"])
+def test_what_is_frozen_stays_as_it_is_and_the_rest_trains_as_in_the_uncut_network(freeze, name, optimizer):
+    pair = Pair(f"exchange={name}", "compressor=none", f"freeze={freeze}", "cut=medium")
+    model = pair.task.network(pair.cfg, ABOUT)
+    paths = freeze.strip("[]").split(",")
+    if freeze == "client":
+        paths = ["block1", "block2", *(["classifier"] if name == "u_shaped" else [])]
+    sides = pair.network.client, pair.network.server
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def is_frozen(name: str) -> bool:
+        return any(f"{name}.".startswith(f"{path}.") for path in paths)
+
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(not is_frozen(path))
+    model.train()
+    for path in paths:
+        if not path.endswith("weight"):
+            model.get_submodule(path).eval()
+    kind = {"sgd": lambda p: torch.optim.SGD(p, 0.1, 0.9, weight_decay=0.1), "adam": torch.optim.Adam}[optimizer]
+    pair.optimizers, alone = [kind(side.parameters()) for side in sides], kind(model.parameters())
+    for place, (images, labels) in enumerate(batches()):
+        for side in sides:
+            side.train()
+        pair.step(place, images, labels)
+        alone.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        alone.step()
+    after = pair.network.client.state_dict() | pair.network.server.state_dict()
+    assert_same(after, model.state_dict())
+    same = {path for path in after if torch.equal(after[path], before[path])}
+    assert same == {path for path in after if is_frozen(path)}
+    kept = sum(len(one.state_dict()["state"]) for one in pair.optimizers)
+    assert kept == sum(not is_frozen(path) for path, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "freeze, exchange, expected",
+    [
+        ("client", "labels_up", {"smashed"}),
+        ("[block1,block2]", "u_shaped", {"smashed", "features", "feature_gradient"}),  # the middle part trains
+        ("[block1,block2,block3]", "u_shaped", {"smashed", "features"}),
+        ("block1", "labels_up", {"smashed", "gradient"}),
+    ],
+)
+def test_no_gradient_crosses_to_where_nothing_is_trained(freeze, exchange, expected):
+    pair = Pair(f"exchange={exchange}", "cut=medium", f"freeze={freeze}", "backward=gated")
+    _, passages = pair.step(0, *batches(1)[0])
+    assert {transfer.channel for transfer in passages[1].transfers} == expected
+
+
+@pytest.mark.parametrize(
+    "freeze, expected",
+    [
+        ("blok1", r"^freeze=blok1 matches no weights: choose block1, block2, block3, classifier, a path .*or client"),
+        ("[block1,block]", "^freeze=block matches no weights"),
+        ("[client,block3,classifier]", r"^freeze=\[client,block3,classifier\] leaves nothing to train"),
+    ],
+)
+def test_a_freeze_that_cannot_be_is_one_sentence(freeze, expected):
+    with pytest.raises(splitlearn.errors.UserError, match=expected):
+        network.check(compose(f"freeze={freeze}"))
+
+
+def test_what_a_frozen_segment_sends_of_itself_is_nothing():
+    pair = Pair("freeze=client")
+    agreement = Agreement(pair.cfg, pair.task, channels_of(pair.cfg, pair.exchange))
+    agreement.know(pair.network.client, ABOUT)
+    assert agreement.changing == {} and agreement.gradients == [] and agreement.optimizer == {}
+    assert agreement.segment.keys() == pair.network.client.state_dict().keys()
+
+
+def test_a_frozen_batch_norm_trains_on_a_single_sample():
+    freeze = "freeze=norm"
+    assert network.build(compose("arch._target_=own_nets.Normed", "cut=first", freeze), ABOUT).alone() is None

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from splitlearn.tasks.image_classification import networks, sources
+from splitlearn.tasks.image_classification import networks, pretrained, sources
 from splitlearn.tasks.image_classification.fitting import check_scores, fitted
 from splitlearn.tasks.image_classification.loading import loaders
 from splitlearn.tasks.task import ClientData, Metric, Task
@@ -58,6 +58,13 @@ class ImageClassification(Task):
                 return networks.from_config(cfg.arch, about["num_classes"], image_size)
 
         return fitted(build, cfg.data.image_size, networks.title(cfg.arch))
+
+    def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, int]) -> list[str]:
+        if cfg.arch.get("weights") is None:
+            return []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            return pretrained.load(cfg.arch, model, about["num_classes"], cfg.data.image_size)
 
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, int]) -> None:
         check_scores(outputs, networks.title(cfg.arch), about["num_classes"])
