@@ -1,10 +1,10 @@
 """splitlearn: split learning over torch.distributed.rpc with a compressed uplink."""
 
 from splitlearn import compressors
-from splitlearn.exchange.layer import compress, mask_sparsify
+from splitlearn.exchange.layer import compress, mask_sparsify, receive, send
 from splitlearn.segments import split
 
-__all__ = ["compress", "compressors", "mask_sparsify", "split"]
+__all__ = ["compress", "compressors", "mask_sparsify", "receive", "send", "split"]
 
 
 def __getattr__(name: str):
