@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from splitlearn import compressors
-    from splitlearn.exchange.layer import compress, mask_sparsify
+    from splitlearn.exchange.layer import compress, mask_sparsify, receive, send
     from splitlearn.segments import split
 
-__all__ = ["compress", "compressors", "mask_sparsify", "split"]
+__all__ = ["compress", "compressors", "mask_sparsify", "receive", "send", "split"]
 
 # Loaded when they are asked for: torch takes seconds, and a Ctrl-C meanwhile is to be heard.
-_HOMES = {"compress": "exchange.layer", "mask_sparsify": "exchange.layer", "split": "segments"}
+_HOMES = dict.fromkeys(("compress", "mask_sparsify", "receive", "send"), "exchange.layer") | {"split": "segments"}
 
 
 def __getattr__(name: str):

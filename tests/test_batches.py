@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from splitlearn.tasks.loading import EpochBatches
 
 from splitlearn.batches import LAST_BATCH, batch_sizes, largest_batch
+from splitlearn.tasks.loading import EpochBatches
 
 
 @pytest.mark.parametrize(

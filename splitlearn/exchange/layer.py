@@ -3,9 +3,10 @@
     sender      x ─ Send ─► encode ─► payload ═══════► decode ─ Receive ─► decoded      receiver
     backward    ◄── gate ◄─ decode ◄─ payload ◄═══════ encode ◄─────────── gradient
 
-`Send` and `Receive` never see each other. On two machines the payloads cross by whatever drives the exchange. In one
-process, `compress` joins them: Receive's input is Send's output, and what one encoded the other decodes, so that a
-model trained with `compress` and the same one trained over a network get the same numbers, bit for bit.
+`Send` and `Receive` never see each other. On two machines the payloads cross by whatever drives the exchange; `send`
+and `receive` are for a loop of one's own, which carries them as it likes. In one process, `compress` joins them:
+Receive's input is Send's output, and what one encoded the other decodes, so that a model trained with `compress` and
+the same one trained over a network get the same numbers, bit for bit.
 
 In the backward pass compression is the identity (straight-through): the gradient with respect to the decoded tensor is
 applied to the original one. With `gated` it passes only where the decoded value is not zero, so that what did not
@@ -101,6 +102,85 @@ class _BothEnds:
 
     def decode_gradient(self) -> Tensor:
         return self.downlink.decode(self.gradient, self.device)
+
+
+class Sent:
+    """A tensor that goes over the cut, and the Sender of it; see `send`.
+
+    Attributes:
+        wire: what crosses, a 1-D uint8 tensor on the CPU.
+    """
+
+    def __init__(self, x: Tensor, uplink: Compressor, downlink: Compressor, gated: bool):
+        self._uplink, self._downlink, self._gated, self._x = uplink, downlink, gated, x.detach()
+        self._start = Send.apply(x, self)
+
+    def encode(self, x: Tensor) -> Tensor | None:
+        payload = self._uplink.encode(x)
+        self.wire = payload.tensor
+        return self._uplink.decode(payload, x.device) if self._gated else None
+
+    def backward(self, gradient_wire: Tensor) -> None:
+        """Goes on with the backward pass from the gradient that came back.
+
+        Raises:
+            PayloadError: it is no payload of a gradient of what was sent.
+        """
+        self._gradient_wire = gradient_wire
+        self._start.backward()
+
+    def decode_gradient(self) -> Tensor:
+        payload = Payload.parse(self._gradient_wire)
+        return self._downlink.decode(payload, self._x.device, (self._x.shape, self._x.dtype))
+
+
+class Received:
+    """A tensor that came over the cut, and the Receiver of it; see `receive`.
+
+    Attributes:
+        tensor: decoded; requires grad.
+        gradient_wire: after a backward pass, what crosses back, a 1-D uint8 tensor on the CPU.
+    """
+
+    def __init__(self, wire: Tensor, uplink: Compressor, downlink: Compressor, device: torch.device | str):
+        self._wire, self._uplink, self._downlink, self._device = wire, uplink, downlink, torch.device(device)
+        self.tensor: Tensor = Receive.apply(torch.zeros((), requires_grad=True), self)
+
+    def decode(self) -> Tensor:
+        return self._uplink.decode(Payload.parse(self._wire), self._device)
+
+    def encode_gradient(self, gradient: Tensor) -> None:
+        self.gradient_wire = self._downlink.encode(gradient).tensor
+
+
+def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "straight_through") -> Sent:
+    """Encodes `x` for the other side of a cut: `.wire` crosses, and `.backward(wire)` goes on with what comes back.
+
+    Args:
+        x: floating point, any shape, that requires grad.
+        uplink: compresses `x`.
+        downlink: the other side's, which compresses the gradient; None is that of `receive`.
+        backward: "straight_through" or "gated" (see the module's docstring).
+    """
+    check_backward(backward)
+    return Sent(x, uplink, downlink or Identity(), backward == "gated")
+
+
+def receive(
+    wire: Tensor, uplink: Compressor, downlink: Compressor | None = None, device: torch.device | str = "cpu"
+) -> Received:
+    """Decodes what `send` gave on the other side: `.tensor`, and after its backward pass `.gradient_wire` to send back.
+
+    Args:
+        wire: 1-D uint8, on the CPU.
+        uplink: the other side's, which compressed it.
+        downlink: compresses the gradient; None leaves it as it is.
+        device: where the tensor is wanted.
+
+    Raises:
+        PayloadError: it is no payload of this compressor.
+    """
+    return Received(wire, uplink, downlink or Identity(), device)
 
 
 def compress(

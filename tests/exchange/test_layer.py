@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+import splitlearn
 from splitlearn.compressors import Identity, MaskSparsifier, TopKSparsifier, UniformQuantizer
-from splitlearn.errors import NonFiniteError
+from splitlearn.errors import NonFiniteError, PayloadError
 from splitlearn.exchange.layer import compress, gate, mask_sparsify
 
 OPTIONS = [
@@ -151,3 +152,32 @@ def test_model_with_mask_sparsify_trains(backward):
 def test_gate_without_decoded_is_the_identity():
     gradient = randn(5)
     assert gate(gradient, None) is gradient
+
+
+@pytest.mark.parametrize("backward", ["straight_through", "gated"])
+@pytest.mark.parametrize("downlink", [None, UniformQuantizer(bits=4)])
+def test_send_and_receive_are_compress_with_a_wire_between(backward, downlink, noise):
+    one, other = (noise(4, 8, relu=True).requires_grad_() for _ in range(2))
+    weights, up = noise(4, 8, seed=1), MaskSparsifier(0.7)
+    joined = splitlearn.compress(one, up, downlink, backward)
+    (joined * weights).sum().backward()
+    sent = splitlearn.send(other, up, downlink, backward)
+    received = splitlearn.receive(sent.wire, up, downlink)
+    assert torch.equal(received.tensor, joined) and sent.wire.dtype == torch.uint8
+    (received.tensor * weights).sum().backward()
+    sent.backward(received.gradient_wire)
+    assert torch.equal(other.grad, one.grad)
+
+
+def test_what_is_no_payload_is_refused_at_both_ends(noise):
+    up = MaskSparsifier(0.7)
+    sent = splitlearn.send(noise(4, 8).requires_grad_(), up)
+    received = splitlearn.receive(splitlearn.send(noise(2, 8).requires_grad_(), up).wire, up)
+    received.tensor.sum().backward()
+    for wire in (received.gradient_wire, torch.zeros(3, dtype=torch.uint8)):
+        with pytest.raises(PayloadError):
+            sent.backward(wire)
+    with pytest.raises(PayloadError):
+        splitlearn.receive(sent.wire, UniformQuantizer())
+    with pytest.raises(ValueError, match="backward=sideways"):
+        splitlearn.send(noise(4, 8), up, backward="sideways")
