@@ -72,11 +72,6 @@ class RunState:
         """Whether there is something to restore."""
         return self._found is not None
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether there is something to restore."""
-        return self._found is not None
-
     def restore(self) -> None:
         """Takes over what was found, once the network is built."""
         if self._found is None:
