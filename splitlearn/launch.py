@@ -63,7 +63,8 @@ def start() -> int:
     try:
         if sweeps.current and not is_client() and not sweeps.current.show():
             code = code or 1
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as where the shell has closed it
+            sys.stdout.flush()
     except BrokenPipeError:
         drop_output()
     return code

@@ -18,6 +18,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import saved
+from splitlearn.console import forgive
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.folder import held
 from splitlearn.stopping import StopRequest
@@ -128,6 +129,7 @@ def _run(
 ) -> None:
     """The main function of one rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    forgive(sys.stdout, sys.stderr)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = run_rank(cfg, place, folder, token, origin)

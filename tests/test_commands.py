@@ -22,6 +22,7 @@ CANNOT = {
     r"data\.root=|multirun/cifar10|data\.download=true|experiment=": "needs a data set that has to be downloaded",
     r"role=": "takes two terminals or machines; tests/test_launch.py and test_membership.py start them together",
     r"--nnodes|--master": "takes two machines",
+    r"num_clients=100": "takes minutes; tests/roles/test_rounds.py starts forty",
     r"onebit|forward_only|periodic|diabetes|mine/": "needs the files that its page shows: tests/test_extending.py",
     r"document_config|test_golden": "writes into the clone; tests/test_configuration_page.py compares what it writes",
 }

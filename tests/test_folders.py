@@ -17,7 +17,7 @@ from simulation import compose
 from splitlearn import checkpoints, local
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import UserError
-from splitlearn.folder import held, own_folder, unusable
+from splitlearn.folder import held, new_folder, own_folder, unusable
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 
@@ -107,6 +107,7 @@ def test_ranks_that_torchrun_starts_again_find_their_folder(tmp_path):
 def test_two_starts_within_a_second_are_two_folders(run_here, tmp_path, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1.7e9)
     for _ in range(2):
+        new_folder.cache_clear()  # as in a process of its own
         assert run_here(ROOT / "launch.py", "epochs=0")[0]
     assert [path.parent.name[-2:] for path in sorted(tmp_path.rglob(".hydra"))] == ["20", "-2"]
 

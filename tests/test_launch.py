@@ -287,7 +287,7 @@ def test_torchruns_ranks_are_interrupted_in_silence(tmp_path):
         (["optimizer.foo=1"], "optimizer.foo is unknown: choose one of lr, momentum, weight_decay, nesterov"),
         (["cut=shallow,deep"], "cut=shallow,deep is several values: add -m for a sweep"),
         (["compressor.bits=abc"], "compressor.bits=abc must be a whole number"),
-        (["data.root=a(b"], "data.root=a(b cannot be read"),
+        (["data.mean=["], "data.mean=[ cannot be read"),
         (["deep"], "deep is no option: options are key=value"),
         (["data.root=${nowhere}"], "data.root"),
         (["hydra/launcher=jobl"], "hydra/launcher=jobl is unknown"),
@@ -303,7 +303,7 @@ def test_hydras_errors_are_one_sentence(run_here, overrides, sentence):
 def test_a_sweep_ends_with_a_table_in_one_folder(run_here, tmp_path, monkeypatch):
     """Of jobs whose moments differ, one of which cannot run; the sweep of the same second has another folder."""
     moments = itertools.count()
-    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder: finished(folder, 0.5 + cfg.seed / 10))
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, 0.5 + cfg.seed / 10))
     monkeypatch.setattr("splitlearn.launch.started_at", lambda form: f"at-{next(moments)}")
     OmegaConf.register_new_resolver("started_at", lambda form: f"at-{next(moments)}", replace=True)
     try:
@@ -349,8 +349,8 @@ RESULTS = {0: 0.1, 1: 0.9, 2: float("nan")}  # by seed
 
 def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder: finished(folder, RESULTS[cfg.seed]))
-    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=0"]
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, RESULTS[cfg.seed]))
+    search = ["-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=random", "hydra.sweeper.sampler.seed=6"]
     status, out = run_here(ROOT / "launch.py", *search, "hydra.sweeper.n_trials=6", "seed=choice(0,1,-1,2)")
     (results,) = tmp_path.rglob("optimization_results.yaml")
     assert OmegaConf.load(results) == {"name": "optuna", "best_params": {"seed": 1}, "best_value": 0.9}

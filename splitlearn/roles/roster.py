@@ -115,7 +115,7 @@ class Roster(Rounds):
         try:
             self.host.check_batches(client, hello.num_train)
         except UserError as error:
-            self.members[client].is_in = False
+            del self.members[client]
             return request.fail(str(error))
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)

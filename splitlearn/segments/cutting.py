@@ -135,7 +135,7 @@ def _run(part: nn.Module, x: Tensor) -> object:
             return part(x.clone())  # which it may write into
         except Exception as error:
             raise UserError(
-                f"the network cannot take {x.dtype} tensor of shape {'×'.join(map(str, x.shape))}: {in_short(error)}"
+                f"the network cannot take a {x.dtype} tensor of shape {'×'.join(map(str, x.shape))}: {in_short(error)}"
             ) from None
 
 

@@ -24,7 +24,7 @@ def built_before(monkeypatch):
     """The network, as torch.fx cannot trace in several threads."""
     built, lock = network.build(compose(*NORMED), {"num_classes": 10}), threading.Lock()
 
-    def build(cfg, *_):
+    def build(cfg, *_, **__):
         with lock:
             return copy.deepcopy(built)
 
@@ -43,7 +43,7 @@ def test_it_is_known_before_the_first_step(tmp_path):
     with pytest.raises(UserError, match=expected):
         raise error
     assert isinstance(told, PeerError) and str(error) in str(told)
-    assert metrics(tmp_path) == []
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("how, num_samples", [("merge", 33), ("drop", 32)])

@@ -14,7 +14,7 @@ from test_malformed import CPU, Proxy, Thread
 from test_membership import Machine
 from test_resume import assert_same
 
-from splitlearn import config, local, saved
+from splitlearn import checks, local, saved
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
@@ -194,7 +194,7 @@ def test_the_server_without_test_samples_or_with_other_classes_is_one_sentence(o
 
 def test_there_must_be_a_segment_of_all_clients():
     with pytest.raises(UserError, match=r"^evaluate.on=server does not go with topology.average=never"):
-        config.check(compose("evaluate.on=server", "topology.average=never"))
+        checks.check(compose("evaluate.on=server", "topology.average=never"))
 
 
 # Whole runs
