@@ -68,7 +68,7 @@ def check(cfg: DictConfig) -> None:
             one_of = ", ".join(map(kinds.shown, choices))
             raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
     tabled = {*CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE}
-    kinds.check(cfg, but={*tabled, *(key for key in kinds.defaults() if key.startswith(("schedule.", "warmup.")))})
+    kinds.check(cfg, but={*tabled, "warmup.epochs", "warmup.from"})
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
@@ -135,8 +135,8 @@ def check(cfg: DictConfig) -> None:
     for key in ("exchange", "topology"):
         made_from(cfg, key)
     made_from(cfg, "task").check(cfg)
-    rates.check(cfg)
     try_out(cfg)
+    rates.check(cfg)
     for key, node in cfg.items():
         if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
             compressor_from(cfg, key)

@@ -22,6 +22,8 @@ from splitlearn.errors import UserError
 HERE = Path(__file__).parent
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())  # installed, or in a clone
 LARGEST = 2**63 - 1  # that torch takes as a seed
+SOME_EPOCHS = "10 epochs"
+EPOCHS = r"\s*\d+(\.\d+)? epochs?\s*"
 NAMES = {bool: "true or false", int: "a whole number, at least 0", float: "a number, at least 0", str: "a text"}
 ABSENT = object()
 
@@ -67,9 +69,10 @@ def defaults() -> dict[str, list[Any]]:
     for key, values in found.items():
         if others := [other[1] for value in values if (other := re.fullmatch(r"\${([\w.]+)}", str(value)))]:
             found[key] = found[others[0]]  # the same as that key, unless it is set
+    known = {key: [SOME_EPOCHS if _is_epochs(value) else value for value in values] for key, values in found.items()}
     return {
         key: values
-        for key, values in found.items()
+        for key, values in known.items()
         if any(value is not None for value in values) and not any("${" in str(value) for value in values)
     }
 
@@ -115,7 +118,13 @@ def _get(given: Any, key: str) -> Any:
     return given
 
 
+def _is_epochs(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith(" epochs")
+
+
 def _fits(value: Any, default: Any, least: float = 0) -> bool:
+    if _is_epochs(default):  # a length, also as a number of steps or epochs; which, see rates.py
+        return (type(value) is int and 0 < value <= LARGEST) or bool(re.fullmatch(EPOCHS, str(value)))
     if isinstance(default, list):
         return isinstance(value, list) and bool(value) and all(_fits(item, default[0], -math.inf) for item in value)
     if isinstance(value, bool) or default is None:
@@ -134,7 +143,10 @@ def _names(found: list[Any]) -> list[str]:
 
     def name(default: Any) -> str:
         if isinstance(default, list):
-            return "a list of whole numbers" if type(default[0]) is int else "a list of numbers"
+            kind = "whole numbers" if type(default[0]) is int else "numbers"
+            return f"a list of {'lengths' if _is_epochs(default[0]) else kind}"
+        if _is_epochs(default):
+            return f"a whole number, at least 1, or epochs, such as '{default}'"
         return "null" if default is None else NAMES.get(type(default), "a group of options, as in conf/")
 
     return sorted(set(map(name, found)), key="null".__eq__)

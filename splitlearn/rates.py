@@ -99,7 +99,7 @@ class Rates:
 
 def check(cfg: DictConfig) -> None:
     """Raises UserError where the rates of a run cannot be found, as far as can be seen before its steps are known."""
-    for key, highest in (("from", 1), ("epochs", math.inf)):
+    for key, highest in (("from", 1), ("epochs", 10**6)):
         value = cfg.warmup[key]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= highest:
             raise UserError(f"warmup.{key}={value} must be a number from 0{' to 1' if highest == 1 else ''}")

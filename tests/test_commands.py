@@ -61,7 +61,11 @@ def overrides_of(line: str) -> list[str]:
 def test_it_composes(line):
     if re.search("onebit|forward_only|periodic|diabetes", line):
         pytest.skip("of the files that its page shows")
-    words = [word.replace("<folder>", "folder") for word in overrides_of(line) if not word.startswith("resume=outputs")]
+    words = [
+        word.replace("<folder>", "folder").replace("<name>", "resnet18")
+        for word in overrides_of(line)
+        if not word.startswith("resume=outputs")
+    ]
     pairs = [(key, choices(value)) for key, _, value in (word.partition("=") for word in words) if "hydra" not in key]
     for number in range(max((len(values) for _, values in pairs), default=1)):
         compose(*(f"{key}={given(values[number % len(values)])}" for key, values in pairs))

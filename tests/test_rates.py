@@ -102,11 +102,11 @@ def test_an_epoch_that_is_longer_than_thought_stays_at_its_last_step():
 @pytest.mark.parametrize(
     "options, wrong",
     [
-        (["schedule.T_max=0"], r"schedule CosineAnnealingLR \(T_max=0\) does not go on in epoch 2"),
+        (["schedule.T_max=0"], "schedule.T_max=0 must be a whole number, at least 1"),
         (["optimizer.lr=abc"], "optimizer.lr=abc must be a number"),
         (["optimizer.lr=-1"], "optimizer.lr=-1 must be a number, at least 0"),
         (["optimizer.lr=inf"], "optimizer.lr=inf must be a number"),
-        (["schedule=exponential", "schedule.gamma=-1"], "the learning rate is -0.05 in epoch 2"),
+        (["schedule=exponential", "schedule.gamma=-1"], "schedule.gamma=-1 must be a number, at least 0"),
         (["schedule.per=batch"], "schedule.per=batch is unknown"),
         (["schedule.T_max=0.5 epochs"], "schedule.T_max=0.5 epochs: parts of epochs need schedule.per=step"),
         (["+schedule.x=3"], "unexpected keyword"),

@@ -19,7 +19,11 @@ VARIANTS = [
 ]
 BAD = ["abc", "", -1, 1.5, True, None, [1, 2], {"a": 1}, math.nan, math.inf, 10**30]
 # Whose value is looked at where it is used, not only by its kind; all texts.
-CHECKED_LATER = re.compile(r"(arch|data)\.name|arch\.cuts\..*|cut|cut_back|(client|server)\.device|.*_target_")
+CHECKED_LATER = re.compile(
+    r"(arch|data)\.name|arch\.(cuts\..*|weights)|cut|cut_back|(client|server)\.device|.*_target_|freeze|init_from"
+    r"|data\.(test_)?transform|data\.classes|task\.class_weights|schedule\.milestones"
+)
+)
 
 
 def leaves(node, above=""):

@@ -12,7 +12,7 @@ from splitlearn.errors import UserError, typed
 from splitlearn.words import quoted, readable, unquoted
 
 sys.path.insert(0, str(ROOT))
-import launch
+from splitlearn import commandline
 
 NAMES = [
     "seed=1,cut=deep",
@@ -50,7 +50,7 @@ def test_a_folder_is_gone_on_with_as_the_shell_passes_it(name, tmp_path, monkeyp
     for folder in (name, f"{name}/", f"./{name}", str(tmp_path / name)):
         word = f"resume={folder}"
         assert shlex.split(typed("resume", folder)) == [word]
-        argv = readable(launch.go_on(["launch.py", word, "seed=2"])[1:])
+        argv = readable(commandline.go_on(["launch.py", word, "seed=2"])[1:])
         assert [word for word in argv if not word.startswith("hydra.")] == ["epochs=3", "seed=2"]
         cfg = compose("+hydra_run_dir=" + next(word for word in argv if "run.dir=" in word).partition("=")[2])
         assert (tmp_path / cfg.hydra_run_dir).samefile(tmp_path / name)

@@ -204,10 +204,11 @@ def test_training_has_smoothed_labels_and_weighted_classes_and_the_test_loss_has
 
 def test_balanced_classes_weigh_the_same_over_the_samples_of_all_clients():
     task = know(class_weights="balanced")
-    one, other = ({"num_classes": 4, "num_train_of_class": counts} for counts in ([3, 0, 1, 0], [5, 1, 0, 0]))
+    about = {"num_classes": 4, "classes": ["a", "b", "c", "d"]}
+    one, other = ({**about, "num_train_of_class": counts} for counts in ([3, 0, 1, 0], [5, 1, 0, 0]))
     task.check_about(one)
     together = task.together([one, other])
-    assert together == {"num_classes": 4, "num_train_of_class": [8, 1, 1, 0]}
+    assert together == {**about, "num_train_of_class": [8, 1, 1, 0]}
     task.know(together)
     assert task.class_weights.tolist() == pytest.approx([10 / 4 / 8, 10 / 4, 10 / 4, 0])
 
@@ -216,15 +217,16 @@ def test_balanced_classes_weigh_the_same_over_the_samples_of_all_clients():
     "counts", [None, "many", [1, 2], [1, 2, 3, -1], [1, 2, 3, True], [1, 2, 3, 1 << 60], [1, 2, 3, 0.5]], ids=str
 )
 def test_what_is_no_number_of_samples_for_each_class_is_refused(counts):
+    about = {"num_classes": 4, "classes": ["a", "b", "c", "d"]}
     with pytest.raises(ValueError, match="num_train_of_class"):
-        know(class_weights="balanced").check_about({"num_classes": 4, "num_train_of_class": counts})
+        know(class_weights="balanced").check_about({**about, "num_train_of_class": counts})
     with pytest.raises(ValueError, match="how many training samples of each"):
-        know(class_weights="balanced").check_about({"num_classes": 4})
+        know(class_weights="balanced").check_about(about)
 
 
 def test_counts_that_nobody_asked_for_are_refused():
     with pytest.raises(ValueError, match="nothing else"):
-        know().check_about({"num_classes": 2, "num_train_of_class": [1, 2]})
+        know().check_about({"num_classes": 2, "classes": ["a", "b"], "num_train_of_class": [1, 2]})
 
 
 def test_weights_of_another_number_of_classes_are_one_sentence():

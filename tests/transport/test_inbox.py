@@ -131,7 +131,7 @@ def test_a_sentence_names_a_few_of_many_clients(monkeypatch):
     monkeypatch.setattr(inbox, "LOOK_EVERY_S", 0.01)
     box = Inbox(100, timeout_s=5)
     box.is_alive = lambda client: False
-    with pytest.raises(PeerError, match="client 0 and client 1 and client 2 and client 3 and 96 others did not come"):
+    with pytest.raises(PeerError, match="clients 0, 1, 2, 3 and 96 others did not come"):
         box.meet(come_within_s=0.05)
 
 
