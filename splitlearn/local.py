@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -84,9 +84,13 @@ def _forking_context(imports: Iterable[str]) -> multiprocessing.context.ForkServ
     # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), path]))
+    # Ctrl-C is the parent's business: in a process that starts Python it would be a traceback.
+    resource_tracker.ensure_running()  # which unblocks it when it is started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         del os.environ["PYTHONPATH"]
         if path is not None:
             os.environ["PYTHONPATH"] = path

@@ -23,7 +23,6 @@ CHECKED_LATER = re.compile(
     r"(arch|data)\.name|arch\.(cuts\..*|weights)|cut|cut_back|(client|server)\.device|.*_target_|freeze|init_from"
     r"|data\.(test_)?transform|data\.classes|task\.class_weights|schedule\.milestones"
 )
-)
 
 
 def leaves(node, above=""):
