@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())  # installed, or in a clone
 LARGEST = 2**63 - 1  # that torch takes as a seed
 SOME_EPOCHS = "10 epochs"
-EPOCHS = r"\s*\d+(\.\d+)? epochs?\s*"
+EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")  # a length of a schedule; see rates.py
 NAMES = {bool: "true or false", int: "a whole number, at least 0", float: "a number, at least 0", str: "a text"}
 ABSENT = object()
 
@@ -124,7 +124,7 @@ def _is_epochs(value: Any) -> bool:
 
 def _fits(value: Any, default: Any, least: float = 0) -> bool:
     if _is_epochs(default):  # a length, also as a number of steps or epochs; which, see rates.py
-        return (type(value) is int and 0 < value <= LARGEST) or bool(re.fullmatch(EPOCHS, str(value)))
+        return (type(value) is int and 0 < value <= LARGEST) or bool(EPOCHS.fullmatch(str(value).strip()))
     if isinstance(default, list):
         return isinstance(value, list) and bool(value) and all(_fits(item, default[0], -math.inf) for item in value)
     if isinstance(value, bool) or default is None:

@@ -9,7 +9,6 @@ that goes on needs no more than its place.
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from splitlearn.config import made_from
 from splitlearn.errors import UserError
+from splitlearn.kinds import EPOCHS
 
 SCHEDULED = ("lr", "momentum", "betas")  # what schedules set
-EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")
 
 
 class Rates:
@@ -43,10 +43,10 @@ class Rates:
         self.num_steps, self._place = num_steps, 0
         node = OmegaConf.to_container(cfg.schedule, resolve=True)
         self.is_per_step = node.pop("per", "epoch") == "step"
-        self._optimizer = _made("optimizer", cfg.optimizer, [torch.nn.Parameter(torch.zeros(1))])
-        self._in_words = _in_words("schedule", node)
+        self._optimizer = made_from(cfg, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
+        self._in_words = _in_words(node)
         options = {name: self._length(name, value) for name, value in node.items()}
-        self._schedule = _made("schedule", options, self._optimizer)
+        self._schedule = _made(options, self._optimizer)
         if isinstance(self._schedule, ReduceLROnPlateau):
             raise UserError("schedule=ReduceLROnPlateau waits for a figure: choose one that goes by epochs or steps")
         total = cfg.epochs * num_steps if self.is_per_step else cfg.epochs
@@ -110,17 +110,17 @@ def check(cfg: DictConfig) -> None:
         rates.at(epoch, 0)
 
 
-def _made(key: str, node: Any, *arguments: Any) -> Any:
-    """What config group `key` describes."""
+def _made(options: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+    """The schedule of these options, whose lengths are counted."""
     try:
-        return instantiate(node, *arguments, _convert_="all")
+        return instantiate(options, optimizer, _convert_="all")
     except InstantiationException as error:
-        raise UserError(f"{_in_words(key, node)} cannot be made: {_line(error.__cause__ or error)}") from None
+        raise UserError(f"{_in_words(options)} cannot be made: {_line(error.__cause__ or error)}") from None
 
 
-def _in_words(key: str, node: Any) -> str:
+def _in_words(node: dict[str, Any]) -> str:
     options = ", ".join(f"{name}={value}" for name, value in node.items() if name not in ("_target_", "per"))
-    return f"{key} {str(node.get('_target_')).rpartition('.')[2]} ({options})"
+    return f"schedule {str(node.get('_target_')).rpartition('.')[2]} ({options})"
 
 
 def _line(error: BaseException) -> str:

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.batches import largest_batch
+from splitlearn.config import made_from
 from splitlearn.rates import SCHEDULED
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import trained
@@ -127,7 +127,7 @@ def optimizer_state(segment: nn.Module, cfg: DictConfig) -> dict[int, dict[str, 
     for parameter, kept in zip(parameters, segment.parameters(), strict=True):
         if kept.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    optimizer = instantiate(cfg.optimizer, parameters, _convert_="all")
+    optimizer = made_from(cfg, "optimizer", parameters)
     optimizer.step()
     state = optimizer.state_dict()["state"]
     return {index: {name: like(value) for name, value in kept.items()} for index, kept in state.items()}

@@ -121,14 +121,19 @@ def play(folder, cfg, change) -> tuple[Server, Exception | None, Exception | Non
     while len(server.inbox.new_requests()) < len(clients):  # so that the first step is of both
         time.sleep(0.01)
     serving.start()
-    serving.join(60)
+    join(server, serving, clients)
+    return server, serving.error, clients[1].error
+
+
+def join(server: Server, serving: Thread, clients: list[Thread], within_s: float = 60) -> None:
+    """Until a run is over, on the server and then on its clients."""
+    serving.join(within_s)
     assert not serving.is_alive()
     if serving.error:
         server.inbox.fail(str(serving.error))
     for client in clients:
         client.join(10)
     server.recorder.close()
-    return server, serving.error, clients[1].error
 
 
 def of_infinite_size(body: tuple) -> tuple:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from runs import metrics, summary
 from simulation import compose
-from test_malformed import CPU, Proxy, Thread
+from test_malformed import CPU, Proxy, Thread, join
 from test_membership import Machine
 from test_resume import assert_same
 
@@ -66,13 +66,7 @@ def play(tmp_path, monkeypatch):
         serving.start()
         for client in clients:
             client.start()
-        serving.join(60)
-        assert not serving.is_alive()
-        if serving.error:
-            server.inbox.fail(str(serving.error))
-        for client in clients:
-            client.join(10)
-        server.recorder.close()
+        join(server, serving, clients)
         return server, serving.error, [client.error for client in clients]
 
     return run

@@ -10,7 +10,7 @@ import test_malformed
 import torch
 from runs import TINY, metrics, summary, wait_for
 from simulation import compose
-from test_malformed import CPU, OPTIONS, Proxy, Thread, built_before  # noqa: F401  a fixture
+from test_malformed import CPU, OPTIONS, Proxy, Thread, built_before, join  # noqa: F401  a fixture
 from test_membership import Machine
 from test_resume import assert_same
 
@@ -65,14 +65,8 @@ def play(folder, cfg, impatient=False, meanwhile=lambda server, clients: None):
         time.sleep(0.01)
     serving.start()
     meanwhile(server, clients)
-    serving.join(90)
-    assert not serving.is_alive()
-    if serving.error:
-        server.inbox.fail(str(serving.error))
-    for thread in threads:
-        thread.join(10)
-        assert not thread.is_alive()
-    server.recorder.close()
+    join(server, serving, threads, within_s=90)
+    assert not any(thread.is_alive() for thread in threads)
     return server, noted, [thread.error for thread in (serving, *threads)]
 
 
