@@ -238,10 +238,10 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
 @pytest.mark.parametrize(
     "command, seconds",
     [
-        pytest.param([*LAUNCH, "num_clients=2"], [0.3, 3.0, 7.0], id="local"),
+        pytest.param([*LAUNCH, "num_clients=2"], [3.0], id="local"),
         pytest.param(
             [*LAUNCH, "num_clients=2"],
-            [0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.5, 8.0],
+            [0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 2.5, 3.5, 4.0, 4.5, 5.0, 5.5, 6.0, 6.5, 7.5, 8.0],
             id="local, more often",
             marks=pytest.mark.slow,
         ),
@@ -364,13 +364,13 @@ def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeyp
     assert status == 1 and "2 jobs of the sweep failed" in out and "Traceback" not in out
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"HYDRA_FULL_ERROR": "1", "COLUMNS": "30"}])
-def test_any_terminal_will_do(tmp_path, environment):
+def test_any_terminal_will_do(tmp_path):
+    environment = {"PYTHONIOENCODING": "ascii", "HYDRA_FULL_ERROR": "1", "COLUMNS": "30"}
     status, out = run([*LAUNCH, "num_clients=1", *TINY], tmp_path, **environment)
     assert status == 0 and "test accuracy" in out.replace("\n", " "), out
 
 
-@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} >&- 2>&-"])
+@pytest.mark.parametrize("shell", ["{} | head -n 1", pytest.param("{} >&- 2>&-", marks=pytest.mark.slow)])
 def test_a_run_goes_on_where_nobody_reads_its_output(tmp_path, shell):
     command = shlex.join([*LAUNCH, "num_clients=1", *TINY, "hydra.run.dir=run"])
     status, out = run(["bash", "-o", "pipefail", "-c", shell.format(command)], tmp_path)

@@ -81,7 +81,8 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
         assert_same(part, whole)
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)], ids=["server", "client"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 2], ids=["server", "client"])
 def test_a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost(victim, tmp_path):
     options = [*TINY, "epochs=8", "checkpoint.every_steps=1"]
     local.run(compose(*options), tmp_path / "whole")

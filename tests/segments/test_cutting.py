@@ -82,7 +82,7 @@ def test_maps_are_those_of_the_papers_table(arch, image_size, shapes, network, c
     assert points[cuts["shallow"]].nbytes == 4 * torch.Size(shapes[0]).numel()
 
 
-@pytest.mark.parametrize("arch", ["convnet", "resnet18"])
+@pytest.mark.parametrize("arch", ["convnet", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_every_valid_cut_splits_into_the_map_it_names(arch, network, noise):
     images = noise(2, 3, 32, 32)
     points = valid_cuts(network(arch), images)
