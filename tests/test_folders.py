@@ -276,13 +276,13 @@ def test_a_checkpoint_that_a_newer_one_replaces_while_it_is_read(tmp_path, monke
 def test_two_servers_under_torchrun_in_one_folder(tmp_path):
     options = [*TINY, "epochs=10000", "hydra.run.dir=run"]
     with started([*torchrun(2), *options], tmp_path) as process:
-        wait_for(tmp_path / "out.txt", "epoch 2/")
+        wait_for(tmp_path / "out.txt", "epoch     2/")
         (tmp_path / "second").mkdir()
         before = content(tmp_path / "run" / ".hydra")
         status, out = run([*torchrun(2), f"resume={tmp_path / 'run'}", "log.error_every=5"], tmp_path / "second")
         assert status and "is being written to by process" in out
         assert content(tmp_path / "run" / ".hydra") == before
-        wait_for(tmp_path / "out.txt", "epoch 5/")
+        wait_for(tmp_path / "out.txt", "epoch     5/")
         os.kill(process.pid, signal.SIGTERM)
         process.wait(60)
     assert job_folders(tmp_path) == [tmp_path / "run"]

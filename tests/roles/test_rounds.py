@@ -287,8 +287,10 @@ def test_a_round_may_take_longer_than_a_call(free_port, tmp_path):
         for _ in range(3):
             training.send_signal(signal.SIGSTOP)
             time.sleep(9)
+            done = len(metrics(tmp_path / "run", "step"))
             training.send_signal(signal.SIGCONT)
-            time.sleep(0.1)
+            while len(metrics(tmp_path / "run", "step")) == done:
+                time.sleep(0.01)
         assert [process.wait(120) for process in (server, *clients)] == [0] * 4, server.out.read_text()
     assert max(line["seconds"] for line in metrics(tmp_path / "run", "epoch")) > 20
 
