@@ -318,6 +318,7 @@ def test_clients_of_an_open_run_come_and_go_whether_they_wait_or_not(free_port, 
         server = machine.start("server")
         clients = [machine.start("client", index) for index in range(4)]
         wait_for(server.out, "(4 of 4 are there)")
+        wait_for(tmp_path / "run" / "metrics.jsonl", '"step"')
 
         def epochs_go_on(number: int = 3) -> set[int]:
             """Who takes part in the epochs after the current one."""
