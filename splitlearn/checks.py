@@ -29,6 +29,7 @@ CHOICES = {
     "membership.open": (True, False),
     "checkpoint.best": (True, False),
     "evaluate.on": ("clients", "server"),
+    "tls.enabled": ("auto", True, False),
     "data.skip_unreadable": (True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
@@ -54,8 +55,8 @@ AT_LEAST_ONE_OR_NONE = (
     "client.num_threads",
     "server.num_threads",
 )
-TEXT = ("rpc.host",)
-TEXT_OR_NONE = ("log.wandb", "log.mlflow")
+TEXT = ("rpc.host", "tls.server_name")
+TEXT_OR_NONE = ("log.wandb", "log.mlflow", "tls.folder", "tls.cert", "tls.key", "tls.ca")
 ABOVE_ZERO_OR_NONE = ("clip_norm", "link.up_mbits", "link.down_mbits")
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s", "partition.alpha")
 

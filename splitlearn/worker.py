@@ -24,9 +24,10 @@ from splitlearn.measure.screen import Screen
 from splitlearn.roles.client import Client
 from splitlearn.roles.server import Server
 from splitlearn.tasks import task_from
-from splitlearn.transport import Patience, Place, ServerProxy, read_token
+from splitlearn.transport import Patience, Place, ServerProxy, Tls, has_certificates, is_loopback, read_token, tls_from
 
 DEFAULT_NUM_CLIENTS = 2
+WITHOUT_TOKEN = b"the certificates say who is who"
 # Where all ranks have one command line and one disk, what one cannot do is no matter of this client.
 COMMON = re.compile(r"client \d+ stopped: (?!crashed with|interrupted)(.*)", re.DOTALL)
 
@@ -90,11 +91,13 @@ def run_rank(
         torch.set_num_threads(cfg[role].num_threads)
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _end_with_launcher()  # as local.run's ranks do
-    token = token or read_token(cfg.rpc.token_file)
+    # With certificates a token would be one secret more to hand round; what signs calls is then drawn at the sign-in.
+    token = token or (WITHOUT_TOKEN if has_certificates(cfg.tls) else read_token(cfg.rpc.token_file))
+    tls = tls_from(cfg.tls, place, token)
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
-        return _run_server(cfg, place, folder, patience, token, origin)
-    return _run_client(cfg, place, patience, token)
+        return _run_server(cfg, place, folder, patience, token, tls, origin)
+    return _run_client(cfg, place, patience, token, tls)
 
 
 @cache
@@ -116,21 +119,19 @@ def _run_server(
     folder: Path,
     patience: Patience,
     token: bytes,
+    tls: Tls | None,
     origin: dict[str, str] | None,
 ) -> float:
     device = config.device_from(cfg.server.device, "server.device")
     display = Display()
-    if not place.one_machine and not place.host.startswith("127.") and place.host not in ("localhost", "::1"):
-        display.note("what crosses is not encrypted: keep strangers away (see docs/reliability.md)")
+    if tls is None and not place.one_machine and not is_loopback(place.host):
+        display.note("what crosses is not encrypted (tls.enabled=false): keep strangers away (see docs/security.md)")
     if place.is_fleet and "TORCHELASTIC_RUN_ID" in os.environ:
-        display.note(
-            f"torchrun's store listens on every interface of this machine, port {place.port}: keep strangers away (see"
-            " docs/reliability.md)"
-        )
+        display.note(transport.left_open(place))
     recorder = Recorder(cfg, folder, display, origin)
     checkpoints = Checkpoints(folder / "checkpoints", cfg.checkpoint.keep)
     server = Server(cfg, device, recorder, checkpoints)
-    connected = transport.connect(place, patience, token, server, display.tell)
+    connected = transport.connect(place, patience, token, server, display.tell, tls)
     with held(folder, display.note), closing(checkpoints), closing(recorder), connected:
         try:
             return server.run()
@@ -141,10 +142,10 @@ def _run_server(
             raise
 
 
-def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes) -> float:
+def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes, tls: Tls | None) -> float:
     screen = _screen_of(place)
     try:
-        with transport.connect(place, patience, token, tell=screen.tell) as server:
+        with transport.connect(place, patience, token, tell=screen.tell, tls=tls) as server:
             result = _be_client(cfg, place, server, screen)
     except KeyboardInterrupt:
         screen.tell("interrupted")

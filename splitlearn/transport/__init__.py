@@ -11,9 +11,10 @@ from splitlearn.transport.connection import connect
 from splitlearn.transport.files import allow_files
 from splitlearn.transport.guard import refusals
 from splitlearn.transport.inbox import Inbox, Request
-from splitlearn.transport.place import Patience, Place, rank_name
+from splitlearn.transport.place import Patience, Place, is_loopback, rank_name
 from splitlearn.transport.proxy import ServerProxy
-from splitlearn.transport.store import host_store
+from splitlearn.transport.store import host_store, left_open
+from splitlearn.transport.tls import Tls, has_certificates, tls_from
 from splitlearn.transport.token import read_token
 
 __all__ = [
@@ -22,10 +23,15 @@ __all__ = [
     "Place",
     "Request",
     "ServerProxy",
+    "Tls",
     "allow_files",
     "connect",
+    "has_certificates",
     "host_store",
+    "is_loopback",
+    "left_open",
     "rank_name",
     "read_token",
     "refusals",
+    "tls_from",
 ]

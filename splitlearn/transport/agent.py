@@ -6,6 +6,7 @@ others' addresses in a store, so that one of its own is enough. Checked with tor
 """
 
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,6 +77,21 @@ def _loopback() -> Iterator[None]:
 def stop_agent() -> None:
     """Ends this process's RPC agent, without waiting for others."""
     rpc.shutdown(graceful=False)
+
+
+def is_listening(address: str) -> bool:
+    """Whether an agent of this machine still listens at host:port.
+
+    RPC stops to listen for good when somebody connects to it and says nothing; so this looks without connecting.
+    """
+    host, port = address.rsplit(":", 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections do not keep it from the port
+        try:
+            probe.bind((host.strip("[]"), int(port)))
+        except OSError:
+            return True
+    return False
 
 
 def has_agent() -> bool:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import secrets
 import socket
+import ssl
 import time
 from dataclasses import dataclass
 
 from splitlearn.errors import PeerError
-from splitlearn.transport.handshake import MALFORMED, Line, Strange, calls_key
+from splitlearn.transport.encrypted import Connection
+from splitlearn.transport.handshake import HANDSHAKE_S, MALFORMED, Line, Strange, calls_key
 from splitlearn.transport.place import shown
+from splitlearn.transport.tls import DESK, RPC, Tls, in_words
 from splitlearn.transport.token import TOKEN_VARIABLE, is_signed, sign
 
 ATTEMPT_S = 2.0, 5.0  # of a connection to one address, since a name may have several and only one that answers
@@ -22,7 +25,7 @@ class Entry:
     address: str
     id: int
     key: bytes
-    connection: socket.socket
+    connection: Connection
 
 
 class Unreachable(PeerError):
@@ -33,15 +36,50 @@ class NoServer(Unreachable):
     """Something is there that is no server of ours."""
 
 
+@dataclass
+class Way:
+    """To the server's one port.
+
+    Attributes:
+        host, port: of it.
+        tls: what is opened over it is encrypted; None where it is not.
+    """
+
+    host: str
+    port: int
+    tls: Tls | None = None
+
+    def __str__(self) -> str:
+        return shown(self.host, self.port)
+
+    def open(self, timeout_s: float, within_s: float = HANDSHAKE_S, purpose: str = DESK) -> Connection:
+        """A connection to the server, which may take `timeout_s` to be there, and `within_s` to show who it is.
+
+        Raises:
+            Unreachable: no server came, or it went away.
+            PeerError: the server is not to be trusted, or what is there does not speak TLS.
+        """
+        connection = reach(self.host, self.port, timeout_s)
+        if self.tls is None:
+            return connection
+        try:
+            return self.tls.wrap(connection, within_s, purpose)
+        except OSError as error:
+            connection.close()
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise PeerError(
+                    f"the server at {self} cannot be trusted ({in_words(error)}): {self.tls.remedy}"
+                ) from None
+            if isinstance(error, ssl.SSLError) and "ALERT" not in (error.reason or ""):
+                raise NoServer(
+                    f"what answers at {self} does not speak TLS ({in_words(error)}): set tls.enabled alike on server"
+                    " and clients, and rpc.host and rpc.port to the server's"
+                ) from None
+            raise Unreachable(f"{self} ends the TLS handshake ({in_words(error)})") from None
+
+
 def enter(
-    host: str,
-    port: int,
-    client: int,
-    number: int,
-    session: str,
-    token: bytes,
-    timeout_s: float,
-    within_s: float | None = None,
+    way: Way, client: int, number: int, session: str, token: bytes, timeout_s: float, within_s: float = HANDSHAKE_S
 ) -> Entry:
     """Signs in at the server's front desk, which may take `timeout_s` to be there, and `within_s` to let it in.
 
@@ -49,14 +87,15 @@ def enter(
         Unreachable: no server came, or it went away.
         PeerError: it has another token, or does not let this client in.
     """
-    connection = reach(host, port, timeout_s)
-    where = shown(host, port)
-    refused = f"the server at {where} does not let client {client} in"
+    refused = f"the server at {way} does not let client {client} in"
+    connection = way.open(timeout_s, within_s)
     try:
         line = Line(connection, within_s)
         nonce = secrets.token_hex(16)
         line.send({"nonce": nonce, "client": client, "id": number, "session": session})
         answer = line.receive()
+        if "refused" in answer:
+            raise PeerError(f"{refused}: {answer['refused']}")
         if not is_signed(answer["proof"], token, "server", nonce):
             raise PeerError(f"{refused} (it has another token): give all the same {TOKEN_VARIABLE} or rpc.token_file")
         other = str(answer["nonce"])
@@ -70,33 +109,36 @@ def enter(
         connection.close()
         if isinstance(error, PeerError):
             raise
+        if isinstance(error, ssl.SSLError):  # with TLS 1.3, the first that one hears of being refused
+            raise PeerError(f"{refused} ({in_words(error)}): {way.tls.remedy}") from None
         if isinstance(error, TimeoutError):
             raise Unreachable(
-                f"{where} takes the connection of client {client} and says nothing: the server is stopped, or another"
+                f"{way} takes the connection of client {client} and says nothing: the server is stopped, or another"
                 " program has that port (rpc.host, rpc.port)"
             ) from None
         if isinstance(error, Strange | KeyError | TypeError):
             raise NoServer(
-                f"what answers at {where} is no server of splitlearn ({error}): set rpc.host and rpc.port to the"
-                " server's"
+                f"what answers at {way} is no server of splitlearn ({error}): set rpc.host and rpc.port to the server's"
             ) from None
         raise Unreachable(
-            f"{where} ends the connection of client {client} ({error}): start the server, or set rpc.host and rpc.port"
+            f"{way} ends the connection of client {client} ({error}): start the server, or set rpc.host and rpc.port"
         ) from None
 
 
-def open_rpc(host: str, port: int, client: int, session: str, key: bytes, within_s: float) -> socket.socket:
+def open_rpc(way: Way, client: int, session: str, key: bytes, within_s: float) -> Connection:
     """A connection to the server's RPC agent, through the front desk's port.
 
     Raises:
         PeerError: it is not let through.
     """
-    connection = reach(host, port, min(ATTEMPT_S[1], within_s))
+    connection = way.open(min(ATTEMPT_S[1], within_s), within_s, RPC)
     try:
         line = Line(connection, within_s)
         line.send({"rpc": session, "client": client})
-        line.send({"proof": sign(key, "rpc", str(line.receive()["nonce"]))})
         told = line.receive()
+        if "refused" not in told:
+            line.send({"proof": sign(key, "rpc", str(told["nonce"]))})
+            told = line.receive()
         if told.get("open") is not True:
             raise PeerError(f"refused: {told['refused']}")
         connection.settimeout(None)

@@ -1,6 +1,7 @@
 """Where clients find the server: one port, where they sign in, and which carries their RPC.
 
-Both sides prove that they have the token (see handshake.py). The connection stays open as long as the client lives, so
+Both sides prove that they have the token (see handshake.py), over a connection that is encrypted, if it is to be (see
+tls.py). The connection stays open as long as the client lives, so
 that the server sees at once when a client's process has ended. A process that comes back signs in under its session;
 that of another process takes the client's place, if the old one is gone or `replaces` says so. What a client that is
 signed in sends to RPC comes over further connections, which are carried to the agent (see relay.py).
@@ -13,14 +14,18 @@ import secrets
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 from splitlearn.errors import UserError
+from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.guard import refuse
-from splitlearn.transport.handshake import LINE_NBYTES, MALFORMED, Line, calls_key
-from splitlearn.transport.place import shown
-from splitlearn.transport.relay import NUM_CONNECTIONS, keep_alive, relay
+from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES, MALFORMED, Line, calls_key
+from splitlearn.transport.place import rank_name, shown
+from splitlearn.transport.relay import NUM_CONNECTIONS, keep_alive, relay_to_agent
+from splitlearn.transport.strangers import Strangers
+from splitlearn.transport.tls import BEGINS, Tls, in_words
 from splitlearn.transport.token import is_signed, sign
 from splitlearn.transport.visits import Visit, Visits
 
@@ -34,13 +39,14 @@ class FrontDesk:
 
     Args:
         host, port: where to listen.
-        address: of the server's RPC, host:port.
+        address: gives that of the server's RPC, host:port, which a client is then sent to.
         num_clients: clients 0 to num_clients-1 may come.
         token: see token.py.
         on_change: called when a client's process has come or gone.
         replaces: whether a new process of a client takes the place of one that is connected.
         silence_s: after so long, a machine that answers nothing is gone.
         tell: shows the user a line.
+        tls: encrypts all connections; None where they are not to be.
 
     Attributes:
         visits: who is signed in.
@@ -51,18 +57,19 @@ class FrontDesk:
         self,
         host: str,
         port: int,
-        address: str,
+        address: Callable[[], str],
         num_clients: int,
         token: bytes,
         on_change: Callable[[], None] = lambda: None,
         replaces: bool = False,
         silence_s: float = 600,
         tell: Callable[[str], None] = lambda text: None,
+        tls: Tls | None = None,
     ):
         self.address, self.token, self.on_change = address, token, on_change
-        self.silence_s, self.tell = silence_s, tell
+        self.silence_s, self.tell, self.tls = silence_s, tell, tls
         self.visits, self.troubles = Visits(num_clients, replaces), {}
-        self._strangers = threading.BoundedSemaphore(MAX_STRANGERS + NUM_CONNECTIONS * num_clients)
+        self._strangers = Strangers(MAX_STRANGERS + NUM_CONNECTIONS * num_clients)
         try:
             self._server = _Listener(host, port)
         except (OSError, UnicodeError) as error:
@@ -87,40 +94,55 @@ class FrontDesk:
             with suppress(OSError):
                 visit.connection.sendall(json.dumps({"ended": why[:MAX_WHY]}).encode() + b"\n")
 
-    def _serve(self, connection: socket.socket, peer: str) -> None:
-        if not self._strangers.acquire(blocking=False):
-            return refuse("connection", f"{peer} is one of too many that have not signed in")
+    def _serve(self, raw: socket.socket, peer: str) -> None:
         visit = None
         try:
-            line = Line(connection)
-            hello = line.receive()
-            if "rpc" in hello:
-                self._check_rpc(line, hello)
-            else:
-                visit = self._check(line, hello, connection, peer)
-                if why := self.visits.admit(visit):
-                    line.send({"refused": why})
-                    raise ValueError(why)
-                if visit.is_heard:
-                    self.tell(f"client {visit.client} connects anew from {peer}: its connection broke")
+            with self._strangers.one(raw):
+                deadline = time.monotonic() + HANDSHAKE_S  # for all of it, not each part
+                connection = self._opened(raw, deadline)
+                line = Line(connection, deadline - time.monotonic())
+                hello = line.receive()
+                if "rpc" in hello:
+                    self._check_rpc(line, hello, connection)
+                else:
+                    visit = self._check(line, hello, connection, peer)
+                    if why := self.visits.admit(visit):
+                        line.send({"refused": why})
+                        raise ValueError(why)
+                    if visit.is_heard:
+                        self.tell(f"client {visit.client} connects anew from {peer}: its connection broke")
         except MALFORMED as error:
-            return refuse("connection", f"{peer} does not sign in ({error})")
-        finally:
-            self._strangers.release()
+            return refuse("connection", f"{peer} does not sign in ({in_words(error)})")
         if visit is not None:
             return self._stay(visit, line)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             keep_alive(connection, self.silence_s)
-            host, port = self.address.rsplit(":", 1)
-            agent = socket.create_connection((host, int(port)))
             line.send({"open": True})
-            relay(connection, agent)
+            relay_to_agent(connection, self.address())
+            return
+        connection.close()
+
+    def _opened(self, connection: socket.socket, deadline: float) -> Connection:
+        """The connection as it is used, and over which the other side may then say who it is."""
+        connection.settimeout(deadline - time.monotonic())
+        begins = connection.recv(len(BEGINS), socket.MSG_PEEK)
+        if not begins:
+            raise ConnectionResetError("it says nothing")
+        if self.tls and begins == BEGINS:
+            return self.tls.wrap(connection, deadline - time.monotonic())
+        if self.tls is None and begins != BEGINS:
+            return connection
+        line = Line(connection, deadline - time.monotonic())
+        # Who is told why: one that signs in, or who speaks TLS, which no stranger does to find out what is here.
+        if connection.recv(LINE_NBYTES) if self.tls is None else "session" in line.receive():
+            line.send({"refused": f"tls.enabled={str(bool(self.tls)).lower()} on the server: set it alike"})
+        raise ValueError("it does not speak TLS" if self.tls else "it speaks TLS, and this server does not")
 
     def _stay(self, visit: Visit, line: Line) -> None:
         """Until the client ends."""
         connection = visit.connection
         with suppress(OSError):
-            line.send({"address": self.address, "id": visit.id})
+            line.send({"address": self.address(), "id": visit.id})
             connection.settimeout(None)
             keep_alive(connection, self.silence_s)
             while connection.recv(LINE_NBYTES):
@@ -130,7 +152,8 @@ class FrontDesk:
             self.tell(f"client {visit.client} {self.troubles[visit.client]}, and left")
         self.on_change()
 
-    def _check_rpc(self, line: Line, hello: dict) -> None:
+    def _check_rpc(self, line: Line, hello: dict, connection: Connection) -> None:
+        self._check_certificate(line, hello["client"], connection)
         key, nonce = self.visits.key_of(hello["client"], hello["rpc"]), secrets.token_hex(16)
         line.send({"nonce": nonce})
         proof = line.receive()["proof"]
@@ -138,7 +161,14 @@ class FrontDesk:
             line.send({"refused": "this client is not signed in"})
             raise ValueError("RPC of a client that is not signed in")
 
-    def _check(self, line: Line, hello: dict, connection: socket.socket, peer: str) -> Visit:
+    def _check_certificate(self, line: Line, client: int, connection: Connection) -> None:
+        if self.tls and self.tls.names_clients and (name := rank_name(1 + client)) not in connection.names:
+            why = f"its certificate is for {' and '.join(connection.names) or 'nobody'}, not for {name}"
+            line.send({"refused": f"{why}: give client.index or tls.cert of the same client"})
+            raise ValueError(why)
+
+    def _check(self, line: Line, hello: dict, connection: Connection, peer: str) -> Visit:
+        self._check_certificate(line, hello["client"], connection)
         nonce = secrets.token_hex(16)
         line.send({"nonce": nonce, "proof": sign(self.token, "server", str(hello["nonce"]))})
         client, wanted_id, session = int(hello["client"]), int(hello["id"]), str(hello["session"])

@@ -6,8 +6,8 @@ all (see operators.py). And every call must be signed: HMAC-SHA256 over what the
 token that all ranks have (see token.py) and of what was drawn when the client signed in (see handshake.py). The token
 itself is never sent.
 
-What stays open: nothing is encrypted, and random bytes on RPC's own port, which listens on the loopback alone, can end
-the process. So a network that others can reach needs a tunnel or a firewall (see docs/reliability.md).
+What stays open: random bytes on RPC's own port, which listens on the loopback alone, can end the process, and so can a
+client that is let in (see docs/security.md).
 """
 
 import logging

@@ -20,9 +20,9 @@ import torch.distributed.rpc as rpc
 from splitlearn.errors import PeerError
 from splitlearn.transport.agent import has_agent, start_agent, stop_agent
 from splitlearn.transport.delivery import PROOF, deliver, value_of
-from splitlearn.transport.entry import Entry, Unreachable, enter, open_rpc
+from splitlearn.transport.entry import Entry, Unreachable, Way, enter, open_rpc
 from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES
-from splitlearn.transport.place import SERVER, Patience, Place, shown
+from splitlearn.transport.place import SERVER, Patience, Place
 from splitlearn.transport.relay import NUM_CONNECTIONS, Forward, end, keep_alive
 from splitlearn.transport.token import sign
 
@@ -35,7 +35,7 @@ class Link:
     """
     Args:
         place: the client's.
-        host, port: of the server's front desk.
+        way: to the server.
         patience: how long what may take.
         token: lets the client in.
         tell: shows the user a line.
@@ -45,21 +45,14 @@ class Link:
         renewals: how often RPC was started anew.
     """
 
-    def __init__(
-        self, place: Place, host: str, port: int, patience: Patience, token: bytes, tell: Callable[[str], None]
-    ):
-        self.place, self.host, self.port, self.patience = place, host, port, patience
-        self.token, self.tell = token, tell
+    def __init__(self, place: Place, way: Way, patience: Patience, token: bytes, tell: Callable[[str], None]):
+        self.place, self.way, self.patience, self.token, self.tell = place, way, patience, token, tell
         self.client, self.session, self.renewals = place.rank - 1, secrets.token_hex(16), 0
         self._entry: Entry | None = None
         self._forward: Forward | None = None
         self._ended: str | None = None  # why the server has ended, as it says
         self._is_broken = self._is_closed = False
         self._lock = threading.RLock()
-
-    @property
-    def where(self) -> str:
-        return shown(self.host, self.port)
 
     @property
     def key(self) -> bytes:
@@ -76,7 +69,7 @@ class Link:
         with self._lock:
             # On few cores with many clients, the server's answer may take as long as the server.
             self._sign_in(desk_s, max(1.0, deadline - time.monotonic()))
-            self.tell(f"found the server at {self.where}")
+            self.tell(f"found the server at {self.way}")
             self._start(deadline - time.monotonic())
 
     def renew(self, renewals: int, deadline: float) -> None:
@@ -100,7 +93,7 @@ class Link:
                 if self._is_closed:
                     raise PeerError("this client has left")
                 if self._ended is not None:
-                    raise PeerError(f"the server at {self.where} has ended: {self._ended}")
+                    raise PeerError(f"the server at {self.way} has ended: {self._ended}")
                 try:
                     self._sign_in(RECONNECT_EVERY_S, HANDSHAKE_S)
                     self._start(min(RENEW_S, deadline - time.monotonic()))
@@ -108,7 +101,7 @@ class Link:
                 except Unreachable as error:
                     if time.monotonic() > deadline:
                         raise PeerError(
-                            f"the server at {self.where} is gone: its process ended or the connection broke ({error})"
+                            f"the server at {self.way} is gone: its process ended or the connection broke ({error})"
                         ) from None
             self.renewals += 1
             self._mend()
@@ -138,7 +131,7 @@ class Link:
     def _sign_in(self, desk_s: float, within_s: float) -> None:
         before = self._entry  # stays open until then, or a server that is there would take this client for gone
         number = before.id if before else 0
-        self._entry = enter(self.host, self.port, self.client, number, self.session, self.token, desk_s, within_s)
+        self._entry = enter(self.way, self.client, number, self.session, self.token, desk_s, within_s)
         if before is not None:
             end(before.connection)
         keep_alive(self._entry.connection, self.patience.call_s)
@@ -148,19 +141,19 @@ class Link:
         """Starts RPC, and makes sure that calls arrive."""
         self._stop()
         address = f"uv://{self._entry.address}"
-        if not self.place.one_machine:  # where RPC listens on the loopback of the server's machine
+        if self.way.tls or not self.place.one_machine:  # where RPC listens on the loopback of the server's machine
             self._forward = Forward(self._dial, self._entry.address)
             address = self._forward.address
         start_agent(self.place.name, self._entry.id, self.patience, address)
         if not self.answers(within_s):
             trouble = (self._forward and self._forward.trouble) or f"no answer from {address}"
             raise Unreachable(
-                f"client {self.client} is signed in at {self.where}, but its calls do not come through ({trouble}): let"
+                f"client {self.client} is signed in at {self.way}, but its calls do not come through ({trouble}): let"
                 f" {NUM_CONNECTIONS} connections of a client pass to that port at the same time"
             )
 
     def _dial(self):
-        connection = open_rpc(self.host, self.port, self.client, self.session, self.key, HANDSHAKE_S)
+        connection = open_rpc(self.way, self.client, self.session, self.key, HANDSHAKE_S)
         keep_alive(connection, self.patience.call_s)
         return connection
 
@@ -200,7 +193,7 @@ class Link:
                 if deadline is None
                 else time.strftime(" until %H:%M:%S", time.localtime(time.time() + deadline - time.monotonic()))
             )
-            self.tell(f"the connection to the server at {self.where} broke: trying again{until}")
+            self.tell(f"the connection to the server at {self.way} broke: trying again{until}")
 
     def _mend(self) -> None:
         if self._is_broken:

@@ -31,6 +31,11 @@ class Place:
         return rank_name(self.rank)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address, as one sees from it alone: names can be other machines'."""
+    return host in ("localhost", "::1") or host.startswith("127.")
+
+
 def shown(host: str, port: int) -> str:
     """An address in words."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

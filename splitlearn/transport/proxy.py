@@ -48,8 +48,7 @@ class ServerProxy:
                 is_late = "timeout" in str(error).lower()
             if remaining_s <= (wait_s if is_late else 0):
                 raise PeerError(
-                    f"the server at {self.link.where} did not answer within {self.patience.call_s:.0f} s"
-                    " (rpc.timeout_s)"
+                    f"the server at {self.link.way} did not answer within {self.patience.call_s:.0f} s (rpc.timeout_s)"
                 )
             if is_late and self.link.answers(min(PROOF_S, wait_s)):
                 if not is_told:

@@ -17,15 +17,32 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from splitlearn.transport.encrypted import Connection
+
 NUM_CONNECTIONS = 4  # of a client to the server's port: one that signs in, and three of RPC's
 CHUNK_NBYTES = 1 << 17
 KEEPALIVE_S = 60  # of silence, and between two questions
 MAX_KEEPALIVES = 127  # without an answer; the system takes no more
-MAX_ANSWER_NBYTES = 1 << 16  # of RPC's first answer, which takes a hundred
+MAX_FIRST_NBYTES = 1 << 16  # of RPC's first message either way, which takes a hundred
+FIRST_MESSAGE_S = 10.0
 HEADER = struct.Struct("<Q")  # a message of RPC's transport "uv": its length, and then the message
 
 
-def relay(one: socket.socket, other: socket.socket, first: Callable[[socket.socket], bytes] | None = None) -> None:
+def relay_to_agent(client: Connection, address: str) -> None:
+    """Carries a client's connection to the agent at host:port of this machine.
+
+    Not before the client's first message is there as a whole: an agent that somebody connects to without one stops to
+    listen, and a client's machine can be switched off at any moment.
+    """
+    client.settimeout(FIRST_MESSAGE_S)
+    first = message(client)
+    host, port = address.rsplit(":", 1)
+    agent = socket.create_connection((host, int(port)))
+    agent.sendall(first)
+    relay(client, agent)
+
+
+def relay(one: Connection, other: Connection, first: Callable[[Connection], bytes] | None = None) -> None:
     """Carries bytes both ways until either side ends; then both are closed.
 
     Args:
@@ -43,7 +60,7 @@ def relay(one: socket.socket, other: socket.socket, first: Callable[[socket.sock
     other.close()
 
 
-def _carry(source: socket.socket, sink: socket.socket, first: Callable[[socket.socket], bytes] | None = None) -> None:
+def _carry(source: Connection, sink: Connection, first: Callable[[Connection], bytes] | None = None) -> None:
     buffer = bytearray(CHUNK_NBYTES)
     view = memoryview(buffer)
     with suppress(OSError, ValueError):
@@ -55,13 +72,13 @@ def _carry(source: socket.socket, sink: socket.socket, first: Callable[[socket.s
         end(connection)
 
 
-def end(connection: socket.socket) -> None:
+def end(connection: Connection) -> None:
     """Ends a connection that another thread may be reading from."""
     with suppress(OSError):  # it has ended before
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def keep_alive(connection: socket.socket, silence_s: float) -> None:
+def keep_alive(connection: Connection, silence_s: float) -> None:
     """Asks a silent machine whether it is there, so that one that has vanished is not connected for hours.
 
     It asks once a minute at least, before a router forgets a connection that nothing comes over.
@@ -86,7 +103,7 @@ class Forward:
         trouble: why the last connection could not be opened; None if it could.
     """
 
-    def __init__(self, dial: Callable[[], socket.socket], named: str):
+    def __init__(self, dial: Callable[[], Connection], named: str):
         self._dial, self._named = dial, named
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._own = "{}:{}".format(*self._listener.getsockname())
@@ -116,20 +133,20 @@ class Forward:
         self.trouble = None
         relay(near, far, self._first_answer if is_first else None)
 
-    def _first_answer(self, far: socket.socket) -> bytes:
-        return renamed(_message(far), self._named, self._own)
+    def _first_answer(self, far: Connection) -> bytes:
+        return renamed(message(far), self._named, self._own)
 
 
-def _message(connection: socket.socket) -> bytes:
+def message(connection: Connection) -> bytes:
     """The next whole message of a connection of RPC's, with its header."""
     header = _exactly(connection, HEADER.size)
     (nbytes,) = HEADER.unpack(header)
-    if nbytes > MAX_ANSWER_NBYTES:
+    if nbytes > MAX_FIRST_NBYTES:
         raise ValueError("not the beginning of RPC's conversation")
     return header + _exactly(connection, nbytes)
 
 
-def _exactly(connection: socket.socket, nbytes: int) -> bytes:
+def _exactly(connection: Connection, nbytes: int) -> bytes:
     read = b""
     while len(read) < nbytes:
         part = connection.recv(nbytes - len(read))

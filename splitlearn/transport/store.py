@@ -1,15 +1,24 @@
-"""The TCP store that ranks which were started together meet at, and where it says that the server's front desk is."""
+"""The TCP store that ranks which were started together meet at, and where it says that the server's front desk is.
+
+torchrun's own store listens on every interface and takes what anybody writes into it. What it says here is only where
+the server is, and there it has to show that it is the server. But torchrun itself, with --standalone, without a port,
+or with another dynamic rendezvous, keeps a pickle in one, which whoever reaches it can put code into; its static
+rendezvous keeps none.
+"""
 
 import ipaddress
+import os
 import socket
 import time
 from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
 
 import torch.distributed as dist
 
 from splitlearn.errors import UserError
 from splitlearn.transport.entry import reach
-from splitlearn.transport.place import Place
+from splitlearn.transport.place import Place, shown
 
 num_fleets = 0  # that this process was part of
 
@@ -74,7 +83,39 @@ def desk_in(store: dist.TCPStore, place: Place, deadline: float) -> int:
             f"the server did not come to {place.host}:{place.port} in time: start all ranks, or raise"
             " rpc.connect_timeout_s"
         ) from None
-    return int(store.get(_desk_key()))
+    said = store.get(_desk_key())
+    if not (said.isdigit() and 0 < int(said) < 1 << 16):
+        raise UserError(
+            f"torchrun's store at {shown(place.host, place.port)} says that the server is at port {said[:20]!r}:"
+            " somebody else writes into it; keep strangers away from that port"
+        )
+    return int(said)
+
+
+def left_open(place: Place) -> str:
+    """What of torchrun anybody on the network can reach, in words."""
+    here = f"torchrun's store listens on every interface of this machine, port {place.port}"
+    if _is_dynamic():
+        return (
+            f"{here}, and at another one, out of which torchrun runs code that anybody has put there: start it with"
+            " --master-port 29500, and without --standalone or --rdzv-backend (see docs/security.md)"
+        )
+    return f"{here}: who reaches it can end the run, and no more (see docs/security.md)"
+
+
+def _is_dynamic() -> bool:
+    """Whether torchrun's ranks meet by a rendezvous that keeps pickles, by its command line or environment."""
+    try:
+        command = (Path("/proc") / str(os.getppid()) / "cmdline").read_text().split("\0")
+    except (OSError, UnicodeError):
+        command = []
+    command = [word.replace("_", "-") for word in command]
+    backends = [value for name, value in pairwise(command) if name == "--rdzv-backend"]
+    backends += [name.partition("=")[2] for name in command if name.startswith("--rdzv-backend=")]
+    backends = backends or [os.environ.get("PET_RDZV_BACKEND", "static")]
+    # With neither of these nor a port, recent versions of torchrun take one that is dynamic, and draw an id for it.
+    has_drawn = os.environ["TORCHELASTIC_RUN_ID"] != "none" and not any("--rdzv-id" in word for word in command)
+    return "--standalone" in command or backends[-1] != "static" or has_drawn
 
 
 def _desk_key() -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+
+from splitlearn.transport.encrypted import Connection
 
 RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
 IDS = 1 << 15  # RPC's worker ids are 16-bit integers; 0 is the server
@@ -28,7 +29,7 @@ class Visit:
     id: int
     session: str
     key: bytes
-    connection: socket.socket
+    connection: Connection
     peer: str
     is_connected: bool = True
     is_heard: bool = False

@@ -24,7 +24,7 @@ from splitlearn.exchange.messages import Hello
 from splitlearn.transport import Patience
 from splitlearn.transport.agent import start_agent
 from splitlearn.transport.delivery import deliver
-from splitlearn.transport.entry import Entry, enter
+from splitlearn.transport.entry import Entry, Way, enter
 from splitlearn.transport.token import TOKEN_VARIABLE, sign
 
 # The pickle of: internal._InternalRPCPickler, with its attribute `serialize` set to None.
@@ -120,7 +120,7 @@ def strangers_attacks(folder: str) -> dict:
 def clients_attacks(port: int, token: bytes) -> dict:
     def sign_in(client: int, number: int) -> tuple[str, Entry]:
         session = secrets.token_hex(8)
-        return session, enter("127.0.0.1", port, client, number, session, token, 5)
+        return session, enter(Way("127.0.0.1", port), client, number, session, token, 5)
 
     def signed(key: bytes, *what) -> tuple:
         return *what, sign(key, *what), Hello({}, {"num_classes": 1, "classes": ["0"]}, 1, 1, None).body()

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 DESK, RPC, MUTE = "desk", "rpc", "mute"
+ALPN = b"splitlearn-rpc"  # what a TLS connection is for is said before it is encrypted
 RESETS = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends a reset
 
 
@@ -90,7 +91,7 @@ class Router:
     def _connect(self, near: socket.socket) -> None:
         try:
             begins = near.recv(1 << 16)
-            kind = RPC if b'"rpc"' in begins else DESK
+            kind = RPC if b'"rpc"' in begins or ALPN in begins else DESK
             if not begins or not self.lets_in(kind):
                 return
             flow = Flow(near, socket.create_connection(("127.0.0.1", self.server_port)), kind)

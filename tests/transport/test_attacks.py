@@ -1,8 +1,11 @@
 """Strangers who reach a run's ports get nothing, and the run goes on."""
 
+import base64
 import os
+import pickle
 import re
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +15,11 @@ from pathlib import Path
 
 import pytest
 from runs import LAUNCH, ROOT, TINY, children, metrics, started, torchrun, wait_for
+from simulation import compose
+from test_resume import assert_same
 from torch.distributed import TCPStore
+
+from splitlearn import local
 
 ATTACKER = ROOT / "tests" / "transport" / "attacker.py"
 TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
@@ -139,3 +146,50 @@ def test_an_open_run_refuses_what_no_client_may_do_too(open_run):
     lines = (run / "out.txt").read_text()
     assert lines.count("refused call: it is not signed") == 9
     assert "does not sign in (another process is connected as client 0" in lines
+
+
+def test_ports_of_rpc_that_strangers_have_closed_are_opened_anew(tmp_path, free_port):
+    """Somebody on the server's machine connects to RPC and says nothing, which closes it; then a client comes."""
+    options = ["num_clients=2", f"rpc.port={free_port}", *TINY, "epochs=12", "evaluate.every=12"]
+    with ExitStack() as stack:
+        ranks = []
+        for place in (["server"], ["client", "client.index=0"], ["client", "client.index=1"]):
+            name = place[0] + place[-1][-1]
+            (tmp_path / name).mkdir()
+            command = [*LAUNCH, f"role={place[0]}", *place[1:], *options, "hydra.run.dir=../run"]
+            ranks.append(stack.enter_context(started(command, tmp_path / name, **TOKEN)))
+            if place[-1] == "client.index=0":
+                wait_for(tmp_path / "client0" / "out.txt", "waiting for the other clients")
+                (port,) = listening(ranks[0].pid) - {free_port}
+                socket.create_connection(("127.0.0.1", port)).close()
+        assert [rank.wait(90) for rank in ranks] == [0, 0, 0], (tmp_path / "serverr" / "out.txt").read_text()
+    out = (tmp_path / "serverr" / "out.txt").read_text()
+    assert f"RPC does not listen at 127.0.0.1:{port} any more: starting it anew" in out and "Traceback" not in out
+    local.run(compose(*[option for option in options if "rpc" not in option]), tmp_path / "whole")
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_what_strangers_write_into_torchruns_static_store_runs_nothing(tmp_path):
+    """With --standalone the same runs as the user: torchrun unpickles what it finds there."""
+    command = [*torchrun(3), *TINY, "epochs=40", "evaluate.every=40", "hydra.run.dir=run"]
+    port = command[command.index("--master-port") + 1]
+    owned = tmp_path / "owned"
+    with started(command, tmp_path, **TOKEN) as launcher:
+        wait_for(tmp_path / "out.txt", "epoch  1/")
+        assert f"store listens on every interface of this machine, port {port}: who reaches it" in (
+            tmp_path / "out.txt"
+        ).read_text().replace("\n", " ")
+        store = TCPStore("127.0.0.1", int(port), is_master=False, timeout=timedelta(seconds=5))
+        code = base64.b64encode(pickle.dumps(Touch(owned)))
+        for key in [*store.list_keys(), "torch.rendezvous.none", "splitlearn/1", "none/splitlearn/1"]:
+            store.set(key, code)
+        assert launcher.wait(120) == 0
+    assert not owned.exists()
+
+
+class Touch:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)

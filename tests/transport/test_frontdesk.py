@@ -6,14 +6,14 @@ import time
 import pytest
 
 from splitlearn.errors import PeerError, UserError
-from splitlearn.transport import entry, handshake, relay, visits
+from splitlearn.transport import entry, frontdesk, guard, relay, visits
 from splitlearn.transport.guard import refusals
 
 TOKEN = b"secret"  # as in conftest.py
 
 
 def enter(desk, client=0, number=0, session="one", token=TOKEN):
-    return entry.enter("127.0.0.1", desk.port, client, number, session, token, 1)
+    return entry.enter(desk.way, client, number, session, token, 1)
 
 
 def eventually(condition) -> bool:
@@ -22,7 +22,7 @@ def eventually(condition) -> bool:
 
 def test_the_front_desk_knows_who_is_there_and_gives_each_process_an_id(desk):
     first, second, again = enter(desk), enter(desk, 1), enter(desk, 1)
-    assert first.address == desk.address
+    assert first.address == desk.address()
     assert len({first.id, second.id, again.id}) == 3
     second.connection.close()
     again.connection.close()
@@ -72,13 +72,21 @@ def test_a_process_that_did_not_say_that_it_leaves_is_expected_for_a_while(desk,
 
 
 def test_rpc_is_carried_for_who_is_signed_in_alone(desk):
-    with socket.create_server(("127.0.0.1", int(desk.address.rsplit(":", 1)[1]))) as agent:
+    with socket.create_server(("127.0.0.1", int(desk.address().rsplit(":", 1)[1]))) as agent:
         signed_in = enter(desk, session="a")
         for client, session, key in ((0, "b", signed_in.key), (1, "a", signed_in.key), (0, "a", TOKEN), ([], {}, b"")):
             with pytest.raises(PeerError, match="this client is not signed in"):
-                entry.open_rpc("127.0.0.1", desk.port, client, session, key, 1)
-        near = entry.open_rpc("127.0.0.1", desk.port, 0, "a", signed_in.key, 1)
+                entry.open_rpc(desk.way, client, session, key, 1)
+        near = entry.open_rpc(desk.way, 0, "a", signed_in.key, 1)
+        agent.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # RPC would not listen any more after a connection that says nothing
+            agent.accept()
+        agent.settimeout(None)
+        first = relay.HEADER.pack(5) + b"hello"
+        near.sendall(first[:3])
+        near.sendall(first[3:])
         far, _ = agent.accept()
+        assert far.recv(100) == first
         large = os.urandom(1 << 20)
         threading.Thread(target=near.sendall, args=(large,), daemon=True).start()
         received = b""
@@ -110,7 +118,7 @@ def test_in_an_open_run_it_takes_the_place_and_the_first_does_not_come_back(desk
 
 
 def test_who_signs_in_slowly_does_not_stay(desk, monkeypatch):
-    monkeypatch.setattr(handshake, "HANDSHAKE_S", 0.3)
+    monkeypatch.setattr(frontdesk, "HANDSHAKE_S", 0.3)
     before = refusals["connection"]
     connection = entry.reach("127.0.0.1", desk.port, 1)
     started = time.monotonic()
@@ -132,6 +140,7 @@ def test_a_machine_that_vanishes_is_noticed(desk):
 
 @pytest.mark.parametrize("options", [{"token": b"wrong"}, {"client": 2}, {"client": -1}])
 def test_the_front_desk_lets_nobody_else_in(desk, options, caplog):
+    guard._lines.clear()  # those of other tests, after which it would be silent
     before = refusals["connection"]
     with pytest.raises(UserError, match=r"does not let client .* in"):
         enter(desk, **options)

@@ -22,7 +22,7 @@ def test_a_port_that_is_taken_is_named(free_port):
     with pytest.raises(UserError, match=f"rpc.port={free_port}"):
         host_store("127.0.0.1", free_port)
     with pytest.raises(UserError, match=f"rpc.port={free_port}"):
-        FrontDesk("127.0.0.1", free_port, "", 1, TOKEN)
+        FrontDesk("127.0.0.1", free_port, str, 1, TOKEN)
     assert meeting.port == free_port
 
 
@@ -47,15 +47,15 @@ def test_a_host_that_is_not_known_is_named_at_once(host):
     with pytest.raises(UserError, match=f"rpc.host={host} is not known"), connect(place, Patience(1, 1, 60), TOKEN):
         pass
     with pytest.raises(UserError, match=f"cannot listen on rpc.host={host}"):
-        FrontDesk(host, 1, "", 1, TOKEN)
+        FrontDesk(host, 1, str, 1, TOKEN)
     with pytest.raises(UserError, match=f"MASTER_ADDR={host} cannot be reached"):
         store.own_address(Place(rank=0, num_clients=1, host=host, port=1))
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1"])
 def test_names_and_ipv6_addresses_do(host):
-    desk = FrontDesk(host, 0, "127.0.0.1:1", 1, TOKEN)
-    entry.enter(host, desk.port, 0, 0, "session", TOKEN, 1).connection.close()
+    desk = FrontDesk(host, 0, lambda: "127.0.0.1:1", 1, TOKEN)
+    entry.enter(entry.Way(host, desk.port), 0, 0, "session", TOKEN, 1).connection.close()
     desk.close()
 
 
@@ -67,11 +67,11 @@ def test_a_client_looks_for_the_desk_again_until_the_server_has_come_anew(desk, 
     meeting.set("splitlearn/7", str(free_port))  # of ranks that were killed
     threading.Timer(0.3, meeting.set, ("splitlearn/7", str(desk.port))).start()
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=meeting.port)
-    with connection._enter(place, Patience(1, 1, 5), TOKEN, print) as server:
-        assert server.link.where == f"127.0.0.1:{desk.port}" and desk.visits.is_present(0)
+    with connection._enter(place, Patience(1, 1, 5), TOKEN, print, desk.way.tls) as server:
+        assert str(server.link.way) == f"127.0.0.1:{desk.port}" and desk.visits.is_present(0)
     meeting.set("splitlearn/7", str(free_port))
     told = f"no server at 127.0.0.1:{free_port} .* let the other port through the firewall too, which rpc.port=<number>"
-    with pytest.raises(PeerError, match=told), connection._enter(place, Patience(1, 1, 0.2), TOKEN, print):
+    with pytest.raises(PeerError, match=told), connection._enter(place, Patience(1, 1, 0.2), TOKEN, print, None):
         pass
 
 
@@ -90,7 +90,7 @@ def test_a_process_may_get_another_id_from_a_server_that_was_started_anew():
 
 def test_a_way_that_lets_only_one_connection_pass_is_told_of_in_time_on_both_sides(free_port):
     told = []
-    desk = FrontDesk("127.0.0.1", 0, f"127.0.0.1:{free_port}", 1, TOKEN, tell=told.append)
+    desk = FrontDesk("127.0.0.1", 0, lambda: f"127.0.0.1:{free_port}", 1, TOKEN, tell=told.append)
     router = Router(desk.port, lets_in=lambda kind: kind == DESK)
     place = Place(rank=1, num_clients=1, host="127.0.0.1", port=router.port, is_fleet=False)
     started = time.monotonic()
@@ -162,7 +162,7 @@ def test_a_network_that_answers_nothing_is_told_of_in_time():
 
 def test_the_server_says_that_it_has_ended_and_why(desk):
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
-    made = link.Link(place, place.host, place.port, Patience(60, 30, 5), TOKEN, print)
+    made = link.Link(place, desk.way, Patience(60, 30, 5), TOKEN, print)
     made._sign_in(1, 5)
     desk.close("interrupted")
     with pytest.raises(PeerError, match="has ended: interrupted"):
