@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,13 +14,15 @@ from splitlearn.saved import metrics  # noqa: F401  for tests, beside `summary`
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TINY = ["data.max_train_samples=64", "data.max_test_samples=32", "batch_size=16", "epochs=1", "log.tensorboard=false"]
 
 
 def torchrun(num_ranks: int) -> list[str]:
-    """The command that starts launch.py under torchrun."""
-    return [*TORCHRUN, str(num_ranks), str(ROOT / "launch.py")]
+    """The command that starts launch.py under torchrun, at a port of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return [*TORCHRUN, "--nproc-per-node", str(num_ranks), "--master-port", str(port), str(ROOT / "launch.py")]
 
 
 @contextmanager

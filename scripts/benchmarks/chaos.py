@@ -3,6 +3,7 @@
     python scripts/benchmarks/chaos.py                      50 moments, a quarter of an hour on two cores
     python scripts/benchmarks/chaos.py --moments 4
     python scripts/benchmarks/chaos.py --roles              each rank is started on its own; only the server is killed
+    python scripts/benchmarks/chaos.py --roles --tls        and through the server's one encrypted port
 
 Runs write a checkpoint every --every steps, and follow one another until so many moments came before their run's end.
 "kill" is SIGKILL to a rank, which is started anew: by torchrun (--max-restarts) with all others, or with --roles alone.
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=3.0, help="seconds that a stop lasts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--roles", action="store_true", help="role=server and role=client instead of torchrun")
+    parser.add_argument("--tls", action="store_true", help="through the encrypted port, though all is on one machine")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     events: list[dict] = []
@@ -114,7 +116,7 @@ class Fleet:
 
     def __init__(self, folder: Path, options: list[str], restarts: int, roles: bool):
         self.roles, self.folder, self.out = roles, folder, open(folder / "out.txt", "wb")  # noqa: SIM115
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3"]
+        torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-port", str(PORT)]
         torchrun += ["--max-restarts", str(restarts), str(ROOT / "launch.py"), *options]
         role = [str(ROOT / "launch.py"), *options, "num_clients=2", f"rpc.port={PORT}"]
         clients = [[*role, "role=client", f"client.index={index}"] for index in range(2)]
@@ -153,6 +155,7 @@ def run(folder: Path, planned: list[tuple[str, str]], draw: random.Random, argum
     """One run that is disturbed as planned; returns what was done when, and its exit status (None: it did not end)."""
     folder.mkdir()
     options = [*OPTIONS, f"epochs={arguments.epochs}", f"checkpoint.every_steps={arguments.every}"]
+    options += ["tls.enabled=true"] * arguments.tls
     fleet = Fleet(folder, options, len(planned), arguments.roles)
     recorded = folder / "run" / "metrics.jsonl"
     events: list[dict] = []

@@ -4,17 +4,21 @@
 
 A server and a client run launch.py in two network namespaces with a link between them, once with one step and once
 with five on batches of 256 maps of 64×16×16; the difference of the interface's counters is what four steps sent:
-payload, labels, RPC's messages, and headers and acknowledgements of TCP/IP, with packets cut to the MTU as on a real
-network. Compare with the bare float32 map, and with the first compressor on the same wire.
+payload, labels, RPC's messages, TLS's, and headers and acknowledgements of TCP/IP, with packets cut to the MTU as on a
+real network; "plain" is the same with tls.enabled=false. Compare with the payload, with the bare float32 map, and with
+the first compressor on the same wire.
 """
 
 import argparse
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from common import markdown
 from namespaces import network
+
+from splitlearn.saved import metrics
 
 BATCH = 256
 MAP = (64, 16, 16)
@@ -27,19 +31,28 @@ def main() -> None:
     parser.add_argument("--compressors", nargs="+", default=["none", "ms", "qu", "sp"], metavar="NAME")
     compressors = parser.parse_args().compressors
     uncompressed = 4 * BATCH * MAP[0] * MAP[1] * MAP[2]
-    rows, reference = [["float32 map", f"{uncompressed:,}", "", "", ""]], None
+    rows, reference = [["float32 map", f"{uncompressed:,}", "", "", "", "", ""]], None
     for name in compressors:
-        (few_up, few_down), (many_up, many_down) = (measure(name, steps) for steps in STEPS)
-        num_steps = STEPS[1] - STEPS[0]
-        up, down = (many_up - few_up) / num_steps, (many_down - few_down) / num_steps
+        plain, _, _ = a_step(name, is_encrypted=False)
+        up, down, payload = a_step(name, is_encrypted=True)
         reference = reference or up
-        rows.append([name, f"{up:,.0f}", f"{down:,.0f}", f"{uncompressed / up:.2f} ×", f"{reference / up:.2f} ×"])
-    print(markdown(["a step", "bytes up", "bytes down", "map / up", f"up of {compressors[0]} / up"], rows))
+        ratios = [f"{up / payload:.3f}", f"{uncompressed / up:.2f} ×", f"{reference / up:.2f} ×"]
+        rows.append([name, f"{up:,.0f}", f"{down:,.0f}", f"{plain:,.0f}", *ratios])
+    about = ["up / payload", "map / up", f"up of {compressors[0]} / up"]
+    print(markdown(["a step", "bytes up", "bytes down", "up, plain", *about], rows))
 
 
-def measure(compressor: str, num_steps: int) -> tuple[int, int]:
-    """Bytes up and down at the client's interface during one whole run."""
+def a_step(compressor: str, is_encrypted: bool) -> tuple[float, float, float]:
+    """Bytes of a step at the client's interface, up and down, and of its payload."""
+    few, many = (measure(compressor, steps, is_encrypted) for steps in STEPS)
+    up, down, payload = ((after - before) / (STEPS[1] - STEPS[0]) for before, after in zip(few, many, strict=True))
+    return up, down, payload
+
+
+def measure(compressor: str, num_steps: int, is_encrypted: bool) -> tuple[int, int, int]:
+    """Bytes up and down at the client's interface during one whole run, and of its payloads."""
     options = [*RUN, f"compressor={compressor}", f"data.max_train_samples={BATCH * num_steps}"]
+    options.append(f"tls.enabled={str(is_encrypted).lower()}")
     with network(num_clients=1) as net, tempfile.TemporaryDirectory() as folder:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         ranks = [net.start(rank, *options, f"hydra.run.dir={folder}", **pipes) for rank in (0, 1)]
@@ -47,7 +60,8 @@ def measure(compressor: str, num_steps: int) -> tuple[int, int]:
             out, _ = process.communicate(timeout=300)
             if process.returncode:
                 sys.exit(f"the run failed:\n{out}")
-        return net.bytes_of(client=0)
+        payloads = sum(line["uplink_bytes"] for line in metrics(Path(folder), "step"))
+        return *net.bytes_of(client=0), payloads
 
 
 if __name__ == "__main__":
