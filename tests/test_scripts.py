@@ -141,3 +141,27 @@ def test_scaling(run_here):
     assert len(rows) == 4  # of times, and of what a client costs
     for number, step, batch, server, *_ in rows[:2]:
         assert float(batch) == pytest.approx(float(step) / int(number), abs=0.06) and float(server) <= float(batch)
+
+
+def test_bench_entropy(run_here):
+    status, out = run_here(BENCHMARKS / "bench_entropy.py", "--rounds", "1", "--places", "3000")
+    assert status == 0, out
+    rows = [cells(line) for line in out.splitlines() if "rANS" in line]
+    assert len(rows) == 4 and all(float(row[3]) < 1.03 for row in rows)
+
+
+@pytest.mark.slow
+def test_bench_relay(tmp_path):
+    command = [
+        sys.executable,
+        str(BENCHMARKS / "bench_relay.py"),
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.1",
+        "--clients",
+        "1",
+    ]
+    status, out = run(command, tmp_path, timeout_s=200)
+    assert status == 0 and "a step of the default run with one client" in out, out
+    assert len([line for line in out.splitlines() if line.startswith("| 1 ")]) == 3

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splitlearn.errors import PayloadError
+from splitlearn.kernels import ans, coded
+
+PROPERTY = settings(deadline=None, max_examples=60, derandomize=True, database=None)
+
+
+def drawn(seed: int, rows: int, columns: int, spread: float) -> np.ndarray:
+    """Symbols of Laplacian integers whose spread differs from row to row."""
+    rng = np.random.default_rng(seed)
+    steps = np.rint(rng.laplace(size=(rows, columns)) * spread * np.linspace(2, 0, rows)[:, None]).astype(int)
+    return np.where(steps > 0, 2 * steps - 1, -2 * steps).clip(0, coded.ESCAPE).astype(np.uint8)
+
+
+@PROPERTY
+@given(
+    seed=st.integers(0, 99),
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 300),
+    spread=st.sampled_from([0.0, 0.1, 0.5, 2.0, 40.0, 1000.0]),
+)
+def test_what_is_decoded_is_what_was_encoded(seed, rows, columns, spread):
+    symbols = drawn(seed, rows, columns, spread)
+    assert np.array_equal(coded.decode(coded.encode(symbols), symbols.shape), symbols)
+
+
+@pytest.mark.parametrize("spread", [0.15, 0.5, 2.0, 10.0])
+def test_it_takes_what_its_symbols_say_and_no_more(spread):
+    symbols = drawn(0, 32, 20_000, spread)
+    found = coded.encode(symbols)
+    classes = coded._classes(symbols)
+    counts = ans.histogram(symbols, classes, coded.NUM_CLASSES, coded.NUM_SYMBOLS)[1:]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    ideal = -(counts * np.log2(np.where(shares > 0, shares, 1))).sum()
+    nbytes = found.words.nbytes + found.classes.nbytes + found.tables.nbytes
+    assert ideal <= 8 * found.words.nbytes < 1.004 * ideal and 8 * nbytes < 1.03 * ideal
+    assert coded.cost_bits(symbols) == pytest.approx(8 * nbytes, rel=0.01)
+
+
+@PROPERTY
+@given(seed=st.integers(0, 9999), data=st.data())
+def test_frequencies_add_up_and_forget_no_symbol(seed, data):
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(0, data.draw(st.sampled_from([2, 100, 1 << 40])), (3, data.draw(st.integers(1, 256))))
+    counts[:, 1:] *= rng.random((3, counts.shape[1] - 1)) < 0.5
+    tables = ans.frequencies(counts).astype(int)
+    assert ((tables > 0) == (counts > 0)).all()
+    assert set(tables.sum(axis=1).tolist()) <= {0, ans.TOTAL}
+
+
+@PROPERTY
+@given(data=st.data())
+def test_words_that_are_not_whole_are_refused(data):
+    symbols = drawn(1, 5, 120, 1.0)
+    found = coded.encode(symbols)
+    words = found.words.copy()
+    change = data.draw(st.sampled_from(["shorter", "longer", "other", "none"]))
+    if change == "shorter":
+        words = words[: data.draw(st.integers(0, len(words) - 1))]
+    elif change == "longer":
+        words = np.append(words, np.uint16(data.draw(st.integers(0, 65535))))
+    elif change == "other":
+        words[data.draw(st.integers(0, len(words) - 1))] ^= np.uint16(1 << data.draw(st.integers(0, 15)))
+    else:
+        words = np.zeros(0, np.uint16)
+    with pytest.raises(PayloadError, match="not whole"):
+        coded.decode(coded.Coded(words, found.classes, found.tables), symbols.shape)
+
+
+def test_rows_of_zeros_are_not_coded():
+    symbols = np.zeros((64, 5000), np.uint8)
+    nothing = coded.encode(symbols)
+    assert nothing.words.nbytes == 2 * ans.HEAD and nothing.tables.nbytes == 0
+    symbols[:8] = drawn(0, 8, 5000, 1.0)
+    with_zeros, without = coded.encode(symbols), coded.encode(symbols[:8].copy())
+    assert np.array_equal(with_zeros.words, without.words)
+    assert np.array_equal(coded.decode(with_zeros, symbols.shape), symbols)
