@@ -154,38 +154,42 @@ class EntropyCodedQuantizer(Compressor):
         limit = torch.finfo(payload.dtype).max
         levels = (steps.levels(step, near, far) * scale).clamp_(-limit, limit).nan_to_num_(0).to(payload.dtype)
         out = steps.restore(symbols, levels)
-        escaped = torch.from_numpy(symbols == coded.ESCAPE) if whole.numel() else None
-        if (int(escaped.sum()) if whole.numel() else int((symbols == coded.ESCAPE).any())) != whole.numel():
+        escaped = symbols == coded.ESCAPE
+        if np.count_nonzero(escaped) != whole.numel():
             raise PayloadError("has another number of whole values than its codes say")
         if whole.numel():
-            out[escaped] = whole.cpu()
-        out = out.to(sections[0].device)
-        return from_channels(out, payload.shape)
+            out[torch.from_numpy(escaped)] = whole.cpu()
+        return from_channels(out.to(sections[0].device), payload.shape)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return (self.bits if self.bits is not None else value_bits) * prod(shape)
 
 
+def channel_axis(shape: tuple[int, ...]) -> int:
+    """The dimension of the channels: 1, or the last one of (B, T, C)."""
+    return 2 if len(shape) == 3 else 1
+
+
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Channels, and values of each: dimension 1, or the last one of (B, T, C); all are one channel in one dimension."""
+    """Channels, and values of each; in one dimension all are one channel's."""
     if len(shape) < 2:
         return 1, prod(shape)
-    axis = 2 if len(shape) == 3 else 1
-    return shape[axis], prod(shape) // shape[axis]
+    num_channels = shape[channel_axis(shape)]
+    return num_channels, prod(shape) // num_channels
 
 
 def by_channel(x: Tensor) -> Tensor:
     """(channels, values of each) of a tensor, contiguous."""
     if x.dim() < 2:
         return x.reshape(1, -1)
-    return x.movedim(2 if x.dim() == 3 else 1, 0).reshape(matrix_shape(x.shape))
+    return x.movedim(channel_axis(x.shape), 0).reshape(matrix_shape(x.shape))
 
 
 def from_channels(matrix: Tensor, shape: torch.Size) -> Tensor:
     """Inverse of `by_channel`: contiguous, of one dimension."""
     if len(shape) < 2:
         return matrix.reshape(-1)
-    axis = 2 if len(shape) == 3 else 1
+    axis = channel_axis(shape)
     moved = torch.Size((shape[axis], *shape[:axis], *shape[axis + 1 :]))
     return matrix.view(moved).movedim(0, axis).reshape(-1)
 

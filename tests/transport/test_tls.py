@@ -17,7 +17,9 @@ from simulation import compose
 from test_resume import assert_same
 
 sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts" / "benchmarks"))
 import make_certificates
+from processes import wait_until
 
 from splitlearn import local
 from splitlearn.compressors.payload import MAGIC
@@ -144,7 +146,7 @@ def test_the_token_alone_makes_a_key_and_another_token_another(desk_of):
         PeerError, match=r"cannot be trusted .*: it has another token: give all the same SPLITLEARN_TOKEN"
     ):
         enter(desk_of(tls("server", b"of another run"), tls("client0")))
-    assert eventually(lambda: refusals["connection"] > before)
+    assert wait_until(lambda: refusals["connection"] > before, within_s=3)
 
 
 def test_one_side_without_tls_is_told_so(desk_of):
@@ -298,13 +300,13 @@ def test_the_command_adds_clients_and_overwrites_nothing(folder, tmp_path):
 # Strangers
 
 
-def test_strangers_who_say_nothing_keep_nobody_out(desk_of, monkeypatch):
+def test_strangers_who_say_nothing_keep_nobody_out(desk_of):
     way = desk_of(tls("server"), tls("client0"))
     most = MAX_STRANGERS + 2 * NUM_CONNECTIONS
     silent = [socket.create_connection((way.host, way.port)) for _ in range(most + 10)]
     begun = [connection.send(b"\x16\x03") for connection in silent[::2]]
     assert len(begun) and enter(way).id
-    assert eventually(lambda: sum(_has_ended(connection) for connection in silent) >= 10)
+    assert wait_until(lambda: sum(_has_ended(connection) for connection in silent) >= 10, within_s=3)
     for connection in silent:
         connection.close()
 
@@ -340,15 +342,6 @@ def _has_ended(connection: socket.socket) -> bool:
         return False
     except OSError:
         return True
-
-
-def eventually(condition, within_s: float = 3) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 # Whole runs
