@@ -39,6 +39,7 @@ def main() -> None:
     from splitlearn import saved
     from splitlearn.compose import compose
     from splitlearn.errors import UserError
+    from splitlearn.exchange.codecs import Codecs
     from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
     from splitlearn.exchange.passage import Passage
     from splitlearn.tasks import task_from
@@ -68,7 +69,7 @@ def main() -> None:
         sys.exit(str(error))
     rows, by_client, confusion, first = [], [], None, exchange.channels[0].name
     names = task.class_names(run.about)
-    for way, channels in ways.items():
+    for title, channels in ways.items():
         know(channels, network, cfg)
         num_bytes = 0
         outcomes = []
@@ -76,8 +77,8 @@ def main() -> None:
             for batch in loader:
                 inputs, targets = task.to_device(batch, torch.device("cpu"))
                 ends = [
-                    Passage(channels, (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
-                    for _ in range(2)
+                    Passage(Codecs(channels, way), (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
+                    for way in ("up", "down")
                 ]
                 outcome = converse(
                     exchange.client_evaluation(network.client, ends[0], task, inputs, targets),
@@ -90,8 +91,8 @@ def main() -> None:
         figures = [metric.form(found[metric.name]) for metric in task.metrics]
         if not by_client:
             by_client, confusion = found["by_client"], confusion_of((one for _, one in outcomes), len(names))
-        codec = channels[first].evaluation_codec.label
-        rows.append([way, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
+        codec = ends[0].codecs.of(channels[first], in_evaluation=True).label
+        rows.append([title, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
     name, data = task.headline(cfg)
     print(f"{name} cut={cfg.cut} after step {run.step}, {num_samples:,} test samples of {data}\n")
     titles = [metric.title for metric in task.metrics]

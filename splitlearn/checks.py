@@ -11,6 +11,8 @@ from splitlearn import kinds, rates
 from splitlearn.batches import LAST_BATCH
 from splitlearn.config import compressor_from, made_from
 from splitlearn.errors import UserError
+from splitlearn.exchange.exchange import channels_of, exchange_from
+from splitlearn.exchange.wayback import BACKWARD
 from splitlearn.segments.trainable import try_out
 
 MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
@@ -18,7 +20,7 @@ CHOICES = {
     "last_batch": LAST_BATCH,
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
-    "backward": ("straight_through", "gated"),
+    "backward": BACKWARD,
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
@@ -141,3 +143,4 @@ def check(cfg: DictConfig) -> None:
     for key, node in cfg.items():
         if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
             compressor_from(cfg, key)
+    channels_of(cfg, exchange_from(cfg))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from fractions import Fraction
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from torch import Tensor
 from splitlearn.compressors.payload import DTYPES, Payload
 from splitlearn.errors import NonFiniteError, PayloadError
 from splitlearn.kernels import zstd
+
+if TYPE_CHECKING:
+    from splitlearn.compressors.trace import Trace
 
 TABLE_NBYTES = 1 << 12
 
@@ -65,6 +68,9 @@ class Compressor:
     name: ClassVar[str]
     meets_target: ClassVar[bool] = False  # its size is a target that it comes near, not a formula
     checks_itself: ClassVar[bool] = False  # `to_sections` calls check_finite, on numbers that it needs anyway
+    keeps_state: ClassVar[bool] = False  # what it sends depends on what it sent before: each pair of ends has its own
+    has_basis: ClassVar[bool] = False  # that a gradient can come back in: leaves a trace (see trace.py)
+    is_linked: ClassVar[bool] = False  # sends a gradient in the basis of what it is of
     lossless: str = dataclasses.field(default="none", kw_only=True)
 
     def __post_init__(self):
@@ -107,6 +113,28 @@ class Compressor:
     def seed(self, seed: int) -> None:
         """Sets the state of the random generator, for compressors that draw."""
 
+    trace: ClassVar[Trace | None] = None
+    """Of the tensor that was encoded or decoded last, for its gradient."""
+
+    def linked_to(self, trace: Trace | None) -> Compressor:
+        """The compressor for the gradient of a tensor that left this trace: this one, unless it is linked."""
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it knows of what it sent and received, of tensors and plain values; nothing changes them in place."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state, its own or that of the other end's sender; from the beginning where it is empty."""
+
+    def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
+        """What is wrong with a state that somebody sent, for tensors of this shape; None where nothing is."""
+        return None if state == {} else "nothing is kept for it"
+
+    def basis_nbytes(self, payload: Payload) -> int:
+        """Of a payload's bytes, those of vectors of a basis."""
+        return 0
+
     def encode(self, x: Tensor) -> Payload:
         """Compresses a floating-point tensor of any shape with at least one element.
 
@@ -121,7 +149,8 @@ class Compressor:
         x = x.detach().contiguous()
         if not self.checks_itself:
             check_finite(x)
-        sections, params = self.to_sections(x)
+        with torch.autocast(x.device.type, enabled=False):  # what it computes is not a layer of the model's
+            sections, params = self.to_sections(x)
         zstd_mask = 0
         if self.lossless == "zstd":
             for i, section in enumerate(sections):
@@ -166,7 +195,8 @@ class Compressor:
             (zstd.decompress(section, limit) if payload.zstd_mask >> i & 1 else section).to(device)
             for i, section in enumerate(payload.sections)
         ]
-        return self.from_sections(sections, payload).view(payload.shape)
+        with torch.autocast(torch.device(device).type, enabled=False):
+            return self.from_sections(sections, payload).view(payload.shape)
 
 
 def check_finite(x: Tensor, witness: float | None = None) -> None:

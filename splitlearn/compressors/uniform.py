@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-from math import ceil, inf, prod
+from math import prod
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from splitlearn.compressors.base import Compressor, check_range, register
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
-from splitlearn.kernels import coded, steps
+from splitlearn.kernels import stepping
+from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
 from splitlearn.kernels.sections import view_as
+from splitlearn.kernels.stepping import Target, total_nbytes
 
-TRIAL_NUMEL = 1 << 17  # what the step is looked for on, before it is mended on all
 SMALL = 128  # values that are not worth a table
-MAX_TRIES = 24
-CLOSE = 0.97  # of the target, from below, is near enough
 MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for, so that what is decoded has a bound
 RAW, CODED = 0, 1
-HEAD_NBYTES = 16  # of scale and step
-FINEST, COARSEST = 1e-12, 2.0  # steps, as a share of the largest magnitude; the coarsest leaves nothing
 
 
 @register("uq")
@@ -30,11 +26,10 @@ class EntropyCodedQuantizer(Compressor):
     """Rounds every value to a multiple of a step, most to zero at low rates, and codes those in what they need.
 
     The step is what gives the target: `bits` an element or a relative `error`. No state, any shape, both directions. A
-    channel (dimension 1; the last of three) codes with those of like spread (see kernels/coded.py). A tensor that this
-    would not make smaller is sent as it is, as is one of fewer than 128 values.
+    channel (dimension 1; the last of three) and a sample code with others of like spread (see kernels/coded.py). A
+    tensor that this would not make smaller is sent as it is, as is one of fewer than 128 values.
 
-    Sections: scale and step (float64); values beyond 127 steps, as they are; words of rANS (uint16); classes of the
-    channels; tables; zeros where the payload would stand for more than 1,024 elements a byte.
+    Sections: those of kernels/stepping.py; zeros where the payload would stand for more than 1,024 elements a byte.
 
     Args:
         bits: an element, of all sections; a payload takes at most that, and at least .97 of it where the tensor has so
@@ -52,151 +47,90 @@ class EntropyCodedQuantizer(Compressor):
 
     def __post_init__(self):
         super().__post_init__()
-        if (self.bits is None) == (self.error is None):
-            raise ValueError(f"bits={self.bits} and error={self.error}: give one of the two, and null for the other")
-        if self.bits is not None:
-            check_range("bits", self.bits, 0.05, 6)
-        else:
-            check_range("error", self.error, 0.002, 0.95)
+        check_target(self.bits, self.error)
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
         matrix = by_channel(x)
-        scale = float(torch.stack(matrix.aminmax()).abs().max()) or 1.0
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # By a tensor: CUDA would multiply by the reciprocal of a number.
-        values = (matrix.to(wide) / torch.tensor(scale, dtype=wide, device=x.device)).float()
-        sections, params = self._at_target(values, scale, matrix)
-        if total_nbytes(sections) >= x.numel() * x.itemsize:
+        values, scale = scaled(matrix)
+        values = values.view(cells_shape(x.shape))
+        target = target_of(self.bits, self.error, values, 8 * x.itemsize)
+        part = stepping.part_of(values)
+        step = stepping.find_step(part, target.of_part(part.numel() / values.numel()))
+        step = stepping.find_step(values, target, step)
+        packed = stepping.pack_within(values, target, step, scale, matrix)
+        if packed.nbytes >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
-        return sections, params
-
-    def _at_target(self, values: Tensor, scale: float, matrix: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-        """The coarsest step, of those tried, that meets the target; by halving on a part, and then on all values."""
-        x_bits = 8 * matrix.itemsize
-        width = max(1, TRIAL_NUMEL // values.shape[0])
-        few = values[:, :: max(1, values.shape[1] // width)].contiguous()
-        low, high = FINEST, COARSEST
-        for _ in range(MAX_TRIES):
-            step = (low * high) ** 0.5
-            ratio = self._to_target(few, step, x_bits)
-            low, high = (step, high) if (ratio > 1) == (self.bits is not None) else (low, step)
-            if CLOSE <= ratio <= 1 or high < 1.001 * low:
-                break
-        return self._met_on_all(values, step, scale, matrix)
-
-    def _to_target(self, values: Tensor, step: float, x_bits: int) -> float:
-        """What a step takes or costs, as a share of the target, nearly. `x_bits`: of a value that is sent as it is."""
-        if self.bits is not None:
-            symbols = steps.quantize(values, step)
-            bits = 8 * HEAD_NBYTES + coded.cost_bits(symbols)
-            if step * coded.LARGEST < 1:  # there may be some
-                bits += x_bits * np.count_nonzero(symbols == coded.ESCAPE)
-            return bits / (self.bits * values.numel())
-        norm = float(values.norm())
-        return steps.shifts(values, step).squared_error ** 0.5 / norm / self.error if norm else 0.0
-
-    def _met_on_all(
-        self, values: Tensor, step: float, scale: float, matrix: Tensor
-    ) -> tuple[list[Tensor], tuple[int, ...]]:
-        x_bits, low, high, best = 8 * matrix.itemsize, FINEST, COARSEST, None
-        for _ in range(MAX_TRIES):
-            ratio = self._to_target(values, step, x_bits)
-            if ratio <= 1:
-                best = step
-            if CLOSE <= ratio <= 1 or high < 1.001 * low:
-                break
-            if (ratio > 1) == (self.bits is not None):
-                low = step
-            else:
-                high = step
-            if self.bits is not None:  # a bit less, or a part of it, for a doubling
-                step *= 2 ** (1.2 * (ratio - 0.985) * max(self.bits, 0.5))
-            else:
-                step *= 0.985 / max(ratio, 0.5)
-            if not low < step < high:
-                step = (low * high) ** 0.5
-        step = best or (COARSEST if self.bits is not None else FINEST)
-        while True:
-            sections, params = self._sections(values, step, scale, matrix)
-            if self.bits is None or step >= COARSEST or 8 * total_nbytes(sections) <= self.bits * values.numel():
-                return sections, params
-            step = min(1.01 * step, COARSEST)
-
-    def _sections(self, values: Tensor, step: float, scale: float, matrix: Tensor):
-        symbols, found = steps.quantize(values, step), steps.shifts(values, step)
-        packed = coded.encode(symbols)
-        escaped = torch.from_numpy(symbols == coded.ESCAPE)
-        whole = matrix.cpu()[escaped] if escaped.any() else matrix.new_empty(0, device="cpu")
-        parts = [torch.from_numpy(np.array(part)) for part in (packed.words, packed.classes, packed.tables)]
-        sections = [torch.tensor([scale, step], dtype=torch.float64), whole, *parts]
-        padding = torch.zeros(padding_nbytes(values.numel(), total_nbytes(sections)), dtype=torch.uint8)
-        return [*sections, padding], (CODED, found.near & 255, found.far & 255)
+        return padded(packed.sections, x.numel()), (CODED, *packed.params)
 
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
-        kind, numel = payload.params[0], payload.numel
-        lengths = [section.numel() for section in sections]
-        if kind == RAW and lengths == [numel * payload.dtype.itemsize]:
-            return view_as(sections[0], payload.dtype).clone()
-        num_rows, num_columns = matrix_shape(payload.shape)
-        if kind != CODED or len(sections) != 6 or lengths[0] != 16 or lengths[3] != coded.classes_nbytes(num_rows):
+        if payload.params[0] == RAW:
+            return as_it_is(sections, payload)
+        if payload.params[0] != CODED:
             raise PayloadError("has sections that do not fit its shape")
-        if lengths[5] != padding_nbytes(numel, sum(lengths[:5])):
-            raise PayloadError("stands for more elements than its bytes allow")
-        scale, step = view_as(sections[0], torch.float64).tolist()
-        if not (0 < scale < inf and FINEST / 2 <= step <= 2 * COARSEST):
-            raise PayloadError(f"has the impossible scale {scale} or step {step}")
-        near, far = ((byte ^ 128) - 128 for byte in payload.params[1:3])
-        whole, words, classes, tables = view_as(sections[1], payload.dtype), *(s.cpu() for s in sections[2:5])
-        parts = coded.Coded(view_as(words, torch.uint16).numpy(), classes.numpy(), tables.numpy())
-        symbols = coded.decode(parts, (num_rows, num_columns))
-        limit = torch.finfo(payload.dtype).max
-        levels = (steps.levels(step, near, far) * scale).clamp_(-limit, limit).nan_to_num_(0).to(payload.dtype)
-        out = steps.restore(symbols, levels)
-        escaped = symbols == coded.ESCAPE
-        if np.count_nonzero(escaped) != whole.numel():
-            raise PayloadError("has another number of whole values than its codes say")
-        if whole.numel():
-            out[torch.from_numpy(escaped)] = whole.cpu()
-        return from_channels(out.to(sections[0].device), payload.shape)
+        check_padding(sections, payload.numel)
+        shape = cells_shape(payload.shape)
+        values, _, _ = stepping.unpack(sections[:-1], payload.params[1:3], shape, payload.dtype, scaled=True)
+        return from_channels(values.view(shape[0], -1).to(sections[0].device), payload.shape)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return (self.bits if self.bits is not None else value_bits) * prod(shape)
 
 
-def channel_axis(shape: tuple[int, ...]) -> int:
-    """The dimension of the channels: 1, or the last one of (B, T, C)."""
-    return 2 if len(shape) == 3 else 1
+def check_target(bits: float | None, error: float | None, least_error: float = 0.002) -> None:
+    """Raises ValueError unless one of the two is given, and in its range."""
+    if (bits is None) == (error is None):
+        raise ValueError(f"bits={bits} and error={error}: give one of the two, and null for the other")
+    if bits is not None:
+        check_range("bits", bits, 0.05, 6)
+    else:
+        check_range("error", error, least_error, 0.95)
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Channels, and values of each; in one dimension all are one channel's."""
-    if len(shape) < 2:
-        return 1, prod(shape)
-    num_channels = shape[channel_axis(shape)]
-    return num_channels, prod(shape) // num_channels
+def scaled(x: Tensor) -> tuple[Tensor, float]:
+    """A tensor with its largest magnitude at 1, in float32, and what that stands for."""
+    scale = float(torch.stack(x.aminmax()).abs().max()) or 1.0
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # By a tensor: CUDA would multiply by the reciprocal of a number.
+    return (x.to(wide) / torch.tensor(scale, dtype=wide, device=x.device)).float(), scale
 
 
-def by_channel(x: Tensor) -> Tensor:
-    """(channels, values of each) of a tensor, contiguous."""
-    if x.dim() < 2:
-        return x.reshape(1, -1)
-    return x.movedim(channel_axis(x.shape), 0).reshape(matrix_shape(x.shape))
+def target_of(bits: float | None, error: float | None, values: Tensor, whole_bits: int) -> Target:
+    """For all of the values, whose target is bits an element or a relative error."""
+    if bits is not None:
+        return Target(bits * values.numel(), whole_bits=whole_bits)
+    return Target(None, (error * float(values.norm())) ** 2, whole_bits)
 
 
-def from_channels(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of `by_channel`: contiguous, of one dimension."""
-    if len(shape) < 2:
-        return matrix.reshape(-1)
-    axis = channel_axis(shape)
-    moved = torch.Size((shape[axis], *shape[:axis], *shape[axis + 1 :]))
-    return matrix.view(moved).movedim(0, axis).reshape(-1)
+def rescaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Inverse of `scaled`, finite whatever comes in."""
+    limit = torch.finfo(dtype).max
+    wide = x.to(torch.promote_types(dtype, torch.float32))
+    return (wide * scale).clamp_(-limit, limit).nan_to_num_(0).to(dtype)
 
 
-def total_nbytes(sections: list[Tensor]) -> int:
-    return sum(section.numel() * section.itemsize for section in sections)
+def padded(sections: list[Tensor], numel: int) -> list[Tensor]:
+    """The sections, and one of zeros where their bytes are too few for so many elements."""
+    missing = max(0, -(-numel // MOST_A_BYTE) - total_nbytes(sections))
+    return [*sections, torch.zeros(missing, dtype=torch.uint8)]
 
 
-def padding_nbytes(numel: int, nbytes: int) -> int:
-    return max(0, ceil(numel / MOST_A_BYTE) - nbytes)
+def check_padding(sections: list[Tensor], numel: int) -> None:
+    """
+    Raises:
+        PayloadError: the last section is not what `padded` adds to the others.
+    """
+    *others, padding = sections or [torch.empty(0)]
+    if padding.numel() != max(0, -(-numel // MOST_A_BYTE) - total_nbytes(others)):
+        raise PayloadError("stands for more elements than its bytes allow")
+
+
+def as_it_is(sections: list[Tensor], payload: Payload) -> Tensor:
+    """
+    Raises:
+        PayloadError: the section is not the tensor's values.
+    """
+    if [section.numel() for section in sections] != [payload.numel * payload.dtype.itemsize]:
+        raise PayloadError("has sections that do not fit its shape")
+    return view_as(sections[0], payload.dtype).clone()

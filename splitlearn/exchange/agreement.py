@@ -85,9 +85,23 @@ class Agreement:
             if not is_like(state[name], expected):
                 raise Unfit(f"{name} is no {expected[1]} tensor of shape {tuple(expected[0])}")
 
+    def check_codecs(self, states: Any) -> None:
+        """What codecs know of what was sent."""
+        if not isinstance(states, dict) or not states.keys() <= self.channels.keys():
+            raise Unfit("what its codecs know is not of the run's channels")
+        for name, state in states.items():
+            channel = self.channels[name]
+            if flaw := channel.codec.flaw_of(state, (1, *channel.shape)):
+                raise Unfit(f"what its codec of {channel.spec.title} knows does not fit: {flaw}")
+
     def check_trainable(self, state: Any) -> None:
-        if not isinstance(state, dict) or state.keys() != {"segment", "optimizer"}:
+        if not isinstance(state, dict) or not {"segment", "optimizer"} <= state.keys() <= {
+            "segment",
+            "optimizer",
+            "codecs",
+        }:
             raise Unfit("it does not hold a segment and an optimizer's state")
+        self.check_codecs(state.get("codecs", {}))
         self.check_segment(state["segment"])
         kept = state["optimizer"]
         if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet

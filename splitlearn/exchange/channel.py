@@ -52,6 +52,7 @@ class Transfer:
         raw_bytes: of the tensor in memory.
         formula_bits: by the codec's formula, without header.
         error: ‖decoded - original‖₂ / ‖original‖₂, where it was measured.
+        basis_bytes: of num_bytes, those of vectors of a basis.
     """
 
     channel: str
@@ -59,6 +60,7 @@ class Transfer:
     raw_bytes: int
     formula_bits: float
     error: float | None = None
+    basis_bytes: int = 0
 
 
 class Channel:
@@ -66,9 +68,9 @@ class Channel:
 
     Args:
         spec: what the exchange says of it.
-        codec: in training.
-        evaluation_codec: in evaluation.
-        gated: see layer.py.
+        codec: as the configuration says; of one that keeps state, each client has its own (see codecs.py).
+        is_compressed_in_evaluation: else tensors cross as they are then.
+        backward: what is done to the gradient that comes back (see wayback.py).
         seed: of the run.
 
     Attributes:
@@ -77,8 +79,11 @@ class Channel:
         has_gradient: comes back; not where nothing before the cut is trained.
     """
 
-    def __init__(self, spec: ChannelSpec, codec: Compressor, evaluation_codec: Compressor, gated: bool, seed: int):
-        self.spec, self.codec, self.evaluation_codec, self.gated, self.seed = spec, codec, evaluation_codec, gated, seed
+    def __init__(
+        self, spec: ChannelSpec, codec: Compressor, is_compressed_in_evaluation: bool, backward: str, seed: int
+    ):
+        self.spec, self.codec, self.backward, self.seed = spec, codec, backward, seed
+        self.is_compressed_in_evaluation = is_compressed_in_evaluation
         self.shape: tuple[int, ...] = ()
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         self.has_gradient = spec.back is not None

@@ -21,12 +21,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from splitlearn.compressors import Identity
 from splitlearn.config import compressor_from
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import Channel, ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
+from splitlearn.exchange.wayback import check_linked
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks import Task
@@ -104,14 +104,24 @@ def exchange_from(cfg: DictConfig) -> Exchange:
 
 
 def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
-    """An exchange's channels, by name, with codecs of their own, as the configuration says."""
-    channels = {}
+    """An exchange's channels, by name, with codecs of their own, as the configuration says.
+
+    Raises:
+        UserError: a gradient is to come back in a basis that there is not.
+    """
+    codecs = {spec.name: compressor_from(cfg, spec.config) for spec in exchange.channels}
+    keys = {spec.name: "compressor" + f"@{spec.config}" * (spec.config != "compressor") for spec in exchange.channels}
+    gradients = {spec.back for spec in exchange.channels}
     for spec in exchange.channels:
-        codec = compressor_from(cfg, spec.config)
-        evaluation_codec = codec.for_evaluation() if cfg.evaluate.compressed else Identity()
-        gated = cfg.backward == "gated" and spec.back is not None
-        channels[spec.name] = Channel(spec, codec, evaluation_codec, gated, cfg.seed)
-    return channels
+        try:
+            if spec.back:
+                check_linked(codecs[spec.name], codecs[spec.back], (keys[spec.name], keys[spec.back]))
+            elif codecs[spec.name].is_linked and spec.name not in gradients:
+                raise ValueError(f"{keys[spec.name]}=linked is of a gradient alone")
+        except ValueError as error:
+            raise UserError(str(error)) from None
+    compressed = cfg.evaluate.compressed
+    return {spec.name: Channel(spec, codecs[spec.name], compressed, cfg.backward, cfg.seed) for spec in exchange.channels}
 
 
 def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> None:

@@ -1,7 +1,7 @@
 """The autograd Functions of a cut: a tensor goes over it encoded, and its gradient comes back encoded.
 
     sender      x ─ Send ─► encode ─► payload ═══════► decode ─ Receive ─► decoded      receiver
-    backward    ◄── gate ◄─ decode ◄─ payload ◄═══════ encode ◄─────────── gradient
+    backward    ◄─ weigh ◄─ decode ◄─ payload ◄═══════ encode ◄─────────── gradient
 
 `Send` and `Receive` never see each other. On two machines the payloads cross by whatever drives the exchange; `send`
 and `receive` are for a loop of one's own, which carries them as it likes. In one process, `compress` joins them:
@@ -9,8 +9,7 @@ Receive's input is Send's output, and what one encoded the other decodes, so tha
 the same one trained over a network get the same numbers, bit for bit.
 
 In the backward pass compression is the identity (straight-through): the gradient with respect to the decoded tensor is
-applied to the original one. With `gated` it passes only where the decoded value is not zero, so that what did not
-arrive is not trained either.
+applied to the original one. It may be weighed by what arrived; wayback.py says how.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors import Compressor, Identity, MaskSparsifier, Payload
-
-BACKWARD = ("straight_through", "gated")
+from splitlearn.exchange.wayback import check_backward, check_linked, encode
 
 
 class Sender(Protocol):
     """The sending end, for one tensor."""
 
-    def encode(self, x: Tensor) -> Tensor | None:
-        """Sends `x`; gives what its gradient is gated by, if it is."""
+    def encode(self, x: Tensor) -> None:
+        """Sends `x`."""
 
     def decode_gradient(self) -> Tensor:
-        """The gradient that came back, of the shape, dtype and device of `x`."""
+        """The gradient that came back, as it is to be applied, of the shape, dtype and device of `x`."""
 
 
 class Receiver(Protocol):
@@ -46,17 +44,17 @@ class Receiver(Protocol):
 
 
 class Send(torch.autograd.Function):
-    """Encodes in its forward, decodes and gates the gradient in its backward. Gives a 0-d tensor to start that from."""
+    """Encodes in its forward, decodes the gradient in its backward. Gives a 0-d tensor to start that from."""
 
     @staticmethod
     def forward(ctx, x: Tensor, sender: Sender) -> Tensor:
         ctx.sender = sender
-        ctx.save_for_backward(sender.encode(x))
+        sender.encode(x)
         return x.new_zeros(())
 
     @staticmethod
     def backward(ctx, _):
-        return gate(ctx.sender.decode_gradient(), *ctx.saved_tensors), None
+        return ctx.sender.decode_gradient(), None
 
 
 class Receive(torch.autograd.Function):
@@ -73,35 +71,26 @@ class Receive(torch.autograd.Function):
         return torch.zeros_like(ctx.start), None
 
 
-def gate(gradient: Tensor, decoded: Tensor | None) -> Tensor:
-    """The gradient where `decoded` is not zero; all of it where there is nothing to gate by."""
-    return gradient if decoded is None else torch.where(decoded != 0, gradient, 0)
-
-
-def check_backward(backward: str) -> None:
-    if backward not in BACKWARD:
-        raise ValueError(f"backward={backward} is unknown: choose {' or '.join(BACKWARD)}")
-
-
 class _BothEnds:
     """Both ends of a cut in one process: a Sender and a Receiver whose payloads change hands here."""
 
-    def __init__(self, uplink: Compressor, downlink: Compressor, gated: bool):
-        self.uplink, self.downlink, self.gated = uplink, downlink, gated
+    def __init__(self, uplink: Compressor, downlink: Compressor, backward: str):
+        self.uplink, self.downlink, self.backward = uplink, downlink, backward
 
-    def encode(self, x: Tensor) -> Tensor | None:
-        self.decoded = self.uplink.decode(self.uplink.encode(x), x.device)
-        return self.decoded if self.gated else None
+    def encode(self, x: Tensor) -> None:
+        payload, self.way_back, _ = encode(self.uplink, x, self.backward)
+        self.decoded = self.uplink.decode(payload, x.device)
+        self.trace = self.uplink.trace
 
     def decode(self) -> Tensor:
         return self.decoded
 
     def encode_gradient(self, gradient: Tensor) -> None:
-        self.gradient: Payload = self.downlink.encode(gradient)
+        self.gradient: Payload = self.downlink.linked_to(self.trace).encode(gradient)
         self.device = gradient.device
 
     def decode_gradient(self) -> Tensor:
-        return self.downlink.decode(self.gradient, self.device)
+        return self.way_back.decode(self.downlink, self.gradient, self.device)
 
 
 class Sent:
@@ -111,14 +100,13 @@ class Sent:
         wire: what crosses, a 1-D uint8 tensor on the CPU.
     """
 
-    def __init__(self, x: Tensor, uplink: Compressor, downlink: Compressor, gated: bool):
-        self._uplink, self._downlink, self._gated, self._x = uplink, downlink, gated, x.detach()
+    def __init__(self, x: Tensor, uplink: Compressor, downlink: Compressor, backward: str):
+        self._uplink, self._downlink, self._backward, self._x = uplink, downlink, backward, x.detach()
         self._start = Send.apply(x, self)
 
-    def encode(self, x: Tensor) -> Tensor | None:
-        payload = self._uplink.encode(x)
+    def encode(self, x: Tensor) -> None:
+        payload, self._way_back, _ = encode(self._uplink, x, self._backward)
         self.wire = payload.tensor
-        return self._uplink.decode(payload, x.device) if self._gated else None
 
     def backward(self, gradient_wire: Tensor) -> None:
         """Goes on with the backward pass from the gradient that came back.
@@ -130,8 +118,8 @@ class Sent:
         self._start.backward()
 
     def decode_gradient(self) -> Tensor:
-        payload = Payload.parse(self._gradient_wire)
-        return self._downlink.decode(payload, self._x.device, (self._x.shape, self._x.dtype))
+        payload, x = Payload.parse(self._gradient_wire), self._x
+        return self._way_back.decode(self._downlink, payload, x.device, (x.shape, x.dtype))
 
 
 class Received:
@@ -147,23 +135,27 @@ class Received:
         self.tensor: Tensor = Receive.apply(torch.zeros((), requires_grad=True), self)
 
     def decode(self) -> Tensor:
-        return self._uplink.decode(Payload.parse(self._wire), self._device)
+        decoded = self._uplink.decode(Payload.parse(self._wire), self._device)
+        self._trace = self._uplink.trace
+        return decoded
 
     def encode_gradient(self, gradient: Tensor) -> None:
-        self.gradient_wire = self._downlink.encode(gradient).tensor
+        self.gradient_wire = self._downlink.linked_to(self._trace).encode(gradient).tensor
 
 
-def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "straight_through") -> Sent:
+def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto") -> Sent:
     """Encodes `x` for the other side of a cut: `.wire` crosses, and `.backward(wire)` goes on with what comes back.
 
     Args:
         x: floating point, any shape, that requires grad.
         uplink: compresses `x`.
         downlink: the other side's, which compresses the gradient; None is that of `receive`.
-        backward: "straight_through" or "gated" (see the module's docstring).
+        backward: "straight_through", "gated", "gain" or "auto" (see wayback.py).
     """
     check_backward(backward)
-    return Sent(x, uplink, downlink or Identity(), backward == "gated")
+    downlink = downlink or Identity()
+    check_linked(uplink, downlink, ("uplink", "downlink"))
+    return Sent(x, uplink, downlink, backward)
 
 
 def receive(
@@ -180,11 +172,13 @@ def receive(
     Raises:
         PayloadError: it is no payload of this compressor.
     """
-    return Received(wire, uplink, downlink or Identity(), device)
+    downlink = downlink or Identity()
+    check_linked(uplink, downlink, ("uplink", "downlink"))
+    return Received(wire, uplink, downlink, device)
 
 
 def compress(
-    x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "straight_through"
+    x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto"
 ) -> Tensor:
     """What the other side of a cut would get for `x`; its gradient comes back as through `downlink`.
 
@@ -192,13 +186,15 @@ def compress(
         x: floating point, any shape.
         uplink: compresses `x`.
         downlink: compresses the gradient; None leaves it as it is.
-        backward: "straight_through" or "gated" (see the module's docstring).
+        backward: "straight_through", "gated", "gain" or "auto" (see wayback.py).
 
     Returns:
         decode(encode(x)), of the shape, dtype and device of `x`.
     """
     check_backward(backward)
-    ends = _BothEnds(uplink, downlink or Identity(), backward == "gated")
+    downlink = downlink or Identity()
+    check_linked(uplink, downlink, ("uplink", "downlink"))
+    ends = _BothEnds(uplink, downlink, backward)
     return Receive.apply(Send.apply(x, ends), ends)
 
 
@@ -218,7 +214,7 @@ def mask_sparsify(
         bits: width of a mask code, 1 to 8.
         rounding: "nearest" or "floor".
         backward: "straight_through" applies the gradient of the decoded map to `x`, as in the paper; "gated" does so
-            only where the decoded value is not zero.
+            only where the decoded value is not zero; see wayback.py for all.
         scope: one threshold over the "batch", or one a "sample".
 
     Returns:

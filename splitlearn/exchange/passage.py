@@ -8,16 +8,19 @@ backward pass. Both are the autograd Functions of layer.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from splitlearn.compressors import Compressor, Payload
+from splitlearn.compressors.trace import Trace
 from splitlearn.errors import PayloadError, PeerError
 from splitlearn.exchange.channel import Channel, Transfer, relative_error
+from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.layer import Receive, Send
+from splitlearn.exchange.wayback import WayBack, encode
 from splitlearn.seeds import derive
 
 
@@ -25,7 +28,7 @@ class Passage:
     """One batch's way over the channels, at one end of the cut; `passage[name]` is its end of a channel.
 
     Args:
-        channels: of the run, by name.
+        codecs: of the client's channels.
         place: where in the run: what the random streams are named by, beside the channel.
         device: where tensors are wanted.
         peer: the other end, in words.
@@ -37,7 +40,7 @@ class Passage:
 
     def __init__(
         self,
-        channels: dict[str, Channel],
+        codecs: Codecs,
         place: Iterable[int],
         device: torch.device,
         peer: str,
@@ -46,7 +49,8 @@ class Passage:
         in_evaluation: bool = False,
         stopwatch: Callable[[str], AbstractContextManager] | None = None,
     ):
-        self.channels, self.place, self.device, self.peer = channels, tuple(place), device, peer
+        self.codecs, self.channels = codecs, codecs.channels
+        self.place, self.device, self.peer = tuple(place), device, peer
         self.max_samples, self.measures_error, self.in_evaluation = max_samples, measures_error, in_evaluation
         self.timing = stopwatch or (lambda phase: nullcontext())
         self.transfers: list[Transfer] = []
@@ -62,52 +66,63 @@ class Passage:
         return errors
 
     def _codec(self, channel: Channel) -> Compressor:
-        return channel.evaluation_codec if self.in_evaluation else channel.codec
+        return self.codecs.of(channel, self.in_evaluation)
 
-    def encode(self, channel: Channel, x: Tensor) -> tuple[Payload, Tensor | None]:
-        """The payload of `x`, and what the other end decodes, where its gradient is gated by that."""
-        codec, is_gated = self._codec(channel), channel.gated and not self.in_evaluation
+    def encode(self, channel: Channel, x: Tensor, of: Trace | None = None) -> tuple[Payload, WayBack]:
+        """The payload of `x`, which may be the gradient of what left a trace, and the way back of its own gradient."""
+        codec = self._codec(channel).linked_to(of)
+        backward = channel.backward if channel.spec.back and not self.in_evaluation else "straight_through"
         with self.timing("codec"):
             if not self.in_evaluation:
                 codec.seed(derive(channel.seed, channel.spec.key, *self.place))
-            payload = codec.encode(x)
-            decoded = codec.decode(payload, x.device) if is_gated or self.measures_error else None
+            payload, way_back, decoded = encode(codec, x, backward, wants_decoded=self.measures_error)
             error = relative_error(decoded, x) if self.measures_error else None
-        self._book(channel, payload, error)
-        return payload, decoded if is_gated else None
+        self._book(channel, codec, payload, error)
+        return payload, way_back
 
-    def decode(self, channel: Channel, wire: Tensor, like: Payload | None = None, num_samples: int | None = None):
-        """What `wire` holds: of the shape and dtype of `like`, or of so many samples, or of up to max_samples.
+    def decode(self, channel: Channel, wire: Tensor, num_samples: int | None = None) -> tuple[Tensor, Trace | None]:
+        """What `wire` holds, of so many samples, or of up to max_samples, and what its gradient goes by.
 
         Raises:
             PeerError: it is no payload of what is expected.
         """
-        with self.timing("codec"):
-            try:
-                payload = Payload.parse(wire)
-                if like is not None:
-                    expected = like.shape, like.dtype
-                else:
-                    if num_samples is None:
-                        num_samples = payload.shape[0] if payload.shape else 0
-                    if not 1 <= num_samples <= self.max_samples:
-                        raise PayloadError(f"is of {num_samples} samples, where a batch has 1 to {self.max_samples}")
-                    expected = channel.expected(payload, num_samples)
-                decoded = self._codec(channel).decode(payload, self.device, expected)
-            except PayloadError as error:
-                raise PeerError(f"{self.peer} sent a payload that {error}") from None
-        self._book(channel, payload, self.reported.get(channel.spec.name))
-        return decoded
+        codec = self._codec(channel)
+        with self.timing("codec"), self._refusing():
+            payload = Payload.parse(wire)
+            if num_samples is None:
+                num_samples = payload.shape[0] if payload.shape else 0
+            if not 1 <= num_samples <= self.max_samples:
+                raise PayloadError(f"is of {num_samples} samples, where a batch has 1 to {self.max_samples}")
+            decoded = codec.decode(payload, self.device, channel.expected(payload, num_samples))
+        self._book(channel, codec, payload, self.reported.get(channel.spec.name))
+        return decoded, codec.trace
 
-    def _book(self, channel: Channel, payload: Payload, error: float | None) -> None:
+    def decode_gradient(self, channel: Channel, wire: Tensor, sent: Payload, way_back: WayBack) -> Tensor:
+        """The gradient that `wire` holds of what was sent, as it is to be applied. Raises as `decode` does."""
+        codec = self._codec(channel)
+        with self.timing("codec"), self._refusing():
+            payload = Payload.parse(wire)
+            gradient = way_back.decode(codec, payload, self.device, (sent.shape, sent.dtype))
+        self._book(channel, codec, payload, self.reported.get(channel.spec.name))
+        return gradient
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except PayloadError as error:
+            raise PeerError(f"{self.peer} sent a payload that {error}") from None
+
+    def _book(self, channel: Channel, codec: Compressor, payload: Payload, error: float | None) -> None:
         value_bytes = payload.dtype.itemsize
         self.transfers.append(
             Transfer(
                 channel.spec.name,
                 payload.nbytes,
                 payload.numel * value_bytes,
-                self._codec(channel).formula_bits(payload.shape, 8 * value_bytes),
+                codec.formula_bits(payload.shape, 8 * value_bytes),
                 error,
+                codec.basis_nbytes(payload),
             )
         )
 
@@ -138,10 +153,9 @@ class Sent:
         self._passage, self._channel = passage, channel
         self._start = Send.apply(x, self)
 
-    def encode(self, x: Tensor) -> Tensor | None:
-        self._payload, decoded = self._passage.encode(self._channel, x)
+    def encode(self, x: Tensor) -> None:
+        self._payload, self._way_back = self._passage.encode(self._channel, x)
         self.wire = self._payload.tensor
-        return decoded
 
     def backward(self, gradient_wire: Tensor) -> None:
         """Goes on with the backward pass from the gradient that came back, if anything before the cut is trained."""
@@ -151,7 +165,7 @@ class Sent:
 
     def decode_gradient(self) -> Tensor:
         back = self._passage.channels[self._channel.spec.back]
-        return self._passage.decode(back, self._gradient_wire, like=self._payload)
+        return self._passage.decode_gradient(back, self._gradient_wire, self._payload, self._way_back)
 
 
 class Received:
@@ -170,9 +184,10 @@ class Received:
         self.tensor: Tensor = received if channel.has_gradient else received.detach()
 
     def decode(self) -> Tensor:
-        return self._passage.decode(self._channel, self._wire, num_samples=self._num_samples)
+        decoded, self._trace = self._passage.decode(self._channel, self._wire, self._num_samples)
+        return decoded
 
     def encode_gradient(self, gradient: Tensor) -> None:
         back = self._passage.channels[self._channel.spec.back]
-        payload, _ = self._passage.encode(back, gradient)
+        payload, _ = self._passage.encode(back, gradient, of=self._trace)
         self.gradient_wire = payload.tensor

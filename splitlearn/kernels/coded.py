@@ -1,9 +1,13 @@
-"""Small signed integers as sections of a payload: rows of like spread share a table, and rANS codes them.
+"""Small signed integers as sections of a payload: those of like spread share a table, and rANS codes them.
 
 How it works: an integer is a symbol, 0, 1, -1, 2, -2, … as 0, 1, 2, 3, 4, …; one beyond ±127 is `ESCAPE`, and what it
-stands for is the caller's business. A row, such as a channel, is of one of 16 classes by the mean magnitude of its
-integers, in steps of √2; rows of zeros alone are of class 0 and are not coded. What adapts to the data is the table of
-each class, which is sent: some ten bytes a class, and no model has to fit.
+stands for is the caller's business. Symbols are an array of rows, bands, samples and places, such as the channels of a
+map and the images of its batch. How large the integers of a cell (a row's part in a band of a sample) are on average,
+in levels of √2, is the sum of three small numbers, one for the row, one for the band and one for the sample, which are
+sent: four bits each. Rows of zeros alone are not coded. The cells of a level share a table: that of a Laplace
+distribution, which both ends know, or where it pays one that is sent, of some ten bytes.
+
+All that both ends compute is integers, so that the bytes are the same on every machine.
 """
 
 from __future__ import annotations
@@ -15,12 +19,16 @@ import numpy as np
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import ans
 from splitlearn.kernels.jit import compiled
+from splitlearn.kernels.laplace import NUM_LEVELS, ZERO_LEVEL, tables
 
-NUM_CLASSES = 16
 NUM_SYMBOLS = 256
 ESCAPE = NUM_SYMBOLS - 1
 LARGEST = ESCAPE // 2  # magnitude that has a symbol
 WIDE = 0x80  # of a frequency that takes two bytes
+MIDDLE = 8  # what the number of a band or a sample is 0 at
+KNOWN = tables(NUM_SYMBOLS - 1)
+
+Shape = tuple[int, int, int, int]  # rows, bands, samples, places
 
 
 @dataclass(frozen=True)
@@ -28,66 +36,131 @@ class Coded:
     """
     Attributes:
         words: uint16, of rANS.
-        classes: uint8, two rows a byte.
-        tables: uint8, of the classes that occur.
+        levels: uint8: a number that those of all rows count from, and then two of rows, bands and samples a byte.
+        tables: uint8, of the levels that occur.
     """
 
     words: np.ndarray
-    classes: np.ndarray
+    levels: np.ndarray
     tables: np.ndarray
 
+    @property
+    def nbytes(self) -> int:
+        return self.words.nbytes + self.levels.nbytes + self.tables.nbytes
 
-def classes_nbytes(num_rows: int) -> int:
-    return (num_rows + 1) // 2
+
+def levels_nbytes(shape: Shape) -> int:
+    return 1 + (sum(shape[:3]) + 1) // 2
 
 
 def encode(symbols: np.ndarray) -> Coded:
-    """`symbols`: (R, M) uint8, C-contiguous."""
-    classes = _classes(symbols)
-    tables = ans.frequencies(ans.histogram(symbols, classes, NUM_CLASSES, NUM_SYMBOLS))
-    rows = classes > 0
-    words = ans.encode(symbols if rows.all() else symbols[rows], classes[rows], tables)
-    nibbles = np.append(classes, np.uint8(0)) if len(classes) % 2 else classes
-    return Coded(words, nibbles[0::2] | nibbles[1::2] << 4, np.frombuffer(_written(tables), np.uint8))
+    """`symbols`: uint8, C-contiguous, of a `Shape`."""
+    found, cells, levels, counts = _measured(symbols)
+    tables, written = _tables(counts)
+    return Coded(ans.encode(cells, levels, tables), found.packed(), np.frombuffer(written, np.uint8))
 
 
-def decode(coded: Coded, shape: tuple[int, int]) -> np.ndarray:
+def decode(coded: Coded, shape: Shape) -> np.ndarray:
     """
     Returns:
-        (R, M) uint8.
+        uint8, of the shape.
 
     Raises:
         PayloadError: it is not what `encode` gave for so many symbols.
     """
-    num_rows, num_columns = shape
-    classes = np.stack([coded.classes & 15, coded.classes >> 4], axis=1).reshape(-1)[:num_rows]
-    tables = _read(coded.tables, sorted(set(classes.tolist()) - {0}))
-    rows = classes > 0
+    found = _Levels.unpacked(coded.levels, shape)
+    levels, used = found.of_cells(), found.rows > 0
+    tables = _read(coded.tables, np.unique(levels))
     try:
-        found = ans.decode(coded.words, (int(rows.sum()), num_columns), classes[rows], tables)
+        cells = ans.decode(coded.words, (len(levels), shape[3]), levels, tables)
     except ValueError as error:
         raise PayloadError(str(error)) from None
-    if rows.all():
-        return found
+    cells = cells.reshape(-1, *shape[1:])
+    if used.all():
+        return cells
     symbols = np.zeros(shape, np.uint8)
-    symbols[rows] = found
+    symbols[used] = cells
     return symbols
 
 
 def cost_bits(symbols: np.ndarray) -> float:
-    """What `encode` takes for symbols, nearly: the ideal length with these classes, and the tables."""
-    counts = ans.histogram(symbols, _classes(symbols), NUM_CLASSES, NUM_SYMBOLS)[1:]
-    totals = counts.sum(axis=1, keepdims=True)
-    shares = np.where(counts > 0, counts / np.maximum(totals, 1), 1)
-    ideal = float(-(counts * np.log2(shares)).sum())
-    return ideal + 9.0 * np.count_nonzero(counts) + 8 * classes_nbytes(len(symbols)) + 16 * ans.HEAD
+    """What `encode` takes for symbols, nearly."""
+    _, _, _, counts = _measured(symbols)
+    bits = 0.0
+    for k in counts.any(axis=1).nonzero()[0]:
+        seen = counts[k][counts[k] > 0]
+        own = float((seen * np.log2(seen.sum() / seen)).sum()) + 9 * len(seen)
+        bits += 8 + min(own, _bits(counts[k], KNOWN[k]))
+    return bits + 8 * levels_nbytes(symbols.shape) + 16 * ans.HEAD
 
 
-def _classes(symbols: np.ndarray) -> np.ndarray:
-    sums = _sums(symbols)
-    with np.errstate(divide="ignore"):
-        levels = np.floor(2 * np.log2(sums / symbols.shape[1])) + 12
-    return np.where(sums > 0, np.clip(levels, 1, NUM_CLASSES - 1), 0).astype(np.uint8)
+def _measured(symbols: np.ndarray) -> tuple[_Levels, np.ndarray, np.ndarray, np.ndarray]:
+    """Levels of rows, bands and samples; the cells that are coded, (cells, places), their levels, and their symbols."""
+    found = _levels(symbols)
+    used, levels = found.rows > 0, found.of_cells()
+    cells = (symbols if used.all() else symbols[used]).reshape(len(levels), symbols.shape[3])
+    return found, cells, levels, ans.histogram(cells, levels, NUM_LEVELS, NUM_SYMBOLS)
+
+
+# Levels
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """
+    Attributes:
+        base: what those of the rows count from.
+        rows: (R,) uint8: 0 is not coded.
+        bands: (F,) uint8.
+        samples: (S,) uint8.
+    """
+
+    base: int
+    rows: np.ndarray
+    bands: np.ndarray
+    samples: np.ndarray
+
+    def of_cells(self) -> np.ndarray:
+        """(cells,) uint8: the level of each cell of the rows that are coded."""
+        rows, bands, samples = (one.astype(np.int16) for one in (self.rows[self.rows > 0], self.bands, self.samples))
+        total = rows[:, None, None] + bands[:, None] + samples + (self.base - 2 * MIDDLE)
+        return total.clip(0, NUM_LEVELS - 1).astype(np.uint8).reshape(-1)
+
+    def packed(self) -> np.ndarray:
+        nibbles = np.concatenate([self.rows, self.bands, self.samples])
+        nibbles = np.append(nibbles, np.uint8(0)) if len(nibbles) % 2 else nibbles
+        return np.append(np.uint8(self.base), nibbles[0::2] | nibbles[1::2] << 4)
+
+    @staticmethod
+    def unpacked(packed: np.ndarray, shape: Shape) -> _Levels:
+        if len(packed) != levels_nbytes(shape) or packed[0] >= NUM_LEVELS:
+            raise PayloadError("has levels that do not fit its shape")
+        nibbles = np.stack([packed[1:] & 15, packed[1:] >> 4], axis=1).reshape(-1)
+        rows, bands, samples, rest = np.split(nibbles, np.cumsum(shape[:3]))
+        if rest.any():
+            raise PayloadError("has levels beyond its last sample")
+        return _Levels(int(packed[0]), rows, bands, samples)
+
+
+def _levels(symbols: np.ndarray) -> _Levels:
+    """Rows, bands and samples are taken to be independent of each other: a mean over each, as a share of the whole."""
+    sums = _sums(symbols.reshape(-1, symbols.shape[3])).reshape(symbols.shape[:3])
+    used = sums.any(axis=(1, 2))
+    if not used.any():
+        middle = (np.full(number, MIDDLE, np.uint8) for number in symbols.shape[1:3])
+        return _Levels(0, np.zeros(len(sums), np.uint8), *middle)
+    sums = sums[used]
+    of_rows, of_bands, of_samples = (sums.mean(axis=axes) / symbols.shape[3] for axes in ((1, 2), (0, 2), (0, 1)))
+    levels = _level(of_rows) + ZERO_LEVEL
+    base = int((levels.max() - 15).clip(0, NUM_LEVELS - 1))
+    rows = np.zeros(len(used), np.uint8)
+    rows[used] = (levels - base).clip(1, 15)
+    others = ((_level(one / of_rows.mean()) + MIDDLE).clip(0, 15).astype(np.uint8) for one in (of_bands, of_samples))
+    return _Levels(base, rows, *others)
+
+
+def _level(magnitudes: np.ndarray) -> np.ndarray:
+    return np.rint(2 * np.log2(np.maximum(magnitudes, 1e-9))).astype(np.int64)
 
 
 @compiled
@@ -102,28 +175,51 @@ def _sums(symbols):
     return sums
 
 
-def _written(tables: np.ndarray) -> bytes:
-    """For each class that occurs: its last symbol, and the frequencies up to it, in one byte or two."""
-    written = bytearray()
-    for table in tables[1:]:
-        if table.any():
-            last = int(table.nonzero()[0][-1])
-            written.append(last)
-            for frequency in table[: last + 1].tolist():
-                written += bytes([frequency]) if frequency < WIDE else bytes([WIDE | frequency >> 8, frequency & 0xFF])
+# Tables
+
+
+def _tables(counts: np.ndarray) -> tuple[np.ndarray, bytes]:
+    """The tables for symbols that occur so often, and what is sent of them: level by level, what costs less."""
+    own, tables, written = ans.frequencies(counts), np.zeros(counts.shape, np.uint16), bytearray()
+    for k in counts.any(axis=1).nonzero()[0]:
+        sent = _written(own[k])
+        is_known = _bits(counts[k], KNOWN[k]) <= _bits(counts[k], own[k]) + 8 * (len(sent) - 1)
+        tables[k] = KNOWN[k] if is_known else own[k]
+        written += b"\0" if is_known else sent
+    return tables, bytes(written)
+
+
+def _bits(counts: np.ndarray, table: np.ndarray) -> float:
+    """What so many symbols take with a table; infinity where it has not got one of them."""
+    seen = counts > 0
+    if (table[seen] == 0).any():
+        return np.inf
+    return float((counts[seen] * (ans.BITS - np.log2(table[seen]))).sum())
+
+
+def _written(table: np.ndarray) -> bytes:
+    """The last symbol, and the frequencies up to it, in one byte or two. A 0 would be the last symbol of a known one."""
+    last = max(1, int(table.nonzero()[0][-1]))
+    written = bytearray([last])
+    for frequency in table[: last + 1].tolist():
+        written += bytes([frequency]) if frequency < WIDE else bytes([WIDE | frequency >> 8, frequency & 0xFF])
     return bytes(written)
 
 
-def _read(written: np.ndarray, classes: list[int]) -> np.ndarray:
-    """The tables of these classes, and of no others."""
-    tables, values = np.zeros((NUM_CLASSES, NUM_SYMBOLS), np.uint16), iter(written.tolist())
+def _read(written: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """The tables of these levels, and of no others."""
+    tables, values = np.zeros((NUM_LEVELS, NUM_SYMBOLS), np.uint16), iter(written.tolist())
     try:
-        for k in classes:
-            for symbol in range(next(values) + 1):
+        for k in levels:
+            last = next(values)
+            if last == 0:
+                tables[k] = KNOWN[k]
+                continue
+            for symbol in range(last + 1):
                 first = next(values)
                 tables[k, symbol] = first if first < WIDE else (first & ~WIDE) << 8 | next(values)
     except StopIteration:
         raise PayloadError("has tables that end too early") from None
-    if next(values, None) is not None or any(int(tables[k].sum()) != ans.TOTAL for k in classes):
+    if next(values, None) is not None or any(int(tables[k].sum()) != ans.TOTAL for k in levels):
         raise PayloadError("has tables that do not add up")
     return tables

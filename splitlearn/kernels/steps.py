@@ -36,7 +36,7 @@ class Shifts:
 
 
 def quantize(values: Tensor, step: float) -> np.ndarray:
-    """Symbols, (R, M) uint8 on the CPU, of values, (R, M) float32, contiguous, on any device."""
+    """Symbols, uint8 on the CPU, of values, float32, of any shape, contiguous, on any device."""
     inverse = np.float32(1 / step)
     if values.device.type != "cpu":
         steps = values.abs() * float(inverse)
@@ -79,20 +79,18 @@ def levels(step: float, near: int, far: int) -> Tensor:
 
 
 def restore(symbols: np.ndarray, values: Tensor) -> Tensor:
-    """What symbols, (R, M) uint8, stand for by `values`, (256,): of their dtype, on the CPU."""
+    """What symbols, uint8, of any shape, stand for by `values`, (256,): of their dtype, on the CPU."""
     if values.dtype not in (torch.float32, torch.float64):  # numpy and numba know no bfloat16
         return restore(symbols, values.float()).to(values.dtype)
     out = empty(symbols.size, values.dtype, torch.device("cpu")).view(symbols.shape)
-    _restore(symbols, values.numpy(), out.numpy())
+    _restore(symbols.reshape(-1), values.numpy(), out.numpy().reshape(-1))
     return out
 
 
 @compiled
 def _restore(symbols, values, out):
-    for r in range(symbols.shape[0]):
-        own_symbols, own_out = symbols[r], out[r]
-        for m in range(symbols.shape[1]):
-            own_out[m] = values[own_symbols[m]]
+    for i in range(symbols.size):
+        out[i] = values[symbols[i]]
 
 
 @compiled

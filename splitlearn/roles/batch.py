@@ -36,6 +36,7 @@ class Batch:
         parts: that it is computed with.
         num_samples: in it.
         buffers: before the forward pass, where it may be undone; None else.
+        codecs: what they knew then.
         share: of the samples of an optimizer step (see Trainable.share).
         message: to send; None where the batch is left out, because it is not finite.
         answer: to it.
@@ -47,6 +48,7 @@ class Batch:
     parts: Parts | Older
     num_samples: int
     buffers: list[Tensor] | None
+    codecs: dict[str, Any]
     share: float
     message: Part | None = None
     answer: Future | None = None
@@ -64,7 +66,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         may_be_undone = cfg.nonfinite == "skip" or cfg.membership.open or isinstance(parts, Older)
         step = (progress.epoch - 1) * client.num_batches + progress.batch
         passage = Passage(
-            client.channels,
+            client.codecs,
             place,
             client.device,
             "the server",
@@ -75,7 +77,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
         num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
-        batch = Batch(half, passage, parts, num_samples, buffers, share)
+        batch = Batch(half, passage, parts, num_samples, buffers, client.codecs.state(), share)
         _advance(client, batch, None)
     return batch
 
@@ -102,12 +104,19 @@ def receive(client: Any, batch: Batch) -> StepReply:
     try:
         reply, taken_s = client.result(batch.answer)
     except Overdue:
-        load_buffers(client.trainable.segment, batch.buffers)
+        undo(client, batch)
         raise
     client.stopwatch.seconds.update(
         {"waiting": reply.waiting_s, "network": taken_s - reply.waiting_s - reply.computing_s}
     )
     return reply
+
+
+def undo(client: Any, batch: Batch) -> None:
+    """A batch that was not sent, or whose answer does not come, was not."""
+    load_buffers(client.trainable.segment, batch.buffers)
+    client.codecs.go_back(batch.codecs)
+    batch.half.close()
 
 
 def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[float, StepReply]:

@@ -18,6 +18,7 @@ from splitlearn.config import clients_evaluate, shared
 from splitlearn.errors import PeerError, Rejoin, Stopped
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import (
     Goodbye,
@@ -64,6 +65,7 @@ class Client:
         self.screen = screen or Screen(is_shown=False)
         self.task, self.exchange, self.topology = task_from(cfg), exchange_from(cfg), topology_from(cfg)
         self.channels = channels_of(cfg, self.exchange)
+        self.codecs = Codecs(self.channels, "up")
         self.agreement = Agreement(cfg, self.task, self.channels)
         self.schedule = schedule_from(cfg)
         self.stopwatch = Stopwatch()
@@ -107,7 +109,7 @@ class Client:
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, welcome.about)
         self.trainable = Trainable(built.client.to(self.device), self.cfg)
-        self.trainable.load(welcome.state)
+        self.load(welcome.state)
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
         self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
         self.is_in = True
@@ -132,6 +134,15 @@ class Client:
         self.trainable.segment.train()
         self.data.train.batch_sampler.start_at(self.progress.epoch, self.progress.batch)
         self.schedule(self)
+
+    def state(self) -> dict[str, Any]:
+        """All that it would go on from elsewhere."""
+        return {**self.trainable.state(), "codecs": self.codecs.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Goes on from another state, which may be weights alone."""
+        self.trainable.load(state)
+        self.codecs.load(state.get("codecs", {}))
 
     # The conversation
 
@@ -175,7 +186,7 @@ class Client:
     def obey(self, directive: str | None) -> None:
         """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""
         if directive is not None:
-            self.server.call(State.kind, *State(self.trainable.state(), False).body())
+            self.server.call(State.kind, *State(self.state(), False).body())
         if directive in ("stop", "leave"):
             raise Stopped("stopped with the run" if directive == "stop" else LEFT, self.stop.asked_by or signal.SIGTERM)
 
@@ -193,7 +204,7 @@ class Client:
         Returns what to tell the user.
         """
         if self.is_in:
-            state = State(self.trainable.state(), True)
+            state = State(self.state(), True)
             wait([answer, in_background(self.server.call, State.kind, *state.body())], LEAVE_AFTER_S)
         self.server.give_up()
         return LEFT if self.is_in else "stopped before it joined the run"

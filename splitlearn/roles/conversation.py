@@ -80,7 +80,7 @@ class Conversation:
     def _begin(self, client: int, half: Callable[..., ServerHalf], in_evaluation: bool = False) -> Talk:
         server = self.server
         passage = Passage(
-            server.channels,
+            server.codecs[client],
             (client, server.progress.step),
             server.device,
             f"client {client}",
@@ -129,6 +129,7 @@ class Conversation:
         """The half's answer; None where the client's part is to be left out, because it is not finite."""
         server = self.server
         talk.targets_bytes += part.targets_bytes()
+        codecs, known = talk.passage.codecs, talk.passage.codecs.state()
         trial = Trial(server.trainable.segment) if self.undoes or talk.share != 1 else None
         if is_first:
             torch.manual_seed(derive(self.cfg.seed, "server", server.progress.step, client))  # dropout
@@ -140,6 +141,7 @@ class Conversation:
         except NonFiniteError as error:
             if trial:
                 trial.undo()
+                codecs.go_back(known)  # what it has encoded is not sent
             if self.cfg.nonfinite == "skip":
                 return None
             raise server.diverged(client, error) from None

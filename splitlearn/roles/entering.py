@@ -31,7 +31,7 @@ def enters(client: Any) -> bool:
             client.progress = ClientProgress(reply.epoch, 0, 0)
         client.num_steps = reply.num_steps
         if reply.state is not None:
-            client.trainable.load(reply.state)
+            client.load(reply.state)
         if reply.part == "train":
             return True
         evaluate(client)

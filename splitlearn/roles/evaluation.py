@@ -22,7 +22,7 @@ def evaluate(client: Any) -> None:
     before = None
     for loaded in client.data.test:
         inputs, targets = client.task.to_device(loaded, client.device)
-        passage = Passage(client.channels, (), client.device, "the server", client.cfg.batch_size, in_evaluation=True)
+        passage = Passage(client.codecs, (), client.device, "the server", client.cfg.batch_size, in_evaluation=True)
         half = client.exchange.client_evaluation(client.trainable.segment, passage, client.task, inputs, targets)
         try:
             message = next(half)

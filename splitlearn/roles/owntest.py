@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import Outcome, converse
 from splitlearn.exchange.passage import Passage
 from splitlearn.segments.parts import Parts
@@ -45,8 +46,8 @@ class OwnTest:
         for loaded in self.data.test:
             inputs, targets = server.task.to_device(loaded, server.device)
             ends = [
-                Passage(server.channels, (), server.device, "the server", server.cfg.batch_size, in_evaluation=True)
-                for _ in range(2)
+                Passage(codecs, (), server.device, "the server", server.cfg.batch_size, in_evaluation=True)
+                for codecs in (Codecs(server.channels, "up"), Codecs(server.channels, "down"))
             ]
             client = server.exchange.client_evaluation(self.segment, ends[0], server.task, inputs, targets)
             try:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from splitlearn.batches import batch_sizes
 from splitlearn.errors import UserError
+from splitlearn.exchange.codecs import OfClients
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
 from splitlearn.exchange.rounds import Round, RoundReply
 from splitlearn.roles.fit import check_test, compare
@@ -33,7 +34,9 @@ QUIET_S = 0.0, 15.0  # how long a wait for the first clients is not worth a line
 
 
 class Host(Protocol):
-    """Whose roster it is."""
+    """Whose roster it is, with its end of the clients' codecs."""
+
+    codecs: OfClients
 
     def build(self, about: dict[str, Any]) -> None:
         """Builds the network for the data of the first client."""
@@ -215,7 +218,7 @@ class Roster(Rounds):
         member = self.members[client]
         request, message = self.take(client, State)
         if client in self.in_round():  # one that waits has nothing new
-            member.state, member.state_epoch = message.state, self.progress.epoch
+            member.state, member.state_epoch = self.host.codecs.completed(client, message.state), self.progress.epoch
         request.reply()
         if self.is_open and (message.leaves or member.is_leaving):
             self.see_off(client, "left")

@@ -23,9 +23,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from splitlearn.roles.batch import Batch, begin, finish, receive, send
+from splitlearn.roles.batch import Batch, begin, finish, receive, send, undo
 from splitlearn.segments.parts import Older
-from splitlearn.segments.trainable import load_buffers
 
 
 def schedule_from(cfg: DictConfig) -> Callable[[Any], None]:
@@ -68,8 +67,7 @@ def ahead(client: Any) -> None:
             directive = client.topology.end_batch(client, share, reply)
         if directive is not None:
             if following:
-                load_buffers(client.trainable.segment, following.buffers)
-                following.half.close()
+                undo(client, following)
                 client.progress.batch -= 1
             client.obey(directive)
             following = compute(loaded)

@@ -20,6 +20,7 @@ from splitlearn.config import evaluates
 from splitlearn.errors import NonFiniteError, PeerError, UserError, typed
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.codecs import OfClients
 from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
 from splitlearn.exchange.rounds import RoundReply
@@ -58,6 +59,7 @@ class Server:
         self.cfg, self.device, self.recorder = cfg, device, recorder
         self.task, self.exchange, self.topology = task_from(cfg), exchange_from(cfg), topology_from(cfg)
         self.channels = channels_of(cfg, self.exchange)
+        self.codecs = OfClients(self.channels, cfg.num_clients)
         self.agreement = Agreement(cfg, self.task, self.channels)
         self.stop, self.stopwatch, self.progress = StopRequest(), Stopwatch(), Progress()
         self.roster = Roster(
@@ -139,6 +141,7 @@ class Server:
         state = member.state or next(filter(None, self.client_states))
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
+        self.codecs.load(client, state)
         num_steps = self.topology.num_steps(self.roster)
         return Welcome(self.agreement.about, num_steps, progress.epoch, progress.epoch_step, member.batch, state)
 
@@ -179,6 +182,7 @@ class Server:
         if not self.topology.keeps_own and (part == "evaluate" or (part == "train" and begins)):
             newest = self.client_states[0]
             state = {"segment": newest.get("segment", newest), "optimizer": {}}
+            self.codecs.load(client, state)
         self.recorder.ledger.book("weights_down", nbytes_of(state))
         return RoundReply(part, self.progress.epoch, self.topology.num_steps(self.roster), state)
 

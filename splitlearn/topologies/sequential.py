@@ -31,7 +31,7 @@ class Sequential(Topology):
             while member.batch < member.num_batches:
                 server.step([client])
             request, state = take_weights(server, client, "trainable")
-            server.client_states = [state]
+            server.client_states = [server.codecs.completed(client, state)]
             send_weights(server, request, None)
 
     def order(self, server: Any) -> list[int]:
@@ -50,6 +50,7 @@ class Sequential(Topology):
 
     def _hand_over(self, server: Any, client: int) -> None:
         request, _ = take_weights(server, client, None)
+        server.codecs.load(client, server.client_states[0])
         send_weights(server, request, server.client_states[0])
 
     # A client's end
@@ -57,8 +58,8 @@ class Sequential(Topology):
     def train_client(self, client: Any) -> None:
         if client.progress.batch < client.num_batches:
             if client.progress.batch == 0:
-                client.trainable.load(client.exchange_weights(None).state)
+                client.load(client.exchange_weights(None).state)
             client.train_batches()
-            client.exchange_weights(client.trainable.state())
+            client.exchange_weights(client.state())
         if is_evaluated(client):
-            client.trainable.load(client.exchange_weights(None).state)
+            client.load(client.exchange_weights(None).state)

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from splitlearn.compressors import Payload
-from splitlearn.compressors.uniform import MOST_A_BYTE, RAW, EntropyCodedQuantizer, by_channel, from_channels
+from splitlearn.compressors.uniform import MOST_A_BYTE, RAW, EntropyCodedQuantizer
 from splitlearn.kernels import coded, steps
+from splitlearn.kernels.channels import by_channel, from_channels
 
 GENERATOR = torch.Generator().manual_seed(0)
 

@@ -13,6 +13,7 @@ import splitlearn
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
 from splitlearn.exchange.parts import Targets, Wire, _hints
 from splitlearn.exchange.passage import Passage
@@ -32,17 +33,18 @@ class Pair:
         self.cfg = compose(*overrides)
         self.task, self.exchange = task_from(self.cfg), exchange_from(self.cfg)
         self.network = network.build(self.cfg, ABOUT)
+        self.codecs = []
+        for way in ("up", "down"):
+            channels = channels_of(self.cfg, self.exchange)
+            know(channels, self.network, self.cfg)
+            self.codecs.append(Codecs(channels, way))
         self.optimizers = [
             torch.optim.SGD(side.parameters(), 0.1, momentum=0.9) for side in (self.network.client, self.network.server)
         ]
 
     def passages(self, place: int, **options) -> list[Passage]:
-        found = []
-        for peer in ("the server", "client 0"):
-            channels = channels_of(self.cfg, self.exchange)
-            know(channels, self.network, self.cfg)
-            found.append(Passage(channels, (place,), CPU, peer, 32, **options))
-        return found
+        peers = "the server", "client 0"
+        return [Passage(one, (place,), CPU, peer, 32, **options) for one, peer in zip(self.codecs, peers, strict=True)]
 
     def halves(self, passages: list[Passage], images: torch.Tensor, labels: torch.Tensor) -> tuple:
         return (

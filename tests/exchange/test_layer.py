@@ -5,7 +5,7 @@ from torch import nn
 import splitlearn
 from splitlearn.compressors import Identity, MaskSparsifier, TopKSparsifier, UniformQuantizer
 from splitlearn.errors import NonFiniteError, PayloadError
-from splitlearn.exchange.layer import compress, gate, mask_sparsify
+from splitlearn.exchange.layer import compress, mask_sparsify
 
 OPTIONS = [
     {},
@@ -147,11 +147,6 @@ def test_model_with_mask_sparsify_trains(backward):
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 3
     assert not torch.equal(model[0].weight, before)
-
-
-def test_gate_without_decoded_is_the_identity():
-    gradient = randn(5)
-    assert gate(gradient, None) is gradient
 
 
 @pytest.mark.parametrize("backward", ["straight_through", "gated"])

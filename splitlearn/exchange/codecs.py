@@ -1,0 +1,71 @@
+"""The codecs between one client and the server: what they know of each other's tensors goes with the client.
+
+A codec that keeps state, such as a basis, has the sender's at one end and the receiver's at the other. The sender's says
+all, so that both ends can go on from it: `state` is what this end's senders know, and `load` takes the senders' of both
+ends. Where a client begins without a state, with the run's first weights or after others have trained, both ends begin
+anew, and the next payload brings what the other end needs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from splitlearn.compressors import Compressor, Identity
+from splitlearn.exchange.channel import Channel
+
+
+class Codecs:
+    """
+    Args:
+        channels: of the run, by name.
+        way: that this end sends, "up" or "down".
+
+    Attributes:
+        channels: the same.
+    """
+
+    def __init__(self, channels: dict[str, Channel], way: str):
+        self.channels, self.way = channels, way
+        self._own = {name: copy.copy(one.codec) for name, one in channels.items() if one.codec.keeps_state}
+
+    def of(self, channel: Channel, in_evaluation: bool) -> Compressor:
+        """The codec of a channel, to train or to evaluate through."""
+        codec = self._own.get(channel.spec.name, channel.codec)
+        if not in_evaluation:
+            return codec
+        return codec.for_evaluation() if channel.is_compressed_in_evaluation else Identity()
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What this end's senders know, by channel; later steps do not change it."""
+        return {
+            name: codec.state_dict()
+            for name, codec in self._own.items()
+            if self.channels[name].spec.way == self.way and codec.state_dict()
+        }
+
+    def load(self, states: dict[str, dict[str, Any]]) -> None:
+        """Goes on from what both ends' senders knew; those that are not in it begin anew."""
+        for name, codec in self._own.items():
+            codec.load_state_dict(states.get(name, {}))
+
+    def go_back(self, state: dict[str, dict[str, Any]]) -> None:
+        """To what this end's senders knew before something that was not sent."""
+        for name, codec in self._own.items():
+            if self.channels[name].spec.way == self.way:
+                codec.load_state_dict(state.get(name, {}))
+
+
+class OfClients(dict[int, Codecs]):
+    """The server's end of all clients' codecs, by client."""
+
+    def __init__(self, channels: dict[str, Channel], num_clients: int):
+        super().__init__({client: Codecs(channels, "down") for client in range(num_clients)})
+
+    def completed(self, client: int, state: dict[str, Any]) -> dict[str, Any]:
+        """A state that a client handed in, with what this end knows of it."""
+        return {**state, "codecs": state.get("codecs", {}) | self[client].state()}
+
+    def load(self, client: int, state: dict[str, Any]) -> None:
+        """A client goes on from a state, which may be weights alone."""
+        self[client].load(state.get("codecs", {}))

@@ -1,0 +1,81 @@
+"""What the sending end of a cut does to the gradient that comes back, and what it keeps of a tensor for that.
+
+    straight_through    the gradient as it is: as if compression were the identity, as in the papers
+    gated               only where the decoded value is not zero, so that what did not arrive is not trained either
+    gain                each component times E[c ĉ] / E[c²], the share of it that arrived: of a codec with a basis its
+                        components, of any other the channels
+    auto                gain for a codec with a basis, straight_through for any other
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from splitlearn.compressors import Compressor, Payload
+from splitlearn.compressors.trace import Trace
+from splitlearn.kernels.channels import by_channel, from_channels
+
+BACKWARD = ("auto", "straight_through", "gated", "gain")
+
+
+def check_backward(backward: str) -> None:
+    if backward not in BACKWARD:
+        raise ValueError(f"backward={backward} is unknown: choose {', '.join(BACKWARD[:-1])} or {BACKWARD[-1]}")
+
+
+def check_linked(uplink: Compressor, downlink: Compressor, keys: tuple[str, str]) -> None:
+    """Raises ValueError where a gradient is to come back in a basis that there is not."""
+    if downlink.is_linked and not uplink.has_basis:
+        raise ValueError(
+            f"{keys[1]}={downlink.name} sends the gradient in the basis of what was sent, and {keys[0]}={uplink.name}"
+            f" has none: choose {keys[0]}=klt, or another {keys[1]}"
+        )
+
+
+@dataclass(frozen=True)
+class WayBack:
+    """
+    Attributes:
+        trace: of the codec, with gains only where they are wanted.
+        decoded: what arrived, where the gradient is gated by that.
+        gains: (C,) float32 of the channels, where the codec left no trace and they are wanted.
+    """
+
+    trace: Trace | None = None
+    decoded: Tensor | None = None
+    gains: Tensor | None = None
+
+    def decode(self, codec: Compressor, payload: Payload, *context) -> Tensor:
+        """The gradient that a payload holds, as it is to be applied. `context` as for Compressor.decode."""
+        codec = codec.linked_to(self.trace)
+        gradient = codec.decode(payload, *context)
+        if self.trace is not None and self.trace.gains is not None and not codec.is_linked:
+            gradient = self.trace.gained(gradient)
+        if self.gains is not None:
+            rows = by_channel(gradient) * self.gains.to(gradient.device, gradient.dtype).unsqueeze(1)
+            gradient = from_channels(rows, gradient.shape).view(gradient.shape)
+        return gradient if self.decoded is None else torch.where(self.decoded != 0, gradient, 0)
+
+
+def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = False):
+    """The payload of a tensor, its way back, and what the other end decodes, where that is wanted."""
+    payload = codec.encode(x)
+    trace = codec.trace
+    if backward == "auto":
+        backward = "gain" if codec.has_basis else "straight_through"
+    if trace is not None and backward != "gain":
+        trace = replace(trace, gains=None)
+    needs = wants_decoded or backward == "gated" or (backward == "gain" and trace is None)
+    decoded = codec.decode(payload, x.device) if needs else None
+    gains = channel_gains(x, decoded) if backward == "gain" and trace is None else None
+    return payload, WayBack(trace, decoded if backward == "gated" else None, gains), decoded
+
+
+def channel_gains(x: Tensor, decoded: Tensor) -> Tensor:
+    """(C,) float32: E[x x̂] / E[x²] of each channel, from 0 to 1; 0 for one of zeros."""
+    scale = x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
+    rows, found = (by_channel(one.detach() / scale).float() for one in (x, decoded))
+    return ((rows * found).sum(1) / rows.square().sum(1).clamp_min(1e-30)).clamp_(0, 1)
