@@ -77,7 +77,9 @@ def main() -> None:
             for batch in loader:
                 inputs, targets = task.to_device(batch, torch.device("cpu"))
                 ends = [
-                    Passage(Codecs(channels, way), (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
+                    Passage(
+                        Codecs(channels, way), (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True
+                    )
                     for way in ("up", "down")
                 ]
                 outcome = converse(

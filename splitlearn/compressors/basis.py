@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
 
 State = dict[str, Any]
@@ -50,6 +51,34 @@ def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> Sta
 
 def checksum(integers: Tensor) -> int:
     return zlib.crc32(integers.contiguous().numpy())
+
+
+def received(state: State | None, number: int, expected: int, first: int, brought: Tensor) -> Tensor:
+    """The vectors that a payload goes by: the first ones, that this end has, and those that it brings.
+
+    Raises:
+        PayloadError: this end has not got them, or others.
+    """
+    integers = brought
+    if first or (state and not len(brought)):
+        has = state or {"number": 0, "sent": 0, "integers": brought}
+        if has["integers"].shape[1] != brought.shape[1]:
+            raise PayloadError(f"goes by a basis of {brought.shape[1]} channels, where this end has another")
+        if has["number"] != number or has["sent"] < first or (not len(brought) and has["sent"] != first):
+            raise PayloadError(
+                f"goes by {first} vectors of basis {number}, where this end has {has['sent']} of basis {has['number']}"
+            )
+        integers = torch.cat([has["integers"][:first], brought])
+    if checksum(integers) != expected:
+        raise PayloadError(f"goes by another basis {number} than this end has")
+    return integers
+
+
+def kept(state: State | None, number: int, integers: Tensor) -> State:
+    """The receiver's state with a basis that came; a sender's, which decodes what it sent, has it already."""
+    if state and state["number"] == number and state["sent"] >= len(integers):
+        return state
+    return {"number": number, "sent": len(integers), "integers": integers}
 
 
 def flaw(state: Any, num_channels: int) -> str | None:

@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import copy
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from splitlearn.compressors import basis as shared
 from splitlearn.compressors.base import Compressor, check_range, register
 from splitlearn.compressors.payload import Payload
+from splitlearn.compressors.plan import KEPT, NONE, OWN, Plan, some_samples, traced
 from splitlearn.compressors.trace import Trace, components_shape, project, unproject, weights_of
 from splitlearn.compressors.uniform import (
     RAW,
@@ -42,7 +42,6 @@ from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases, stepping, steps
 from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape
 
-NONE, OWN, KEPT = 1, 2, 3  # basis that a payload goes by, beside RAW
 HEAD = struct.Struct("<IIHH")  # of the basis: number, checksum, components of the payload, first vector that it brings
 MAX_CHANNELS = 2048
 CHEAP = 0.01  # of the bits of a payload, that a basis of its own may take
@@ -121,9 +120,9 @@ class KarhunenLoeve(Compressor):
 
     def kind_for(self, shape: tuple[int, ...]) -> int:
         """Which basis a map of this shape goes by."""
-        num_channels, num_columns = matrix_shape(shape)
+        num_channels, _ = matrix_shape(shape)
         bits, basis = (self.bits or RATE) * prod(shape), self.basis_bits * num_channels**2
-        if not 2 <= num_channels <= MAX_CHANNELS or basis > 4 * bits * self.refresh:
+        if not 2 <= num_channels <= MAX_CHANNELS or basis > bits * self.refresh:
             return NONE
         return OWN if basis <= CHEAP * bits else KEPT
 
@@ -168,11 +167,12 @@ class KarhunenLoeve(Compressor):
 
     def _code(self, shape: torch.Size, matrix: Tensor, scale: float, plan: Plan) -> tuple[Tensor, stepping.Packed]:
         """The components of a map, and their sections: as many as its target leaves."""
-        part, part_shape = self._part_of(shape, matrix)
+        part, part_shape = some_samples(shape, matrix)
         few = project(part, part_shape, plan.basis, plan.most, plan.block)
         target = self._target(shape, matrix, plan, 0)
         step = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
-        number = self._num_worthwhile(steps.quantize(few, step), few.numel() / matrix.numel(), plan, shape)
+        least = self._bits_of(plan.kind != NONE, shape) / (self.refresh if plan.kind == KEPT else 1) / SYMBOL_BITS
+        number = plan.num_worthwhile(steps.quantize(few, step), least * few.numel() / matrix.numel())
         while True:
             values = project(matrix, shape, plan.basis, number, plan.block)
             target = self._target(shape, matrix, plan, number)
@@ -185,23 +185,7 @@ class KarhunenLoeve(Compressor):
             step = stepping.find_step(values, target, step)
             return values, stepping.pack_within(values, target, step, scale, values, trims=True)
 
-    def _num_worthwhile(self, symbols: np.ndarray, share: float, plan: Plan, shape: torch.Size) -> int:
-        """Components up to the last that has so many symbols that its vector is worth its bits."""
-        payloads = self.refresh if plan.kind == KEPT else 1
-        least = share * self._bits_of(plan.kind != NONE, shape) / payloads / SYMBOL_BITS
-        found = np.count_nonzero(symbols.reshape(len(symbols), -1), axis=1)
-        worthwhile = (found >= max(1, least)).nonzero()[0]
-        known = plan.sent if found[: plan.sent].any() else 0
-        return min(plan.most, max(1, int(worthwhile[-1]) + 1 if len(worthwhile) else 1, known))
-
-    def _part_of(self, shape: torch.Size, matrix: Tensor) -> tuple[Tensor, torch.Size]:
-        """Some of the samples of a map, as a map."""
-        samples = matrix.view(len(matrix), shape[0], -1)
-        by = min(max(1, matrix.numel() // stepping.TRIAL_NUMEL), max(1, shape[0] // 8))
-        part = samples[:, ::by]
-        return part.reshape(len(matrix), -1), torch.Size((part.shape[1], *shape[1:]))
-
-    def _target(self, shape: torch.Size, matrix: Tensor, plan: Plan, number: int) -> Target:
+    def _target(self, shape: torch.Size, matrix: Tensor, plan: Plan, number: int) -> stepping.Target:
         """What is left for the components' values, beside so many vectors of the basis."""
         target = target_of(self.bits, self.error, matrix, 32)
         if self.bits is None:
@@ -242,7 +226,8 @@ class KarhunenLoeve(Compressor):
             raise PayloadError("brings no whole vectors of a basis")
         basis = None
         if kind != NONE:
-            integers = self._received(kind, number, checksum, first, brought)
+            state = self.state if kind == KEPT else None
+            integers = shared.received(state, number, checksum, first, brought)
             if len(integers) < num_components:
                 raise PayloadError(f"has {num_components} components in a basis of {len(integers)} vectors")
             basis = self._orthonormal(integers, len(integers))[:num_components]
@@ -253,65 +238,7 @@ class KarhunenLoeve(Compressor):
         rows = unproject(values.to(sections[0].device), payload.shape, basis, block)
         if is_positive:
             rows.clamp_(min=0)
-        if kind == KEPT and not self._is_frozen and len(brought):
-            self._keep(number, integers)
+        if kind == KEPT and not self._is_frozen:
+            self.state = shared.kept(self.state, number, integers)
         self.trace = Trace(payload.shape, basis, block, weights_of(symbols))
         return from_channels(rescaled(rows, scale, payload.dtype), payload.shape)
-
-    def _received(self, kind: int, number: int, checksum: int, first: int, brought: Tensor) -> Tensor:
-        """The vectors that a payload goes by: those that this end has, and those that it brings."""
-        integers = brought
-        if kind == KEPT and (first or not len(brought)):
-            has = self.state or {"number": 0, "sent": 0}
-            if has["number"] != number or has["sent"] < first or (not len(brought) and has["sent"] != first):
-                raise PayloadError(
-                    f"goes by {first} vectors of basis {number}, where this end has {has['sent']} of basis"
-                    f" {has['number']}"
-                )
-            integers = torch.cat([has["integers"][:first], brought]) if len(brought) else has["integers"][:first]
-        if shared.checksum(integers) != checksum:
-            raise PayloadError(f"goes by another basis {number} than this end has")
-        return integers
-
-    def _keep(self, number: int, integers: Tensor) -> None:
-        """Takes over a basis that came; a sender's own, which it decodes to see what comes out, is there already."""
-        if not (self.state and self.state["number"] == number and self.state["sent"] >= len(integers)):
-            self.state = {"number": number, "sent": len(integers), "integers": integers}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The basis that a map is to be coded in.
-
-    Attributes:
-        kind: NONE, OWN or KEPT.
-        block: of places.
-        most: components that it may have.
-        number: of a KEPT basis.
-        sent: vectors that the receiver has.
-        integers: (K, C) int8, at least `most`.
-        basis: (K, C) float32, at least `most`, orthonormal.
-    """
-
-    kind: int
-    block: int
-    most: int
-    number: int = 0
-    sent: int = 0
-    integers: Tensor | None = None
-    basis: Tensor | None = None
-
-    def vectors(self, start: int, stop: int) -> Tensor:
-        """(n, C) int8; none where there is no basis."""
-        return torch.empty(0, 0, dtype=torch.int8) if self.integers is None else self.integers[start:stop]
-
-
-def traced(shape: torch.Size, basis: Tensor | None, block: int, packed: stepping.Packed, values: Tensor) -> Trace:
-    """The sender's trace: with the gains, which it alone can know."""
-    number = len(packed.symbols)
-    found = steps.restore(packed.symbols, packed.table.float()).to(values.device)
-    values = values[:number]
-    energy = values.square().sum((2, 3), keepdim=True)
-    gains = (found * values).sum((2, 3), keepdim=True) / energy.clamp_min(1e-30)
-    basis = None if basis is None else basis[:number]
-    return Trace(shape, basis, block, weights_of(packed.symbols), gains.clamp_(0, 1).cpu())

@@ -22,9 +22,9 @@ LINKED = 2  # beside what uq has
 class Linked(EntropyCodedQuantizer):
     """Sends the gradient of the components of a map that arrived, each in steps as fine as it will be used.
 
-    A component of which nothing arrived gets no gradient, and costs nothing. Which these are, and how much of the others
-    arrived, both ends know from the map's payload, so that no basis crosses back. The gradient of a map without a basis
-    goes as by uq.
+    A component of which nothing arrived gets no gradient, and costs nothing. Which these are, and how much of the
+    others arrived, both ends know from the map's payload, so that no basis crosses back. The gradient of a map that
+    crossed as it is goes as by uq.
 
     Sections: those of kernels/stepping.py, of the weighted components; zeros where the payload would stand for more
     than 1,024 elements a byte.

@@ -65,7 +65,9 @@ def unproject(components: Tensor, shape: torch.Size, basis: Tensor | None, block
     if basis is not None:
         return basis[: len(rows)].to(rows.device).t() @ rows
     num_channels = shape.numel() // rows.shape[1]
-    return torch.cat([rows, rows.new_zeros(num_channels - len(rows), rows.shape[1])]) if len(rows) < num_channels else rows
+    return (
+        torch.cat([rows, rows.new_zeros(num_channels - len(rows), rows.shape[1])]) if len(rows) < num_channels else rows
+    )
 
 
 def components_shape(shape: torch.Size, number: int, block: int) -> tuple[int, int, int, int]:

@@ -1,9 +1,9 @@
 """The codecs between one client and the server: what they know of each other's tensors goes with the client.
 
-A codec that keeps state, such as a basis, has the sender's at one end and the receiver's at the other. The sender's says
-all, so that both ends can go on from it: `state` is what this end's senders know, and `load` takes the senders' of both
-ends. Where a client begins without a state, with the run's first weights or after others have trained, both ends begin
-anew, and the next payload brings what the other end needs.
+A codec that keeps state, such as a basis, has the sender's at one end and the receiver's at the other. The sender's
+says all, so that both ends can go on from it: `state` is what this end's senders know, and `load` takes the senders' of
+both ends. Where a client begins without a state, with the run's first weights or after others have trained, both ends
+begin anew, and the next payload brings what the other end needs.
 """
 
 from __future__ import annotations

@@ -121,7 +121,9 @@ def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
         except ValueError as error:
             raise UserError(str(error)) from None
     compressed = cfg.evaluate.compressed
-    return {spec.name: Channel(spec, codecs[spec.name], compressed, cfg.backward, cfg.seed) for spec in exchange.channels}
+    return {
+        spec.name: Channel(spec, codecs[spec.name], compressed, cfg.backward, cfg.seed) for spec in exchange.channels
+    }
 
 
 def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> None:

@@ -177,9 +177,7 @@ def receive(
     return Received(wire, uplink, downlink, device)
 
 
-def compress(
-    x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto"
-) -> Tensor:
+def compress(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto") -> Tensor:
     """What the other side of a cut would get for `x`; its gradient comes back as through `downlink`.
 
     Args:

@@ -1,10 +1,10 @@
 """What the sending end of a cut does to the gradient that comes back, and what it keeps of a tensor for that.
 
-    straight_through    the gradient as it is: as if compression were the identity, as in the papers
-    gated               only where the decoded value is not zero, so that what did not arrive is not trained either
-    gain                each component times E[c ĉ] / E[c²], the share of it that arrived: of a codec with a basis its
-                        components, of any other the channels
-    auto                gain for a codec with a basis, straight_through for any other
+straight_through    the gradient as it is: as if compression were the identity, as in the papers
+gated               only where the decoded value is not zero, so that what did not arrive is not trained either
+gain                each component times E[c ĉ] / E[c²], the share of it that arrived: of a codec with a basis its
+                    components, of any other the channels
+auto                gain for a codec with a basis, straight_through for any other
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ ROUNDS = 2
 
 
 def second_moments(matrix: Tensor, most_columns: int) -> Tensor:
-    """(C, C) float32 on the CPU: x xᵀ over columns of `matrix` (C, M), over its trace, so that each batch counts alike."""
+    """(C, C) float32 on the CPU: x xᵀ over columns of `matrix` (C, M), over its trace: each batch counts alike."""
     columns = matrix[:, :: max(1, matrix.shape[1] // most_columns)]
     moments = columns @ columns.t()
     return (moments / moments.trace().clamp_min(1e-30)).cpu()

@@ -198,7 +198,7 @@ def _bits(counts: np.ndarray, table: np.ndarray) -> float:
 
 
 def _written(table: np.ndarray) -> bytes:
-    """The last symbol, and the frequencies up to it, in one byte or two. A 0 would be the last symbol of a known one."""
+    """The last symbol, and the frequencies up to it, in one byte or two. The last is not 0: that is a known table."""
     last = max(1, int(table.nonzero()[0][-1]))
     written = bytearray([last])
     for frequency in table[: last + 1].tolist():

@@ -7,7 +7,6 @@ the symbols' entropy says how many bits they take (coded.py), and sums what erro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +96,8 @@ def find_step(values: Tensor, target: Target, start: float | None = None) -> flo
 class Packed:
     """
     Attributes:
-        sections: scale and step (float64); values beyond 127 steps, as they are; words of rANS (uint16); levels; tables.
+        sections: scale and step (float64); values beyond 127 steps, as they are; and those of coded.py: words (uint16),
+            levels and tables.
         params: two bytes, of the shifts.
         symbols: (R, F, S, m) uint8.
         table: (256,) float64: what each stands for.

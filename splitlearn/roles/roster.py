@@ -17,41 +17,19 @@ checkpoint, and when it left on request. One that crashed goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
 
 from splitlearn.batches import batch_sizes
 from splitlearn.errors import UserError
-from splitlearn.exchange.codecs import OfClients
-from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply, Welcome
-from splitlearn.exchange.rounds import Round, RoundReply
+from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply
+from splitlearn.exchange.rounds import Round
 from splitlearn.roles.fit import check_test, compare
+from splitlearn.roles.host import Host
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import Rounds
 from splitlearn.roles.waiting import Repeated
 from splitlearn.transport.inbox import LOOK_EVERY_S, names_of
 
 QUIET_S = 0.0, 15.0  # how long a wait for the first clients is not worth a line: on several machines, and on one
-
-
-class Host(Protocol):
-    """Whose roster it is, with its end of the clients' codecs."""
-
-    codecs: OfClients
-
-    def build(self, about: dict[str, Any]) -> None:
-        """Builds the network for the data of the first client."""
-
-    def check_batches(self, client: int, num_train: int) -> None:
-        """
-        Raises:
-            UserError: the network cannot train on the batches that so many samples give.
-        """
-
-    def welcome(self, client: int) -> Welcome:
-        """What a client that joins goes on from."""
-
-    def part(self, client: int, part: str) -> RoundReply:
-        """What a client does next, and begins it with."""
 
 
 class Roster(Rounds):
@@ -218,7 +196,8 @@ class Roster(Rounds):
         member = self.members[client]
         request, message = self.take(client, State)
         if client in self.in_round():  # one that waits has nothing new
-            member.state, member.state_epoch = self.host.codecs.completed(client, message.state), self.progress.epoch
+            member.state_epoch = self.progress.epoch
+            member.state = self.host.codecs.completed(client, message.state)
         request.reply()
         if self.is_open and (message.leaves or member.is_leaving):
             self.see_off(client, "left")

@@ -1,0 +1,68 @@
+"""What a map is to be coded in by klt, before it is, and what of it is left for its gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splitlearn.compressors.trace import Trace, weights_of
+from splitlearn.kernels import stepping, steps
+
+NONE, OWN, KEPT = 1, 2, 3  # basis that a payload goes by: no number is 0, which is a tensor as it is
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The basis that a map is to be coded in.
+
+    Attributes:
+        kind: NONE, OWN or KEPT.
+        block: of places.
+        most: components that it may have.
+        number: of a KEPT basis.
+        sent: vectors that the receiver has.
+        integers: (K, C) int8, at least `most`.
+        basis: (K, C) float32, at least `most`, orthonormal.
+    """
+
+    kind: int
+    block: int
+    most: int
+    number: int = 0
+    sent: int = 0
+    integers: Tensor | None = None
+    basis: Tensor | None = None
+
+    def num_worthwhile(self, symbols: np.ndarray, least: float) -> int:
+        """Components up to the last that has so many symbols, (K, F, S, m), that its vector is worth its bits."""
+        found = np.count_nonzero(symbols.reshape(len(symbols), -1), axis=1)
+        enough = (found >= max(1, least)).nonzero()[0]
+        needed = int(enough[-1]) + 1 if len(enough) else 1
+        known = stepping.num_used(symbols[: self.sent]) if self.sent else 0
+        return min(self.most, max(needed, known))
+
+    def vectors(self, start: int, stop: int) -> Tensor:
+        """(n, C) int8; none where there is no basis."""
+        return torch.empty(0, 0, dtype=torch.int8) if self.integers is None else self.integers[start:stop]
+
+
+def traced(shape: torch.Size, basis: Tensor | None, block: int, packed: stepping.Packed, values: Tensor) -> Trace:
+    """The sender's trace: with the gains, which it alone can know."""
+    number = len(packed.symbols)
+    found = steps.restore(packed.symbols, packed.table.float()).to(values.device)
+    values = values[:number]
+    energy = values.square().sum((2, 3), keepdim=True)
+    gains = (found * values).sum((2, 3), keepdim=True) / energy.clamp_min(1e-30)
+    basis = None if basis is None else basis[:number]
+    return Trace(shape, basis, block, weights_of(packed.symbols), gains.clamp_(0, 1).cpu())
+
+
+def some_samples(shape: torch.Size, matrix: Tensor) -> tuple[Tensor, torch.Size]:
+    """As many samples of a map, (C, M), as a step is looked for on, and what their shape is as a map."""
+    samples = matrix.view(len(matrix), shape[0], -1)
+    by = min(max(1, matrix.numel() // stepping.TRIAL_NUMEL), max(1, shape[0] // 8))
+    part = samples[:, ::by]
+    return part.reshape(len(matrix), -1), torch.Size((part.shape[1], *shape[1:]))
