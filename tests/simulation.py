@@ -194,6 +194,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 (number,) = batches
                 clients = [clients[number]] * cfg.num_clients
                 updates = [updates[number]] * cfg.num_clients
+                uplinks, downlinks = ([codecs[number]] * cfg.num_clients for codecs in (uplinks, downlinks))
             losses.append(sum(step_losses) / len(step_losses))
         if cfg.topology.get("average") in ("epoch", "step"):
             states = [clients[number].state_dict() for number in drawn]

@@ -104,6 +104,14 @@ def assert_equals_the_simulation(folder, *overrides):
             marks=pytest.mark.slow,
         ),
         ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
+        ["compressor=klt", "compressor@downlink=linked", "partition=dirichlet"],
+        pytest.param(["compressor=klt", "compressor@downlink=klt", "topology=sequential"], marks=pytest.mark.slow),
+        pytest.param(
+            ["exchange=u_shaped", "compressor=klt", "compressor@downlink=linked", "compressor@features=klt"]
+            + ["compressor@feature_gradient=linked", "downlink.bits=0.9"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["compressor=uq", "compressor@downlink=uq", "backward=gain"], marks=pytest.mark.slow),
         ["exchange=u_shaped", "cut=[block1,pool]", "backward=gated", "topology=sequential", "compressor@features=rt"],
         pytest.param(
             ["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"],

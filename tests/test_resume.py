@@ -50,12 +50,20 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         ["topology.average=step", "partition=dirichlet", "optimizer=adam"],
         pytest.param(["topology.average=never", "partition=dirichlet", "evaluate.every=2"], marks=pytest.mark.slow),
         ["topology=sequential", "partition=dirichlet", "compressor=rt"],
+        ["compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"],
+        ["topology=sequential", "compressor=klt", "compressor.refresh=3", "compressor@downlink=klt"],
+        pytest.param(
+            ["exchange=u_shaped", "compressor=klt", "compressor@downlink=linked", "compressor@features=klt"]
+            + ["features.refresh=5", "compressor@feature_gradient=linked"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(["membership.sample=1", "compressor=klt", "compressor@downlink=klt"], marks=pytest.mark.slow),
         ["membership.sample=1", "compressor=rt", "early_stopping.patience=5", "checkpoint.best=true"],
         pytest.param(["membership.sample=1", "topology.average=never", "optimizer=adam"], marks=pytest.mark.slow),
         pytest.param(["membership.sample=1", "topology=sequential"], marks=pytest.mark.slow),
         ["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"],
     ],
-    ids=lambda overrides: overrides[0],
+    ids=lambda overrides: " ".join(overrides[:2]),
 )
 def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
     cfg = compose(*SMALL, *OFTEN, *overrides)
