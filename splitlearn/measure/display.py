@@ -142,6 +142,10 @@ def epoch_line(
     )
 
 
+def _size_if_any(num_bytes: int) -> str:
+    return size(num_bytes) if num_bytes else "–"
+
+
 def _times(value: float) -> str:
     return f"{value:.2f} ×"
 
@@ -163,11 +167,14 @@ def _columns(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
         "compressor": ("compressor", str),
         "payload a batch": ("bytes_per_batch", size),
         "payload in all": ("bytes", size),
+        "of that bases": ("basis_bytes", _size_if_any),
         "without compression": ("uncompressed_bytes", size),
         "saving, measured": ("saving", _times),
         "saving, by formula": ("saving_by_formula", _times),
         "relative error": ("relative_error", _error),
     }
+    if not any(summary[spec.key]["basis_bytes"] for spec in channels):
+        del rows["of that bases"]
     for name, (key, form) in rows.items():
         table.add_row(name, *(form(summary[spec.key][key]) for spec in channels))
     for name, what in OTHERS.items():

@@ -72,6 +72,7 @@ class Ledger:
                 bytes=one.num_bytes,
                 raw_bytes=one.raw_bytes,
                 formula_bytes=one.formula_bits / 8,
+                basis_bytes=one.basis_bytes,
                 errors=one.error is not None,
                 error=one.error or 0.0,
             )

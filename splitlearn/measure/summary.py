@@ -60,9 +60,9 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         total = recorder.ledger.channels[spec.name]
         summary[spec.key] = {
             "compressor": compressor_from(cfg, spec.config).label,
-            "bytes_per_batch": total["bytes"]
-            / max(total["payloads"], 1),  # none where nothing before the cut is trained
+            "bytes_per_batch": total["bytes"] / max(total["payloads"], 1),  # none where nothing before it is trained
             "bytes": total["bytes"],
+            "basis_bytes": total["basis_bytes"],
             "uncompressed_bytes": total["raw_bytes"],
             "saving": total["raw_bytes"] / total["bytes"] if total["bytes"] else 1.0,
             "saving_by_formula": total["raw_bytes"] / total["formula_bytes"] if total["bytes"] else 1.0,

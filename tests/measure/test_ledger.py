@@ -12,7 +12,7 @@ def ledger() -> Ledger:
 
 
 def test_each_byte_is_booked_once(ledger):
-    ledger.trained([Transfer("smashed", 10, 40, 64, 0.5), Transfer("gradient", 20, 40, 160)], targets_bytes=3)
+    ledger.trained([Transfer("smashed", 10, 40, 64, 0.5, 4), Transfer("gradient", 20, 40, 160)], targets_bytes=3)
     ledger.trained([Transfer("smashed", 12, 40, 64)], targets_bytes=0)  # of a batch that was left out
     ledger.evaluated([Transfer("smashed", 7, 40, 64), Transfer("features", 5, 40, 64)], targets_bytes=2)
     ledger.book("weights_up", 100)
@@ -27,7 +27,7 @@ def test_each_byte_is_booked_once(ledger):
     assert {f"{name}_bytes": number for name, number in ledger.traffic.items()} == ledger.totals
     smashed = ledger.channels["smashed"]
     assert (smashed["payloads"], smashed["bytes"], smashed["raw_bytes"], smashed["formula_bytes"]) == (2, 22, 80, 16)
-    assert (smashed["errors"], smashed["error"]) == (1, 0.5)
+    assert (smashed["errors"], smashed["error"], smashed["basis_bytes"]) == (1, 0.5, 4)
     assert (ledger.of_run("up"), ledger.of_run("down"), ledger.of_epoch("up")) == (22, 20, 22)
 
 
