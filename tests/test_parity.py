@@ -107,8 +107,14 @@ def assert_equals_the_simulation(folder, *overrides):
         ["compressor=klt", "compressor@downlink=linked", "partition=dirichlet"],
         pytest.param(["compressor=klt", "compressor@downlink=klt", "topology=sequential"], marks=pytest.mark.slow),
         pytest.param(
-            ["exchange=u_shaped", "compressor=klt", "compressor@downlink=linked", "compressor@features=klt"]
-            + ["compressor@feature_gradient=linked", "downlink.bits=0.9"],
+            [
+                "exchange=u_shaped",
+                "compressor=klt",
+                "compressor@downlink=linked",
+                "compressor@features=klt",
+                "compressor@feature_gradient=linked",
+                "downlink.bits=0.9",
+            ],
             marks=pytest.mark.slow,
         ),
         pytest.param(["compressor=uq", "compressor@downlink=uq", "backward=gain"], marks=pytest.mark.slow),

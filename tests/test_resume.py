@@ -53,8 +53,14 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         ["compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"],
         ["topology=sequential", "compressor=klt", "compressor.refresh=3", "compressor@downlink=klt"],
         pytest.param(
-            ["exchange=u_shaped", "compressor=klt", "compressor@downlink=linked", "compressor@features=klt"]
-            + ["features.refresh=5", "compressor@feature_gradient=linked"],
+            [
+                "exchange=u_shaped",
+                "compressor=klt",
+                "compressor@downlink=linked",
+                "compressor@features=klt",
+                "features.refresh=5",
+                "compressor@feature_gradient=linked",
+            ],
             marks=pytest.mark.slow,
         ),
         pytest.param(["membership.sample=1", "compressor=klt", "compressor@downlink=klt"], marks=pytest.mark.slow),

@@ -1,12 +1,17 @@
-"""The basis that both ends of a channel hold, as plain values: what a checkpoint keeps, and a client begins with.
+"""The basis that both ends of a channel hold: its sender fits it, and payloads bring the vectors that are new.
 
-A sender's state has all that the next basis is fitted from; a receiver's is the part of it that arrived, so that it may
-be given the sender's. A state is never changed in place: a codec replaces it, and who keeps one can go back to it.
+What an end knows is a state of plain values: what a checkpoint keeps, and a client begins with. A sender's has all that
+the next basis is fitted from; a receiver's is the part of it that arrived, so that it may be given the sender's. A
+state is never changed in place: it is replaced, and who keeps one can go back to it.
 """
 
 from __future__ import annotations
 
+import copy
+import struct
 import zlib
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -14,7 +19,12 @@ from torch import Tensor
 
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
+from splitlearn.kernels.channels import matrix_shape
 
+NONE, OWN, KEPT = 1, 2, 3  # what a payload goes by: no basis, one of its own, or the one that both ends keep
+HEAD = struct.Struct("<IIHH")  # number and checksum of the basis, vectors that are used, and the first that is brought
+MAX_CHANNELS = 2048
+CHEAP = 0.01  # of the bits of a payload, that a basis of its own may take
 State = dict[str, Any]
 """
 number (int): of the basis, from 1.
@@ -29,6 +39,156 @@ debt (float): bits of vectors that the payloads to come make up for.
 SENDER = {"moments": torch.float32, "step": int, "debt": float}
 KEEP = 0.9, 0.99  # of the moments, from one map to the next; the more, the fewer columns a map has
 COLUMNS = 4096  # that moments are taken of, or 16 for each channel
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The basis that a map is to be coded in.
+
+    Attributes:
+        kind: NONE, OWN or KEPT.
+        most: components that it may have.
+        number: of a KEPT basis.
+        sent: vectors that the receiver has.
+        integers: (K, C) int8, at least `most`.
+        basis: (K, C) float32, at least `most`, orthonormal.
+    """
+
+    kind: int
+    most: int
+    number: int = 0
+    sent: int = 0
+    integers: Tensor | None = None
+    basis: Tensor | None = None
+
+    def vectors(self, start: int, stop: int) -> Tensor:
+        """(n, C) int8; none where there is no basis."""
+        return torch.empty(0, 0, dtype=torch.int8) if self.integers is None else self.integers[start:stop]
+
+
+def kind_for(shape: tuple[int, ...], bits: float, refresh: int, basis_bits: int) -> int:
+    """What maps of this shape go by, at so many bits an element: a matter of how large they are beside a basis."""
+    num_channels, _ = matrix_shape(shape)
+    of_map, of_basis = bits * prod(shape), basis_bits * num_channels**2
+    if not 2 <= num_channels <= MAX_CHANNELS or of_basis > of_map * refresh:
+        return NONE
+    return OWN if of_basis <= CHEAP * of_map else KEPT
+
+
+class SharedBasis:
+    """One end's.
+
+    Args:
+        refresh: maps after which its sender fits a new one; the first ones are after 1, 4 and 16.
+        bits: of a number of a vector.
+
+    Attributes:
+        state: None before the first map.
+        is_frozen: goes by what there is, and leaves it so.
+    """
+
+    def __init__(self, refresh: int, bits: int):
+        self.refresh, self.bits = refresh, bits
+        self.state: State | None = None
+        self.is_frozen = False
+        self._made: tuple[Any, int, Tensor] | None = None  # of which integers, how many, and what they are
+
+    def frozen(self) -> SharedBasis:
+        """One for evaluation."""
+        found = copy.copy(self)
+        found.is_frozen = True
+        return found
+
+    # The sender's
+
+    def plan(self, kind: int, matrix: Tensor) -> Plan:
+        """What a map, (C, M) float32, goes by; the state moves on with it."""
+        if kind == NONE:
+            return Plan(kind, len(matrix))
+        if kind == KEPT and not self.is_frozen:
+            self.state = learned(self.state, matrix, self.refresh, self.bits)
+        if kind == KEPT and self.state and (self.state["sent"] or not self.is_frozen):
+            sent, integers = self.state["sent"], self.state["integers"]
+            most = sent if self.is_frozen else len(integers)
+            return Plan(kind, most, self.state["number"], sent, integers, self._orthonormal(integers, most))
+        moments = bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
+        integers = bases.to_integers(bases.eigenvectors(moments), self.bits)
+        return Plan(OWN, len(matrix), integers=integers, basis=bases.orthonormal(integers))
+
+    def cost_bits(self, plan: Plan, num_used: int) -> float:
+        """What a payload that uses so many vectors has to pay for them: those of a kept basis over `refresh` payloads.
+
+        A payload of an evaluation brings a basis only where there is none yet, and does not pay for it.
+        """
+        brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
+        if plan.kind == KEPT and not self.is_frozen:
+            return (self.state["debt"] + brought) / self.refresh
+        return 0.0 if self.is_frozen else brought
+
+    def sections(self, plan: Plan, num_used: int) -> list[Tensor]:
+        """Head and vectors, uint8, for a payload that uses so many."""
+        known = plan.vectors(0, max(plan.sent, num_used))
+        head = HEAD.pack(plan.number, checksum(known), num_used, plan.sent)
+        brought = bases.pack_integers(plan.vectors(plan.sent, num_used), self.bits)
+        return [torch.frombuffer(bytearray(head), dtype=torch.uint8), brought]
+
+    def was_sent(self, plan: Plan, num_used: int) -> None:
+        """A payload with these sections goes out."""
+        if plan.kind == KEPT and not self.is_frozen:
+            brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
+            debt = self.state["debt"] * (1 - 1 / self.refresh) + brought
+            self.state = {**self.state, "sent": max(plan.sent, num_used), "debt": debt}
+
+    # The receiver's
+
+    def received(self, kind: int, sections: list[Tensor], num_channels: int, bits: int) -> Plan:
+        """What a payload goes by, from the sections of its basis. `kept` has to follow, once the payload is decoded.
+
+        Raises:
+            PayloadError: they are none, or this end has not got the vectors that they go by.
+        """
+        if kind not in (NONE, OWN, KEPT) or sections[0].numel() != HEAD.size or not 4 <= bits <= 8:
+            raise PayloadError("has sections that do not fit its shape")
+        number, expected, num_used, first = HEAD.unpack(bytes(sections[0].cpu().numpy()))
+        if not 1 <= num_used <= num_channels:
+            raise PayloadError(f"has {num_used} components of {num_channels} channels")
+        integers = bases.unpack_integers(sections[1].cpu(), num_channels, bits)
+        if integers is None or (kind == NONE and (len(integers) or number or first)):
+            raise PayloadError("brings no whole vectors of a basis that it goes by")
+        if kind == NONE:
+            return Plan(kind, num_used)
+        if kind == KEPT and (first or not len(integers)):
+            integers = torch.cat([self._first(number, first, adds=len(integers) > 0, like=integers), integers])
+        if checksum(integers) != expected:
+            raise PayloadError(f"goes by another basis {number} than this end has")
+        if len(integers) < num_used:
+            raise PayloadError(f"has {num_used} components in a basis of {len(integers)} vectors")
+        basis = self._orthonormal(integers, len(integers))
+        return Plan(kind, num_used, number, len(integers), integers, basis[:num_used])
+
+    def kept(self, plan: Plan) -> None:
+        """Keeps the basis of a payload that was decoded; a sender, which decodes what it sent, has it already."""
+        if plan.kind != KEPT or self.is_frozen:
+            return
+        if not (self.state and self.state["number"] == plan.number and self.state["sent"] >= plan.sent):
+            self.state = {"number": plan.number, "sent": plan.sent, "integers": plan.integers}
+
+    def _first(self, number: int, first: int, adds: bool, like: Tensor) -> Tensor:
+        """The vectors of basis `number` that were brought before, which have to be so many, or the first of them."""
+        has = self.state or {"number": 0, "sent": 0, "integers": like}
+        if has["integers"].shape[1] != like.shape[1]:
+            raise PayloadError(f"goes by a basis of {like.shape[1]} channels, where this end has another")
+        if has["number"] != number or has["sent"] < first or (not adds and has["sent"] != first):
+            raise PayloadError(
+                f"goes by {first} vectors of basis {number}, where this end has {has['sent']} of basis {has['number']}"
+            )
+        return has["integers"][:first]
+
+    def _orthonormal(self, integers: Tensor, number: int) -> Tensor:
+        """The first vectors, as they are applied; kept until others are asked for."""
+        if self._made is None or self._made[0] is not integers or self._made[1] != number:
+            self._made = integers, number, bases.orthonormal(integers[:number])
+        return self._made[2]
 
 
 def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> State:
@@ -51,34 +211,6 @@ def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> Sta
 
 def checksum(integers: Tensor) -> int:
     return zlib.crc32(integers.contiguous().numpy())
-
-
-def received(state: State | None, number: int, expected: int, first: int, brought: Tensor) -> Tensor:
-    """The vectors that a payload goes by: the first ones, that this end has, and those that it brings.
-
-    Raises:
-        PayloadError: this end has not got them, or others.
-    """
-    integers = brought
-    if first or (state and not len(brought)):
-        has = state or {"number": 0, "sent": 0, "integers": brought}
-        if has["integers"].shape[1] != brought.shape[1]:
-            raise PayloadError(f"goes by a basis of {brought.shape[1]} channels, where this end has another")
-        if has["number"] != number or has["sent"] < first or (not len(brought) and has["sent"] != first):
-            raise PayloadError(
-                f"goes by {first} vectors of basis {number}, where this end has {has['sent']} of basis {has['number']}"
-            )
-        integers = torch.cat([has["integers"][:first], brought])
-    if checksum(integers) != expected:
-        raise PayloadError(f"goes by another basis {number} than this end has")
-    return integers
-
-
-def kept(state: State | None, number: int, integers: Tensor) -> State:
-    """The receiver's state with a basis that came; a sender's, which decodes what it sent, has it already."""
-    if state and state["number"] == number and state["sent"] >= len(integers):
-        return state
-    return {"number": number, "sent": len(integers), "integers": integers}
 
 
 def flaw(state: Any, num_channels: int) -> str | None:

@@ -14,7 +14,6 @@ use. What a payload needs that this end has not got is refused, by its number an
 from __future__ import annotations
 
 import copy
-import struct
 from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
@@ -22,10 +21,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from splitlearn.compressors import basis as shared
 from splitlearn.compressors.base import Compressor, check_range, register
+from splitlearn.compressors.basis import HEAD, KEPT, Plan, SharedBasis, flaw, kind_for
+from splitlearn.compressors.components import num_worthwhile, some_samples, traced
 from splitlearn.compressors.payload import Payload
-from splitlearn.compressors.plan import KEPT, NONE, OWN, Plan, some_samples, traced
 from splitlearn.compressors.trace import Trace, components_shape, project, unproject, weights_of
 from splitlearn.compressors.uniform import (
     RAW,
@@ -42,9 +41,6 @@ from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases, stepping, steps
 from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape
 
-HEAD = struct.Struct("<IIHH")  # of the basis: number, checksum, components of the payload, first vector that it brings
-MAX_CHANNELS = 2048
-CHEAP = 0.01  # of the bits of a payload, that a basis of its own may take
 SYMBOL_BITS = 3  # of what the vector of a component costs in a payload, for each symbol that it has to have there
 RATE = 0.65  # bits an element, where an error is the target
 
@@ -71,7 +67,6 @@ class KarhunenLoeve(Compressor):
         basis_bits: of a number of a vector, 4 to 8.
 
     Attributes:
-        state: of the sender, or of the receiver (see basis.py); None before the first map.
         trace: of the map that was coded last.
     """
 
@@ -92,25 +87,23 @@ class KarhunenLoeve(Compressor):
             raise ValueError(f"block={self.block} is no side of a block: choose 1, 2, 4 or 8")
         check_range("refresh", self.refresh, 1, 100_000)
         check_range("basis_bits", self.basis_bits, 4, 8)
-        self.state: shared.State | None = None
         self.trace: Trace | None = None
-        self._is_frozen = False
-        self._made: tuple[Any, int, Tensor] | None = None  # of which integers, how many, and what they are
+        self._basis = SharedBasis(self.refresh, self.basis_bits)
 
     def for_evaluation(self) -> KarhunenLoeve:
         """One that goes by the basis that there is now, and leaves the state as it is."""
         frozen = copy.copy(self)
-        frozen._is_frozen = True
+        frozen._basis = self._basis.frozen()
         return frozen
 
     def state_dict(self) -> dict[str, Any]:
-        return self.state or {}
+        return self._basis.state or {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state = state or None
+        self._basis.state = state or None
 
     def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
-        return shared.flaw(state, matrix_shape(shape)[0]) if state else None
+        return flaw(state, matrix_shape(shape)[0]) if state else None
 
     def basis_nbytes(self, payload: Payload) -> int:
         return 0 if payload.params[0] == RAW else payload.sections[6].numel()
@@ -120,11 +113,7 @@ class KarhunenLoeve(Compressor):
 
     def kind_for(self, shape: tuple[int, ...]) -> int:
         """Which basis a map of this shape goes by."""
-        num_channels, _ = matrix_shape(shape)
-        bits, basis = (self.bits or RATE) * prod(shape), self.basis_bits * num_channels**2
-        if not 2 <= num_channels <= MAX_CHANNELS or basis > bits * self.refresh:
-            return NONE
-        return OWN if basis <= CHEAP * bits else KEPT
+        return kind_for(shape, self.bits or RATE, self.refresh, self.basis_bits)
 
     # Encoding
 
@@ -133,49 +122,28 @@ class KarhunenLoeve(Compressor):
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
         matrix, scale = scaled(by_channel(x))
-        plan = self._plan(x.shape, matrix)
-        values, packed = self._code(x.shape, matrix, scale, plan)
+        plan, block = self._basis.plan(self.kind_for(x.shape), matrix), bases.largest_block(x.shape, self.block)
+        values, packed = self._code(x.shape, matrix, scale, plan, block)
         number = len(packed.symbols)
-        brought = plan.vectors(plan.sent, number)
-        head = HEAD.pack(plan.number, shared.checksum(plan.vectors(0, max(plan.sent, number))), number, plan.sent)
-        head = torch.frombuffer(bytearray(head), dtype=torch.uint8)
-        sections = [*packed.sections, head, bases.pack_integers(brought, self.basis_bits)]
+        sections = [*packed.sections, *self._basis.sections(plan, number)]
         if stepping.total_nbytes(sections) >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
-        if plan.kind == KEPT and not self._is_frozen:
-            debt = self.state["debt"] * (1 - 1 / self.refresh) + self._bits_of(len(brought), x.shape)
-            self.state = {**self.state, "sent": max(plan.sent, number), "debt": debt}
-        self.trace = traced(x.shape, plan.basis, plan.block, packed, values)
+        self._basis.was_sent(plan, number)
+        self.trace = traced(x.shape, plan.basis, block, packed, values)
         is_positive = bool(matrix.amin() >= 0)
-        return padded(sections, x.numel()), (plan.kind, *packed.params, plan.block, is_positive, self.basis_bits)
+        return padded(sections, x.numel()), (plan.kind, *packed.params, block, is_positive, self.basis_bits)
 
-    def _plan(self, shape: torch.Size, matrix: Tensor) -> Plan:
-        """Which basis this map goes by; the state moves on with it."""
-        kind, block = self.kind_for(shape), bases.largest_block(shape, self.block)
-        if kind == NONE:
-            return Plan(kind, block, len(matrix))
-        if kind == KEPT and not self._is_frozen:
-            self.state = shared.learned(self.state, matrix, self.refresh, self.basis_bits)
-        if kind == KEPT and self.state and (self.state["sent"] or not self._is_frozen):
-            sent, integers = self.state["sent"], self.state["integers"]
-            most = sent if self._is_frozen else len(integers)
-            basis = self._orthonormal(integers, most)
-            return Plan(kind, block, most, self.state["number"], sent, integers, basis)
-        moments = bases.second_moments(matrix, max(shared.COLUMNS, 16 * len(matrix)))
-        integers = bases.to_integers(bases.eigenvectors(moments), self.basis_bits)
-        return Plan(OWN, block, len(matrix), integers=integers, basis=bases.orthonormal(integers))
-
-    def _code(self, shape: torch.Size, matrix: Tensor, scale: float, plan: Plan) -> tuple[Tensor, stepping.Packed]:
-        """The components of a map, and their sections: as many as its target leaves."""
+    def _code(self, shape: torch.Size, matrix: Tensor, scale: float, plan: Plan, block: int):
+        """The components of a map, as many as its target leaves, and these packed."""
         part, part_shape = some_samples(shape, matrix)
-        few = project(part, part_shape, plan.basis, plan.most, plan.block)
-        target = self._target(shape, matrix, plan, 0)
+        few = project(part, part_shape, plan.basis, plan.most, block)
+        target = self._target(matrix, plan, 0)
         step = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
-        least = self._bits_of(plan.kind != NONE, shape) / (self.refresh if plan.kind == KEPT else 1) / SYMBOL_BITS
-        number = plan.num_worthwhile(steps.quantize(few, step), least * few.numel() / matrix.numel())
+        share = few.numel() / matrix.numel() / (self.refresh if plan.kind == KEPT else 1)
+        number = num_worthwhile(plan, steps.quantize(few, step), share * self._bits_of_vector(plan) / SYMBOL_BITS)
         while True:
-            values = project(matrix, shape, plan.basis, number, plan.block)
-            target = self._target(shape, matrix, plan, number)
+            values = project(matrix, shape, plan.basis, number, block)
+            target = self._target(matrix, plan, number)
             if self.error is not None:
                 missing = matrix.double().square().sum() - values.double().square().sum()
                 target = replace(target, squared_error=target.squared_error - max(0.0, float(missing)))
@@ -185,26 +153,16 @@ class KarhunenLoeve(Compressor):
             step = stepping.find_step(values, target, step)
             return values, stepping.pack_within(values, target, step, scale, values, trims=True)
 
-    def _target(self, shape: torch.Size, matrix: Tensor, plan: Plan, number: int) -> stepping.Target:
-        """What is left for the components' values, beside so many vectors of the basis."""
+    def _target(self, matrix: Tensor, plan: Plan, number: int) -> stepping.Target:
+        """What is left for the values of so many components, beside the basis; half of it in any case."""
         target = target_of(self.bits, self.error, matrix, 32)
         if self.bits is None:
             return target
-        brought, spent = self._bits_of(max(0, number - plan.sent), shape), 8.0 * HEAD.size
-        if plan.kind == KEPT and not self._is_frozen:
-            spent += min((self.state["debt"] + brought) / self.refresh, target.bits / 2)
-        elif self.kind_for(shape) == OWN:
-            spent += brought
-        return replace(target, bits=target.bits - spent)
+        spent = min(self._basis.cost_bits(plan, number), target.bits / 2)
+        return replace(target, bits=target.bits - spent - 8 * HEAD.size)
 
-    def _bits_of(self, num_vectors: int, shape: torch.Size) -> float:
-        return float(num_vectors * matrix_shape(shape)[0] * self.basis_bits)
-
-    def _orthonormal(self, integers: Tensor, number: int) -> Tensor:
-        """The first vectors of a basis, as they are applied; kept until others are asked for."""
-        if self._made is None or self._made[0] is not integers or self._made[1] != number:
-            self._made = integers, number, bases.orthonormal(integers[:number])
-        return self._made[2]
+    def _bits_of_vector(self, plan: Plan) -> int:
+        return plan.vectors(0, 1).numel() * self.basis_bits
 
     # Decoding
 
@@ -213,32 +171,15 @@ class KarhunenLoeve(Compressor):
         kind, near, far, block, is_positive, basis_bits = payload.params
         if kind == RAW:
             return as_it_is(sections, payload)
-        fits = len(sections) == 8 and sections[5].numel() == HEAD.size and is_positive in (0, 1)
-        if not fits or kind not in (NONE, OWN, KEPT) or block != bases.largest_block(payload.shape, block):
+        if len(sections) != 8 or is_positive not in (0, 1) or block != bases.largest_block(payload.shape, block):
             raise PayloadError("has sections that do not fit its shape")
         check_padding(sections, payload.numel)
-        num_channels = matrix_shape(payload.shape)[0]
-        number, checksum, num_components, first = HEAD.unpack(bytes(sections[5].cpu().numpy()))
-        if not 1 <= num_components <= num_channels or not 4 <= basis_bits <= 8:
-            raise PayloadError(f"has {num_components} components of {num_channels} channels")
-        brought = bases.unpack_integers(sections[6].cpu(), num_channels, basis_bits)
-        if brought is None:
-            raise PayloadError("brings no whole vectors of a basis")
-        basis = None
-        if kind != NONE:
-            state = self.state if kind == KEPT else None
-            integers = shared.received(state, number, checksum, first, brought)
-            if len(integers) < num_components:
-                raise PayloadError(f"has {num_components} components in a basis of {len(integers)} vectors")
-            basis = self._orthonormal(integers, len(integers))[:num_components]
-        elif len(brought) or number or first:
-            raise PayloadError("brings a basis that it does not go by")
-        shape = components_shape(payload.shape, num_components, block)
+        plan = self._basis.received(kind, sections[5:7], matrix_shape(payload.shape)[0], basis_bits)
+        shape = components_shape(payload.shape, plan.most, block)
         values, symbols, scale = stepping.unpack(sections[:5], (near, far), shape, torch.float32, scaled=False)
-        rows = unproject(values.to(sections[0].device), payload.shape, basis, block)
+        rows = unproject(values.to(sections[0].device), payload.shape, plan.basis, block)
         if is_positive:
             rows.clamp_(min=0)
-        if kind == KEPT and not self._is_frozen:
-            self.state = shared.kept(self.state, number, integers)
-        self.trace = Trace(payload.shape, basis, block, weights_of(symbols))
+        self._basis.kept(plan)
+        self.trace = Trace(payload.shape, plan.basis, block, weights_of(symbols))
         return from_channels(rescaled(rows, scale, payload.dtype), payload.shape)

@@ -27,7 +27,7 @@ class Codecs:
 
     def __init__(self, channels: dict[str, Channel], way: str):
         self.channels, self.way = channels, way
-        self._own = {name: copy.copy(one.codec) for name, one in channels.items() if one.codec.keeps_state}
+        self._own = {name: copy.deepcopy(one.codec) for name, one in channels.items() if one.codec.keeps_state}
 
     def of(self, channel: Channel, in_evaluation: bool) -> Compressor:
         """The codec of a channel, to train or to evaluate through."""

@@ -107,4 +107,4 @@ def largest_block(shape: tuple[int, ...], most: int) -> int:
     """The largest block of places, of 1, 2, 4 and 8 up to `most`, that a map (B, C, H, W) is whole ones of."""
     if len(shape) != 4:
         return 1
-    return max(n for n in (1, 2, 4, 8) if n <= most and shape[2] % n == 0 and shape[3] % n == 0)
+    return max((n for n in (2, 4, 8) if n <= most and shape[2] % n == 0 and shape[3] % n == 0), default=1)

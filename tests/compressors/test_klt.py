@@ -8,10 +8,9 @@ from torch import Tensor
 import splitlearn
 from splitlearn.compressors import Payload
 from splitlearn.compressors import klt as module
-from splitlearn.compressors.basis import flaw
+from splitlearn.compressors.basis import KEPT, NONE, OWN, flaw
 from splitlearn.compressors.klt import KarhunenLoeve
 from splitlearn.compressors.linked import Linked
-from splitlearn.compressors.plan import KEPT, NONE, OWN
 from splitlearn.compressors.uniform import RAW, EntropyCodedQuantizer
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
@@ -75,7 +74,9 @@ def test_a_rate_is_met_over_a_run_and_never_exceeded_in_a_payload_but_by_its_bas
         without.append(bits_of(payload) - 8 * sender.basis_nbytes(payload) / x.numel())
     assert max(without) <= bits
     if max(without) > 0.5 * bits:  # a map that is nearly nothing but its sources takes no more
-        debt = sender.state["debt"] / x.numel() if sender.state else 0  # what the next payloads make up for
+        debt = (
+            sender.state_dict()["debt"] / x.numel() if sender.state_dict() else 0
+        )  # what the next payloads make up for
         assert sum(found) <= 1.02 * (bits * len(found) + debt)
         assert sum(found[16:40]) / 24 == pytest.approx(bits, rel=0.07)
 
@@ -159,9 +160,14 @@ def test_payloads_between_two_bases_go_by_the_last_and_bring_what_is_new_alone()
         assert payload.params[0] == KEPT
         receiver.decode(payload)
         brought.append(sender.basis_nbytes(payload))
-        numbers.append(sender.state["number"])
-        assert receiver.state["number"] == numbers[-1] and receiver.state["sent"] == sender.state["sent"]
-        assert torch.equal(receiver.state["integers"], sender.state["integers"][: sender.state["sent"]])
+        numbers.append(sender.state_dict()["number"])
+        assert (
+            receiver.state_dict()["number"] == numbers[-1]
+            and receiver.state_dict()["sent"] == sender.state_dict()["sent"]
+        )
+        assert torch.equal(
+            receiver.state_dict()["integers"], sender.state_dict()["integers"][: sender.state_dict()["sent"]]
+        )
     assert numbers == [1, 1, 1] + 9 * [2]
     assert brought[0] > 0 and brought[3] > 0 and sum(brought) < 1.5 * (brought[0] + brought[3])
 
@@ -190,13 +196,13 @@ def test_a_wrong_or_missing_basis_is_refused_and_never_decoded():
 def test_what_is_refused_changes_nothing():
     sender, receiver = KarhunenLoeve(0.65), KarhunenLoeve(0.65)
     receiver.decode(sent(sender, MAPS["image"]()))
-    before = receiver.state
+    before = receiver.state_dict()
     payload = sent(KarhunenLoeve(0.65), MAPS["image"]())  # which brings a basis
     wire = payload.tensor.clone()
     wire[payload.tensor.numel() - payload.sections[6].numel() - 20] ^= 1  # its checksum
     with pytest.raises(PayloadError):
         receiver.decode(Payload.parse(wire, verify=False))
-    assert receiver.state is before
+    assert receiver.state_dict() is before
 
 
 @pytest.mark.parametrize("refresh", [3, 50])
@@ -232,14 +238,14 @@ def test_evaluation_goes_by_the_basis_that_there_is_and_leaves_it():
     sender, receiver = KarhunenLoeve(0.65), KarhunenLoeve(0.65)
     x = MAPS["image"]()
     alone = sent(sender.for_evaluation(), x)
-    assert alone.params[0] == OWN and sender.state is None  # before the first map
-    assert receiver.for_evaluation().decode(alone).shape == x.shape and receiver.state is None
+    assert alone.params[0] == OWN and sender.state_dict() == {}  # before the first map
+    assert receiver.for_evaluation().decode(alone).shape == x.shape and receiver.state_dict() == {}
     receiver.decode(sent(sender, x))
-    before = sender.state, receiver.state
+    before = sender.state_dict(), receiver.state_dict()
     payload = sent(sender.for_evaluation(), MAPS["image"]())
     assert payload.params[0] == KEPT and sender.basis_nbytes(payload) == 0
     receiver.for_evaluation().decode(payload)
-    assert (sender.state, receiver.state) == before
+    assert (sender.state_dict(), receiver.state_dict()) == before
 
 
 def test_which_basis_a_map_has_is_a_matter_of_its_size():
@@ -248,7 +254,7 @@ def test_which_basis_a_map_has_is_a_matter_of_its_size():
     assert codec.kind_for((64, 16, 64, 64)) == OWN
     assert codec.kind_for((4, 4096)) == codec.kind_for((9999,)) == codec.kind_for((500, 1, 3, 3)) == NONE
     x = correlated(2, 3, 160, 160)
-    assert sent(codec, x).params[0] == OWN and codec.state is None
+    assert sent(codec, x).params[0] == OWN and codec.state_dict() == {}
     assert error_of(KarhunenLoeve(0.65).decode(sent(codec, x)), x) < 0.6
     assert sent(codec, noise(9999)).params[0] == NONE
     assert sent(codec, noise(3, 4)).params[0] == RAW
@@ -418,5 +424,5 @@ def test_a_vector_is_sent_where_it_is_worth_its_bits(monkeypatch):
         monkeypatch.setattr(module, "SYMBOL_BITS", symbol_bits)
         codec, x = KarhunenLoeve(0.65), correlated(16, 96, 2, 2) + 0.2 * noise(16, 96, 2, 2)
         sent(codec, x)
-        found.append(codec.state["sent"])
+        found.append(codec.state_dict()["sent"])
     assert found[0] < found[1]

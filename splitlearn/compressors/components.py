@@ -1,0 +1,39 @@
+"""What klt does with the components of a map beside coding them: how many are worth it, and what is left of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from splitlearn.compressors.basis import Plan
+from splitlearn.compressors.trace import Trace, weights_of
+from splitlearn.kernels import stepping, steps
+
+
+def num_worthwhile(plan: Plan, symbols: np.ndarray, least: float) -> int:
+    """Components up to the last that has so many symbols, (K, F, S, m), that its vector is worth its bits."""
+    found = np.count_nonzero(symbols.reshape(len(symbols), -1), axis=1)
+    enough = (found >= max(1, least)).nonzero()[0]
+    needed = int(enough[-1]) + 1 if len(enough) else 1
+    known = stepping.num_used(symbols[: plan.sent]) if plan.sent else 0
+    return min(plan.most, max(needed, known))
+
+
+def traced(shape: torch.Size, basis: Tensor | None, block: int, packed: stepping.Packed, values: Tensor) -> Trace:
+    """The sender's trace: with the gains, which it alone can know."""
+    number = len(packed.symbols)
+    found = steps.restore(packed.symbols, packed.table.float()).to(values.device)
+    values = values[:number]
+    energy = values.square().sum((2, 3), keepdim=True)
+    gains = (found * values).sum((2, 3), keepdim=True) / energy.clamp_min(1e-30)
+    basis = None if basis is None else basis[:number]
+    return Trace(shape, basis, block, weights_of(packed.symbols), gains.clamp_(0, 1).cpu())
+
+
+def some_samples(shape: torch.Size, matrix: Tensor) -> tuple[Tensor, torch.Size]:
+    """As many samples of a map, (C, M), as a step is looked for on, and what their shape is as a map."""
+    samples = matrix.view(len(matrix), shape[0], -1)
+    by = min(max(1, matrix.numel() // stepping.TRIAL_NUMEL), max(1, shape[0] // 8))
+    part = samples[:, ::by]
+    return part.reshape(len(matrix), -1), torch.Size((part.shape[1], *shape[1:]))
