@@ -7,7 +7,7 @@ that a value below the threshold comes back with an error of at most half a step
 instead of as zero. A tensor with negative values is ranked by magnitude and has one more bit for the sign of each.
 
 Beyond the paper: levels that are fitted to the map instead of even ones (L numbers a payload), top values of fewer
-bits, thresholds for each sample or channel, and a budget in bits an element that ratio and width are chosen for.
+bits, thresholds for each sample, channel or row, and a budget in bits an element that ratio and width are chosen for.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ from splitlearn.kernels.levels import even_codes, fitted_codes
 from splitlearn.kernels.scopes import SCOPES, layout
 from splitlearn.kernels.sections import as_bytes, view_as
 from splitlearn.kernels.threshold import count_per_row, largest, ranked
-from splitlearn.kernels.topvalues import VALUES, bits_of, pack_values, unpack_values
+from splitlearn.kernels.topvalues import HEAD_NBYTES, VALUES, bits_of, pack_values, unpack_values
 
 LEVELS = ("even", "fitted")
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of a float's size, whose top bit is its sign
@@ -54,7 +54,8 @@ class MaskSparsifier(Compressor):
         bits: width of a code, 1 to 8; with 1 the mask only says where the top values are.
         rounding: "nearest" as in the authors' program, or "floor" as in the paper; either way capped at 2^bits-2.
         scope: "batch" for one threshold over the tensor, as in the paper; "sample" or "channel" for one an index of
-            dimension 0 or 1.
+            dimension 0 or 1 (of (B, T, C), dimension 1 is the position); "row" for one a token of (B, T, C), all but
+            the last dimension.
         levels: "even" as in the paper, or "fitted" to the map (Lloyd–Max; `rounding` does not matter then).
         values: top values in "full" precision as in the paper, as "bf16", "fp16" or "uint8".
         budget_bits: bits an element that a payload may take, before its header: chooses ratio and bits for each map so
@@ -138,7 +139,7 @@ class MaskSparsifier(Compressor):
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         bits, signed, *_ = payload.params
         num_rows, _ = layout(payload.shape, self.scope)
-        num_values = 2 if self.values == "uint8" else 1
+        num_values = 2 if HEAD_NBYTES[self.values] else 1
         k = self._check(sections, payload, num_rows, num_values)
         top_code = 2**bits - 1
 
@@ -187,7 +188,7 @@ class MaskSparsifier(Compressor):
             k = sections[num_values - 1].numel() // (value_nbytes * num_rows) if len(sections) >= num_values else 0
         if not 1 <= k <= row_length:
             raise PayloadError(f"has {k} top values in a row of {row_length}")
-        lengths = [8] if self.values == "uint8" else []
+        lengths = [HEAD_NBYTES[self.values]] if HEAD_NBYTES[self.values] else []
         lengths.append(num_rows * k * value_nbytes)
         lengths += [4 * (2**bits - 1)] if self.levels == "fitted" else []
         lengths += [packed_nbytes(payload.numel, 1)] if signed else []

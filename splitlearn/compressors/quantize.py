@@ -25,7 +25,9 @@ class UniformQuantizer(Compressor):
 
     Args:
         bits: width of a code, 1 to 8.
-        scope: "batch" for one minimum and maximum, "sample" or "channel" for those of each (dimension 0 or 1).
+        scope: "batch" for one minimum and maximum, "sample" or "channel" for those of each (dimension 0 or 1; of
+            (B, T, C), dimension 1 is the position), "row" for those of each token of (B, T, C), all but the last
+            dimension.
         rounding: "nearest", or "stochastic": up or down at random, so that the mean over the draws is the value.
             Evaluation rounds to the nearest.
 

@@ -19,7 +19,7 @@ SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1, 1, 1, 1, 1, 1, 2, 3), (130,), (
 OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "ratio": [0.0, 0.5, 0.9, 0.99],
     "bits": [1, 3, 4, 8],
-    "scope": ["sample", "channel"],
+    "scope": ["sample", "channel", "row"],
     "rounding": ["floor", "stochastic"],
     "alpha": [0.5],
     "levels": ["fitted"],
