@@ -30,8 +30,8 @@ class NormalQuantizer(Compressor):
 
     Args:
         bits: width of a code, 1 to 8; with 1 the levels are plus and minus the largest magnitude.
-        scope: "batch" for one scale, "sample" for one a sample (dimension 0), or "row" for one a token of (B, T, C), all but
-            the last dimension.
+        scope: "batch" for one scale, "sample" for one a sample (dimension 0), "row" for one a token of (B, T, C), all
+            but the last dimension.
 
     Source: "QLoRA", NeurIPS 2023, Sect. 3, 4-bit NormalFloat (NF4), here for other widths and without its blocks.
     """

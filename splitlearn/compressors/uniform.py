@@ -12,7 +12,7 @@ from torch import Tensor
 from splitlearn.compressors.base import Compressor, check_range, register
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
-from splitlearn.kernels import coded, steps
+from splitlearn.kernels import coded, outliers, steps
 from splitlearn.kernels.sections import view_as
 
 TRIAL_NUMEL = 1 << 17  # what the step is looked for on, before it is mended on all
@@ -21,6 +21,7 @@ MAX_TRIES = 24
 CLOSE = 0.97  # of the target, from below, is near enough
 MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for, so that what is decoded has a bound
 RAW, CODED = 0, 1
+MOST_FOR_ROWS = 0.5  # of the bits that there are, for rows that go apart
 HEAD_NBYTES = 16  # of scale and step
 FINEST, COARSEST = 1e-12, 2.0  # steps, as a share of the largest magnitude; the coarsest leaves nothing
 
@@ -34,12 +35,13 @@ class EntropyCodedQuantizer(Compressor):
     would not make smaller is sent as it is, as is one of fewer than 128 values.
 
     Sections: scale and step (float64); values beyond 127 steps, as they are; words of rANS (uint16); classes of the
-    channels; tables; zeros where the payload would stand for more than 1,024 elements a byte.
+    channels; tables; zeros where the payload would stand for more than 1,024 elements a byte; where (B, T, C) has rows
+    that are larger than the others by far (see kernels/outliers.py), their indices (int32) and values (bfloat16).
 
     Args:
         bits: an element, of all sections; a payload takes at most that, and at least .97 of it where the tensor has so
             much to say. None where `error` is given.
-        error: ‖decoded - x‖₂ / ‖x‖₂, at most. None where `bits` is given.
+        error: ‖decoded - x‖₂ / ‖x‖₂, at most, without the rows that go apart. None where `bits` is given.
 
     Source: Sullivan, "Efficient scalar quantization of exponential and Laplacian random variables", IEEE Transactions
         on Information Theory, 1996, for the dead zone; the step is chosen anew for each tensor.
@@ -62,65 +64,76 @@ class EntropyCodedQuantizer(Compressor):
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
-        matrix = by_channel(x)
+        rows = outliers.find(x)
+        if self.bits is not None and outliers.num_bits(rows, x.shape) > MOST_FOR_ROWS * self.bits * x.numel():
+            rows = rows[:0]
+        rest, apart = outliers.split(x, rows) if rows.numel() else (x, [])
+        matrix = by_channel(rest)
         scale = float(torch.stack(matrix.aminmax()).abs().max()) or 1.0
         wide = torch.promote_types(x.dtype, torch.float32)
         # By a tensor: CUDA would multiply by the reciprocal of a number.
         values = (matrix.to(wide) / torch.tensor(scale, dtype=wide, device=x.device)).float()
-        sections, params = self._at_target(values, scale, matrix)
+        bits = None if self.bits is None else self.bits - outliers.num_bits(rows, x.shape) / x.numel()
+        sections, params = self._at_target(values, scale, matrix, bits)
+        sections += apart
         if total_nbytes(sections) >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
         return sections, params
 
-    def _at_target(self, values: Tensor, scale: float, matrix: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
-        """The coarsest step, of those tried, that meets the target; by halving on a part, and then on all values."""
+    def _at_target(
+        self, values: Tensor, scale: float, matrix: Tensor, bits: float | None
+    ) -> tuple[list[Tensor], tuple[int, ...]]:
+        """The coarsest step, of those tried, that meets the target; by halving on a part, and then on all values.
+
+        `bits`: what there is for an element. None where the target is an error.
+        """
         x_bits = 8 * matrix.itemsize
         width = max(1, TRIAL_NUMEL // values.shape[0])
         few = values[:, :: max(1, values.shape[1] // width)].contiguous()
         low, high = FINEST, COARSEST
         for _ in range(MAX_TRIES):
             step = (low * high) ** 0.5
-            ratio = self._to_target(few, step, x_bits)
-            low, high = (step, high) if (ratio > 1) == (self.bits is not None) else (low, step)
+            ratio = self._to_target(few, step, x_bits, bits)
+            low, high = (step, high) if (ratio > 1) == (bits is not None) else (low, step)
             if CLOSE <= ratio <= 1 or high < 1.001 * low:
                 break
-        return self._met_on_all(values, step, scale, matrix)
+        return self._met_on_all(values, step, scale, matrix, bits)
 
-    def _to_target(self, values: Tensor, step: float, x_bits: int) -> float:
+    def _to_target(self, values: Tensor, step: float, x_bits: int, bits: float | None) -> float:
         """What a step takes or costs, as a share of the target, nearly. `x_bits`: of a value that is sent as it is."""
-        if self.bits is not None:
+        if bits is not None:
             symbols = steps.quantize(values, step)
-            bits = 8 * HEAD_NBYTES + coded.cost_bits(symbols)
+            taken = 8 * HEAD_NBYTES + coded.cost_bits(symbols)
             if step * coded.LARGEST < 1:  # there may be some
-                bits += x_bits * np.count_nonzero(symbols == coded.ESCAPE)
-            return bits / (self.bits * values.numel())
+                taken += x_bits * np.count_nonzero(symbols == coded.ESCAPE)
+            return taken / (bits * values.numel())
         norm = float(values.norm())
         return steps.shifts(values, step).squared_error ** 0.5 / norm / self.error if norm else 0.0
 
     def _met_on_all(
-        self, values: Tensor, step: float, scale: float, matrix: Tensor
+        self, values: Tensor, step: float, scale: float, matrix: Tensor, bits: float | None
     ) -> tuple[list[Tensor], tuple[int, ...]]:
         x_bits, low, high, best = 8 * matrix.itemsize, FINEST, COARSEST, None
         for _ in range(MAX_TRIES):
-            ratio = self._to_target(values, step, x_bits)
+            ratio = self._to_target(values, step, x_bits, bits)
             if ratio <= 1:
                 best = step
             if CLOSE <= ratio <= 1 or high < 1.001 * low:
                 break
-            if (ratio > 1) == (self.bits is not None):
+            if (ratio > 1) == (bits is not None):
                 low = step
             else:
                 high = step
-            if self.bits is not None:  # a bit less, or a part of it, for a doubling
-                step *= 2 ** (1.2 * (ratio - 0.985) * max(self.bits, 0.5))
+            if bits is not None:  # a bit less, or a part of it, for a doubling
+                step *= 2 ** (1.2 * (ratio - 0.985) * max(bits, 0.5))
             else:
                 step *= 0.985 / max(ratio, 0.5)
             if not low < step < high:
                 step = (low * high) ** 0.5
-        step = best or (COARSEST if self.bits is not None else FINEST)
+        step = best or (COARSEST if bits is not None else FINEST)
         while True:
             sections, params = self._sections(values, step, scale, matrix)
-            if self.bits is None or step >= COARSEST or 8 * total_nbytes(sections) <= self.bits * values.numel():
+            if bits is None or step >= COARSEST or 8 * total_nbytes(sections) <= bits * values.numel():
                 return sections, params
             step = min(1.01 * step, COARSEST)
 
@@ -140,7 +153,12 @@ class EntropyCodedQuantizer(Compressor):
         if kind == RAW and lengths == [numel * payload.dtype.itemsize]:
             return view_as(sections[0], payload.dtype).clone()
         num_rows, num_columns = matrix_shape(payload.shape)
-        if kind != CODED or len(sections) != 6 or lengths[0] != 16 or lengths[3] != coded.classes_nbytes(num_rows):
+        if (
+            kind != CODED
+            or len(sections) not in (6, 8)
+            or lengths[0] != 16
+            or lengths[3] != coded.classes_nbytes(num_rows)
+        ):
             raise PayloadError("has sections that do not fit its shape")
         if lengths[5] != padding_nbytes(numel, sum(lengths[:5])):
             raise PayloadError("stands for more elements than its bytes allow")
@@ -159,7 +177,10 @@ class EntropyCodedQuantizer(Compressor):
             raise PayloadError("has another number of whole values than its codes say")
         if whole.numel():
             out[torch.from_numpy(escaped)] = whole.cpu()
-        return from_channels(out.to(sections[0].device), payload.shape)
+        out = from_channels(out.to(sections[0].device), payload.shape)
+        if len(sections) == 8:
+            outliers.restore(out, sections[6:], payload.shape)
+        return out
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return (self.bits if self.bits is not None else value_bits) * prod(shape)

@@ -35,8 +35,8 @@ def pack_values(tops: Tensor, values: str) -> list[Tensor]:
         return [ends, steps.to(torch.uint8)]
     if values == "fp16":
         scale = _power_of_two(tops)
-        return [scale, _clamped(tops / scale.to(torch.promote_types(tops.dtype, torch.float32)), torch.float16)]
-    return [_clamped(tops, torch.bfloat16)]
+        return [scale, clamped(tops / scale.to(torch.promote_types(tops.dtype, torch.float32)), torch.float16)]
+    return [clamped(tops, torch.bfloat16)]
 
 
 def unpack_values(sections: list[Tensor], values: str, dtype: torch.dtype) -> Tensor:
@@ -59,8 +59,8 @@ def unpack_values(sections: list[Tensor], values: str, dtype: torch.dtype) -> Te
         if not bool(scale.isfinite().all()):
             raise PayloadError("has a scale that is not finite")
         wide = torch.promote_types(dtype, torch.float32)
-        return _clamped(view_as(sections[1], torch.float16).to(wide) * scale.to(wide), dtype)
-    return _clamped(view_as(sections[0], torch.bfloat16), dtype)
+        return clamped(view_as(sections[1], torch.float16).to(wide) * scale.to(wide), dtype)
+    return clamped(view_as(sections[0], torch.bfloat16), dtype)
 
 
 def _power_of_two(tops: Tensor) -> Tensor:
@@ -69,8 +69,8 @@ def _power_of_two(tops: Tensor) -> Tensor:
     return torch.tensor([2.0 ** min(max(exponent, EXPONENTS[0]), EXPONENTS[1])], device=tops.device)
 
 
-def _clamped(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """`values` in another dtype, of which the largest number stands for what is beyond it."""
+def clamped(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`values`, finite, in another dtype, of which the largest number stands for what is beyond it."""
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     limit = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
     return values.clamp(-limit, limit).to(dtype)

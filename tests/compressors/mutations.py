@@ -16,6 +16,7 @@ from wires import DTYPES, FIELDS, PREFIX_NBYTES, header_nbytes
 from splitlearn.compressors import REGISTRY, Compressor
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1, 1, 1, 1, 1, 1, 2, 3), (130,), (4, 2, 5, 7)]
+TOKENS = (2, 20, 9)  # the first of each is larger by far
 OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "ratio": [0.0, 0.5, 0.9, 0.99],
     "bits": [1, 3, 4, 8],
@@ -62,7 +63,9 @@ def samples(compressor: Compressor) -> list[Sample]:
         for dtype in DTYPES:
             signed = torch.randn(shape, generator=generator).to(dtype)
             found += [sample_of(compressor, signed), sample_of(compressor, signed.relu())]
-    return found
+    tokens = torch.randn(TOKENS, generator=generator)
+    tokens[:, 0] *= 100
+    return [*found, sample_of(compressor, tokens)]
 
 
 def sample_of(compressor: Compressor, x: torch.Tensor) -> Sample:
