@@ -75,6 +75,9 @@ class NormalQuantizer(Compressor):
             out[span] = levels.index_select(0, codes.int()).mul_(per_value(scales, row_length, span))
         return out
 
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.bits,)
+
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return self.bits * prod(shape) + value_bits * layout(shape, self.scope)[0]
 

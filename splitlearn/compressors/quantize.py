@@ -102,6 +102,9 @@ class UniformQuantizer(Compressor):
             out[span] = here.clamp_(-limit, limit) if near_limit else here
         return out
 
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.bits,)
+
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         # The paper counts the codes alone; a minimum and maximum each for many groups are no longer negligible.
         num_ends = 0 if self.scope == "batch" else 2 * layout(shape, self.scope)[0]

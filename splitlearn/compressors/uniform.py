@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.base import Compressor, check_range, register
+from splitlearn.compressors.base import Compressor, check_range, register, total_nbytes
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import coded, outliers, steps
@@ -213,10 +213,6 @@ def from_channels(matrix: Tensor, shape: torch.Size) -> Tensor:
     axis = channel_axis(shape)
     moved = torch.Size((shape[axis], *shape[:axis], *shape[axis + 1 :]))
     return matrix.view(moved).movedim(0, axis).reshape(-1)
-
-
-def total_nbytes(sections: list[Tensor]) -> int:
-    return sum(section.numel() * section.itemsize for section in sections)
 
 
 def padding_nbytes(numel: int, nbytes: int) -> int:

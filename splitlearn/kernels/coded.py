@@ -41,9 +41,14 @@ def classes_nbytes(num_rows: int) -> int:
     return (num_rows + 1) // 2
 
 
-def encode(symbols: np.ndarray) -> Coded:
-    """`symbols`: (R, M) uint8, C-contiguous."""
-    classes = _classes(symbols)
+def encode(symbols: np.ndarray, classes: np.ndarray | None = None) -> Coded:
+    """
+    Args:
+        symbols: (R, M) uint8, C-contiguous.
+        classes: (R,) uint8, below 16, of the rows; 0 only for rows of zeros. By the mean magnitude if not given.
+    """
+    if classes is None:
+        classes = _classes(symbols)
     tables = ans.frequencies(ans.histogram(symbols, classes, NUM_CLASSES, NUM_SYMBOLS))
     rows = classes > 0
     words = ans.encode(symbols if rows.all() else symbols[rows], classes[rows], tables)

@@ -43,7 +43,7 @@ def test_a_post_relu_mask_of_two_bits_shrinks_to_1_66_bits():
 
 def test_what_does_not_shrink_is_sent_as_it_is():
     noise = torch.rand(50_000, generator=torch.Generator().manual_seed(0))  # gives every code as often
-    assert REGISTRY["qu"](bits=8, lossless="zstd").encode(noise).zstd_mask == 0
+    assert REGISTRY["qu"](bits=8, lossless="zstd").encode(noise).shrunk == 0
 
 
 @pytest.mark.parametrize("x", [X, SIGNED], ids=["post-ReLU", "signed"])
