@@ -10,6 +10,7 @@ from splitlearn.kernels.sections import view_as
 
 VALUES = ("full", "bf16", "fp16", "uint8")
 HEAD_NBYTES = {"full": 0, "bf16": 0, "fp16": 4, "uint8": 8}  # of what comes before the values, in a section of its own
+FINER = {"uint8": ("uint8", "fp16", "full"), "bf16": ("bf16", "full"), "fp16": ("fp16", "full"), "full": ("full",)}
 STEPS = 255
 HALF_EXPONENT = 15  # of fp16's largest power of two
 EXPONENTS = (-100, 100)  # of scales
