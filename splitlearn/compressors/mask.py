@@ -217,7 +217,8 @@ class MaskSparsifier(Compressor):
         lengths += [4 * (2**bits - 1)] if self.levels == "fitted" else []
         most_signs = packed_nbytes(payload.numel, 1)
         if signed:  # as many as there are codes that are not 0, which is seen when they are read
-            lengths.append(min(sections[-2].numel(), most_signs) if signed == NONZERO else most_signs)
+            found = sections[-2].numel() if len(sections) > 1 else 0
+            lengths.append(min(found, most_signs) if signed == NONZERO else most_signs)
         check_lengths(sections, *lengths, packed_nbytes(payload.numel, bits))
         return kind, num_values, k
 

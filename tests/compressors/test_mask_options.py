@@ -4,6 +4,9 @@ import pytest
 import torch
 
 from splitlearn.compressors import REGISTRY, MaskSparsifier, Payload
+from splitlearn.errors import PayloadError
+from splitlearn.kernels.sections import as_bytes
+from splitlearn.kernels.signs import NONZERO
 
 OURS = {"levels": "fitted", "values": "uint8", "lossless": "zstd"}
 
@@ -164,3 +167,22 @@ def test_ours_against_the_papers_at_its_bytes_and_at_its_error():
     assert coded(MaskSparsifier(**OURS, budget_bits=2.2), X)[1] < paper_error / 1.3
     bits, error = coded(MaskSparsifier(**OURS), X)
     assert error < paper_error and bits < 0.7 * paper_bits
+
+
+@pytest.mark.parametrize("damage", ["fewer", "more", "none", "too long"])
+def test_signs_that_do_not_fit_the_codes_are_refused(damage):
+    x, compressor = SIGNED[:1], MaskSparsifier(lossless="ans")
+    payload = compressor.encode(x)
+    sections, params, _ = MaskSparsifier().shrunk(*compressor.to_sections(x), x.shape)  # as they are before that stage
+    assert params[1] == NONZERO
+    tops, signs, codes = (as_bytes(section) for section in sections)
+    changed = {
+        "fewer": [tops, signs[:-1], codes],
+        "more": [tops, torch.cat([signs, signs[:1]]), codes],
+        "none": [codes],
+        "too long": [tops, torch.zeros(x.numel() // 8 + 1, dtype=torch.uint8), codes],
+    }[damage]
+    whole = Payload.pack(payload.codec, x, [tops, signs, codes], params)
+    assert torch.equal(compressor.decode(whole), compressor.decode(payload))
+    with pytest.raises(PayloadError, match=r"signs than codes|has sections of"):
+        compressor.decode(Payload.pack(payload.codec, x, changed, params))
