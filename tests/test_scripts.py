@@ -165,3 +165,14 @@ def test_bench_relay(tmp_path):
     status, out = run(command, tmp_path, timeout_s=200)
     assert status == 0 and "a step of the default run with one client" in out, out
     assert len([line for line in out.splitlines() if line.startswith("| 1 ")]) == 3
+
+
+@pytest.mark.slow
+def test_bench_lossless(run_here):
+    options = ("--archs", "vgg_slim", "--epochs", "1", "--steps", "2")
+    status, out = run_here(BENCHMARKS / "bench_lossless.py", *options)
+    assert status == 0, out
+    rows = [cells(line) for line in out.splitlines() if line.startswith(("| vgg_slim", "| transformer"))]
+    assert len(rows) == 8 * 3
+    for _, _, none, zstd, ans, *times in rows:
+        assert 0 < float(ans) <= float(zstd) <= float(none) and len(times) == 6 and all(float(one) > 0 for one in times)

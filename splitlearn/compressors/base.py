@@ -17,7 +17,7 @@ from torch import Tensor
 
 from splitlearn.compressors.payload import DTYPES, Payload
 from splitlearn.errors import NonFiniteError, PayloadError
-from splitlearn.kernels import zstd
+from splitlearn.kernels import lossless
 
 if TYPE_CHECKING:
     from splitlearn.compressors.trace import Trace
@@ -60,8 +60,8 @@ class Compressor:
     depend on it; only the payload crosses to the CPU.
 
     Args:
-        lossless: "zstd" compresses each section further, for the same decoded tensor, unless it would not pay; "none"
-            sends them as they are.
+        lossless: "zstd" compresses each section further, for the same decoded tensor, unless it would not pay; "ans"
+            does so too, or takes the entropy coder for codes where that is smaller; "none" sends them as they are.
     """
 
     codec: ClassVar[int]
@@ -74,7 +74,7 @@ class Compressor:
     lossless: str = dataclasses.field(default="none", kw_only=True)
 
     def __post_init__(self):
-        check_choice("lossless", self.lossless, ("none", "zstd"))
+        check_choice("lossless", self.lossless, lossless.STAGES)
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         """Sections (contiguous tensors, wide items first) and up to six parameter bytes for `x`, contiguous."""
@@ -89,6 +89,10 @@ class Compressor:
             PayloadError: the sections do not fit the payload's shape and parameters.
         """
         raise NotImplementedError
+
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        """Widths of the codes in the last sections, each of one code for every element; for the entropy coder."""
+        return ()
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         """Bits for a tensor of this shape, with values of `value_bits` bits, by the paper's formula, without header."""
@@ -149,14 +153,25 @@ class Compressor:
         x = x.detach().contiguous()
         if not self.checks_itself:
             check_finite(x)
+        sections, params, shrunk = self.to_wire(x)
+        return Payload.pack(self.codec, x, sections, params, shrunk)
+
+    def to_wire(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...], int]:
+        """What `to_sections` gives, after the lossless stage, and which sections that shrank, a bit each."""
         with torch.autocast(x.device.type, enabled=False):  # what it computes is not a layer of the model's
             sections, params = self.to_sections(x)
-        zstd_mask = 0
-        if self.lossless == "zstd":
-            for i, section in enumerate(sections):
-                if (smaller := zstd.compress(section)) is not None:
-                    sections[i], zstd_mask = smaller, zstd_mask | 1 << i
-        return Payload.pack(self.codec, x, sections, params, zstd_mask)
+        return self.shrunk(sections, params, x.shape)
+
+    def shrunk(
+        self, sections: list[Tensor], params: tuple[int, ...], shape: tuple[int, ...]
+    ) -> tuple[list[Tensor], tuple[int, ...], int]:
+        """Sections after the lossless stage, the parameters, and which sections it shrank, a bit each."""
+        widths, mask = self.code_bits(params), 0
+        widths = (0,) * (len(sections) - len(widths)) + widths
+        for i, (section, bits) in enumerate(zip(sections, widths, strict=True)):
+            if (smaller := lossless.shrink(section, self.lossless, bits, shape)) is not None:
+                sections[i], mask = smaller, mask | 1 << i
+        return sections, params, mask
 
     def decode(
         self,
@@ -192,7 +207,7 @@ class Compressor:
         # No codec has a section that is larger than the tensor and a table.
         limit = payload.numel * payload.dtype.itemsize + TABLE_NBYTES
         sections = [
-            (zstd.decompress(section, limit) if payload.zstd_mask >> i & 1 else section).to(device)
+            (lossless.restore(section, limit) if payload.shrunk >> i & 1 else section).to(device)
             for i, section in enumerate(payload.sections)
         ]
         with torch.autocast(torch.device(device).type, enabled=False):

@@ -125,15 +125,15 @@ class SharedBasis:
             return (self.state["debt"] + brought) / self.refresh
         return 0.0 if self.is_frozen else brought
 
-    def sections(self, plan: Plan, num_used: int) -> list[Tensor]:
-        """Head and vectors, uint8, for a payload that uses so many."""
+    def section(self, plan: Plan, num_used: int) -> Tensor:
+        """Head and new vectors, uint8, of a payload that uses so many."""
         known = plan.vectors(0, max(plan.sent, num_used))
         head = HEAD.pack(plan.number, checksum(known), num_used, plan.sent)
         brought = bases.pack_integers(plan.vectors(plan.sent, num_used), self.bits)
-        return [torch.frombuffer(bytearray(head), dtype=torch.uint8), brought]
+        return torch.cat([torch.frombuffer(bytearray(head), dtype=torch.uint8), brought])
 
     def was_sent(self, plan: Plan, num_used: int) -> None:
-        """A payload with these sections goes out."""
+        """A payload with this section goes out."""
         if plan.kind == KEPT and not self.is_frozen:
             brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
             debt = self.state["debt"] * (1 - 1 / self.refresh) + brought
@@ -141,18 +141,19 @@ class SharedBasis:
 
     # The receiver's
 
-    def received(self, kind: int, sections: list[Tensor], num_channels: int, bits: int) -> Plan:
-        """What a payload goes by, from the sections of its basis. `kept` has to follow, once the payload is decoded.
+    def received(self, kind: int, section: Tensor, num_channels: int, bits: int) -> Plan:
+        """What a payload goes by, from its section of a basis. `kept` has to follow, once the payload is decoded.
 
         Raises:
-            PayloadError: they are none, or this end has not got the vectors that they go by.
+            PayloadError: it is none, or this end has not got the vectors that it goes by.
         """
-        if kind not in (NONE, OWN, KEPT) or sections[0].numel() != HEAD.size or not 4 <= bits <= 8:
+        section = section.cpu()
+        if kind not in (NONE, OWN, KEPT) or section.numel() < HEAD.size or not 4 <= bits <= 8:
             raise PayloadError("has sections that do not fit its shape")
-        number, expected, num_used, first = HEAD.unpack(bytes(sections[0].cpu().numpy()))
+        number, expected, num_used, first = HEAD.unpack(bytes(section[: HEAD.size].numpy()))
         if not 1 <= num_used <= num_channels:
             raise PayloadError(f"has {num_used} components of {num_channels} channels")
-        integers = bases.unpack_integers(sections[1].cpu(), num_channels, bits)
+        integers = bases.unpack_integers(section[HEAD.size :], num_channels, bits)
         if integers is None or (kind == NONE and (len(integers) or number or first)):
             raise PayloadError("brings no whole vectors of a basis that it goes by")
         if kind == NONE:

@@ -38,8 +38,9 @@ from splitlearn.compressors.uniform import (
     target_of,
 )
 from splitlearn.errors import PayloadError
-from splitlearn.kernels import bases, stepping, steps
+from splitlearn.kernels import bases, outliers, stepping, steps
 from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape
+from splitlearn.kernels.sections import total_nbytes
 
 SYMBOL_BITS = 3  # of what the vector of a component costs in a payload, for each symbol that it has to have there
 RATE = 0.65  # bits an element, where an error is the target
@@ -53,8 +54,9 @@ class KarhunenLoeve(Compressor):
     back in the same basis (`compressor@downlink=linked`), and is weighed by what of each component arrived
     (`backward=gain`). A map of more than 2,048 channels, or too small for a basis, is coded without one, as by uq.
 
-    Sections: those of kernels/stepping.py; number, checksum, components and first vector (12 bytes); vectors of the
-    basis; zeros where the payload would stand for more than 1,024 elements a byte. Parameters: kind; two shifts; block
+    Sections: those of kernels/stepping.py; number, checksum, components and first vector (12 bytes), and vectors of the
+    basis; zeros where the payload would stand for more than 1,024 elements a byte; where (B, T, C) has rows that are
+    larger than the others by far, these (see kernels/outliers.py). Parameters: kind; two shifts; block
     of places; whether no element is negative; basis_bits.
 
     Args:
@@ -106,7 +108,7 @@ class KarhunenLoeve(Compressor):
         return flaw(state, matrix_shape(shape)[0]) if state else None
 
     def basis_nbytes(self, payload: Payload) -> int:
-        return 0 if payload.params[0] == RAW else payload.sections[6].numel()
+        return 0 if payload.params[0] == RAW else payload.sections[stepping.NUM_SECTIONS].numel() - HEAD.size
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return (self.bits if self.bits is not None else value_bits) * prod(shape)
@@ -121,29 +123,30 @@ class KarhunenLoeve(Compressor):
         self.trace = None
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
-        matrix, scale = scaled(by_channel(x))
+        rest, apart = outliers.parted(x, self.bits)
+        matrix, scale = scaled(by_channel(rest))
         plan, block = self._basis.plan(self.kind_for(x.shape), matrix), bases.largest_block(x.shape, self.block)
-        values, packed = self._code(x.shape, matrix, scale, plan, block)
+        values, packed = self._code(x.shape, matrix, scale, plan, block, apart)
         number = len(packed.symbols)
-        sections = [*packed.sections, *self._basis.sections(plan, number)]
-        if stepping.total_nbytes(sections) >= x.numel() * x.itemsize:
+        sections = padded([*packed.sections, self._basis.section(plan, number)], x.numel()) + apart
+        if total_nbytes(sections) >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
         self._basis.was_sent(plan, number)
         self.trace = traced(x.shape, plan.basis, block, packed, values)
         is_positive = bool(matrix.amin() >= 0)
-        return padded(sections, x.numel()), (plan.kind, *packed.params, block, is_positive, self.basis_bits)
+        return sections, (plan.kind, *packed.params, block, is_positive, self.basis_bits)
 
-    def _code(self, shape: torch.Size, matrix: Tensor, scale: float, plan: Plan, block: int):
-        """The components of a map, as many as its target leaves, and these packed."""
+    def _code(self, shape: torch.Size, matrix: Tensor, scale: float, plan: Plan, block: int, apart: list[Tensor]):
+        """The components of a map, as many as its target leaves beside other sections, and these packed."""
         part, part_shape = some_samples(shape, matrix)
         few = project(part, part_shape, plan.basis, plan.most, block)
-        target = self._target(matrix, plan, 0)
+        target = self._target(matrix, plan, 0).less(apart)
         step = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
         share = few.numel() / matrix.numel() / (self.refresh if plan.kind == KEPT else 1)
         number = num_worthwhile(plan, steps.quantize(few, step), share * self._bits_of_vector(plan) / SYMBOL_BITS)
         while True:
             values = project(matrix, shape, plan.basis, number, block)
-            target = self._target(matrix, plan, number)
+            target = self._target(matrix, plan, number).less(apart)
             if self.error is not None:
                 missing = matrix.double().square().sum() - values.double().square().sum()
                 target = replace(target, squared_error=target.squared_error - max(0.0, float(missing)))
@@ -171,15 +174,17 @@ class KarhunenLoeve(Compressor):
         kind, near, far, block, is_positive, basis_bits = payload.params
         if kind == RAW:
             return as_it_is(sections, payload)
-        if len(sections) != 8 or is_positive not in (0, 1) or block != bases.largest_block(payload.shape, block):
+        (*coded, of_basis), apart = check_padding(sections, stepping.NUM_SECTIONS + 1, payload.numel)
+        if is_positive not in (0, 1) or block != bases.largest_block(payload.shape, block):
             raise PayloadError("has sections that do not fit its shape")
-        check_padding(sections, payload.numel)
-        plan = self._basis.received(kind, sections[5:7], matrix_shape(payload.shape)[0], basis_bits)
+        plan = self._basis.received(kind, of_basis, matrix_shape(payload.shape)[0], basis_bits)
         shape = components_shape(payload.shape, plan.most, block)
-        values, symbols, scale = stepping.unpack(sections[:5], (near, far), shape, torch.float32, scaled=False)
+        values, symbols, scale = stepping.unpack(coded, (near, far), shape, torch.float32, scaled=False)
         rows = unproject(values.to(sections[0].device), payload.shape, plan.basis, block)
         if is_positive:
             rows.clamp_(min=0)
+        x = from_channels(rescaled(rows, scale, payload.dtype), payload.shape)
+        x = outliers.joined(x, apart, payload.shape)
         self._basis.kept(plan)
         self.trace = Trace(payload.shape, plan.basis, block, weights_of(symbols))
-        return from_channels(rescaled(rows, scale, payload.dtype), payload.shape)
+        return x

@@ -63,9 +63,11 @@ class Linked(EntropyCodedQuantizer):
         trace = self.trace
         if trace is None or trace.shape != payload.shape:
             raise PayloadError("is linked to a map that this end has not got")
-        check_padding(sections, payload.numel)
+        sections, apart = check_padding(sections, stepping.NUM_SECTIONS, payload.numel)
+        if apart:
+            raise PayloadError("has sections that do not fit its shape")
         values, _, scale = stepping.unpack(
-            sections[:-1], payload.params[1:3], trace.components_shape, torch.float32, scaled=False
+            sections, payload.params[1:3], trace.components_shape, torch.float32, scaled=False
         )
         factors = torch.where(trace.weights > 0, 1 / trace.weights, 0)
         if trace.gains is not None:

@@ -119,5 +119,8 @@ class Minifloat(Compressor):
             torch.index_select(values, 0, codes.int(), out=out[span])
         return out
 
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        return (self._bits,)
+
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return self._bits * prod(shape) + value_bits

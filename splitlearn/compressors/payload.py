@@ -9,7 +9,7 @@ How it works: everything is little-endian. The header is
          6     1  dtype of the tensor that was encoded (see DTYPES)
          7     1  number of dimensions, n
          8     1  number of sections, s
-         9     1  which sections are zstd frames, a bit each from the lowest
+         9     1  which sections were shrunk, a bit each from the lowest
         10     6  six parameters of the codec, a byte each
         16     4  CRC-32 of all the other bytes
         20   4 n  the dimensions, none of them 0
@@ -54,7 +54,7 @@ class Payload:
         codec: number of the compressor class that made it.
         dtype: dtype of the tensor that was encoded.
         shape: shape of the tensor that was encoded.
-        zstd_mask: which sections are zstd frames, a bit each.
+        shrunk: which sections the lossless stage shrank (kernels/lossless.py), a bit each.
         params: the codec's six parameters, 0 to 255 each.
         sections: the codec's sections as they were sent, views of `tensor`.
     """
@@ -63,7 +63,7 @@ class Payload:
     codec: int
     dtype: torch.dtype
     shape: torch.Size
-    zstd_mask: int
+    shrunk: int
     params: tuple[int, ...]
     sections: tuple[Tensor, ...]
 
@@ -79,7 +79,7 @@ class Payload:
 
     @staticmethod
     def pack(
-        codec: int, like: Tensor, sections: list[Tensor], params: tuple[int, ...] = (), zstd_mask: int = 0
+        codec: int, like: Tensor, sections: list[Tensor], params: tuple[int, ...] = (), shrunk: int = 0
     ) -> Payload:
         """Puts `sections` (contiguous tensors, on any one device) behind a header that describes `like`."""
         sections = [as_bytes(section) for section in sections]
@@ -91,7 +91,7 @@ class Payload:
                 DTYPES.index(like.dtype),
                 like.dim(),
                 len(sections),
-                zstd_mask,
+                shrunk,
                 bytes(params).ljust(NUM_PARAMS, b"\0"),
             )
         )
@@ -123,7 +123,7 @@ class Payload:
         if wire.numel() < PREFIX_NBYTES:
             raise PayloadError(f"{wire.numel()} bytes are too few for a header")
         buffer = memoryview(wire.numpy())
-        magic, version, codec, dtype, num_dims, num_sections, zstd_mask, params = FIXED.unpack_from(buffer)
+        magic, version, codec, dtype, num_dims, num_sections, shrunk, params = FIXED.unpack_from(buffer)
         if magic != MAGIC:
             raise PayloadError(f"starts with {magic!r}, not {MAGIC!r}")
         if version != VERSION:
@@ -148,7 +148,7 @@ class Payload:
         for length in lengths:
             sections.append(wire[start : start + length])
             start += length
-        return Payload(wire, codec, DTYPES[dtype], torch.Size(shape), zstd_mask, tuple(params), tuple(sections))
+        return Payload(wire, codec, DTYPES[dtype], torch.Size(shape), shrunk, tuple(params), tuple(sections))
 
 
 def _checksum(wire: Tensor) -> int:

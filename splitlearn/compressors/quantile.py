@@ -26,11 +26,12 @@ from splitlearn.kernels.sections import view_as
 class NormalQuantizer(Compressor):
     """Rounds every value to the nearest of 2^bits quantiles of a normal distribution, scaled to the largest magnitude.
 
-    Sections: the largest magnitude (float32; float64 for float64), or that of every sample; codes of `bits` bits.
+    Sections: the largest magnitude (float32; float64 for float64), or that of each sample or row; codes of `bits` bits.
 
     Args:
         bits: width of a code, 1 to 8; with 1 the levels are plus and minus the largest magnitude.
-        scope: "batch" for one scale, or "sample" for one a sample (dimension 0).
+        scope: "batch" for one scale, "sample" for one a sample (dimension 0), "row" for one a token of (B, T, C), all
+            but the last dimension.
 
     Source: "QLoRA", NeurIPS 2023, Sect. 3, 4-bit NormalFloat (NF4), here for other widths and without its blocks.
     """
@@ -42,7 +43,7 @@ class NormalQuantizer(Compressor):
     def __post_init__(self):
         super().__post_init__()
         check_range("bits", self.bits, 1, 8)
-        check_choice("scope", self.scope, ("batch", "sample"))
+        check_choice("scope", self.scope, ("batch", "sample", "row"))
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         scales = largest_magnitudes(x, self.scope).to(torch.promote_types(x.dtype, torch.float32))
@@ -73,6 +74,9 @@ class NormalQuantizer(Compressor):
         for span, codes in unpack_spans(sections[1], self.bits, payload.numel):
             out[span] = levels.index_select(0, codes.int()).mul_(per_value(scales, row_length, span))
         return out
+
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.bits,)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return self.bits * prod(shape) + value_bits * layout(shape, self.scope)[0]

@@ -25,7 +25,9 @@ class UniformQuantizer(Compressor):
 
     Args:
         bits: width of a code, 1 to 8.
-        scope: "batch" for one minimum and maximum, "sample" or "channel" for those of each (dimension 0 or 1).
+        scope: "batch" for one minimum and maximum, "sample" or "channel" for those of each (dimension 0 or 1; of
+            (B, T, C), dimension 1 is the position), "row" for those of each token of (B, T, C), all but the last
+            dimension.
         rounding: "nearest", or "stochastic": up or down at random, so that the mean over the draws is the value.
             Evaluation rounds to the nearest.
 
@@ -99,6 +101,9 @@ class UniformQuantizer(Compressor):
             here.mul_(per_value(step, row_length, span)).add_(per_value(low_high[0], row_length, span))
             out[span] = here.clamp_(-limit, limit) if near_limit else here
         return out
+
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.bits,)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         # The paper counts the codes alone; a minimum and maximum each for many groups are no longer negligible.

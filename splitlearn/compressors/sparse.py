@@ -76,6 +76,9 @@ class TopKSparsifier(Compressor):
         out = empty(numel, payload.dtype, sections[0].device).zero_()
         return out.index_copy_(0, positions, view_as(sections[0], payload.dtype))
 
+    def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
+        return (1,) if params[0] == BITMAP else ()
+
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel = prod(shape)
         k = num_kept(self.ratio, numel)

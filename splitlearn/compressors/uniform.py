@@ -11,10 +11,10 @@ from torch import Tensor
 from splitlearn.compressors.base import Compressor, check_range, register
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
-from splitlearn.kernels import stepping
+from splitlearn.kernels import outliers, stepping
 from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
-from splitlearn.kernels.sections import view_as
-from splitlearn.kernels.stepping import Target, total_nbytes
+from splitlearn.kernels.sections import total_nbytes, view_as
+from splitlearn.kernels.stepping import Target
 
 SMALL = 128  # values that are not worth a table
 MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for, so that what is decoded has a bound
@@ -29,12 +29,13 @@ class EntropyCodedQuantizer(Compressor):
     channel (dimension 1; the last of three) and a sample code with others of like spread (see kernels/coded.py). A
     tensor that this would not make smaller is sent as it is, as is one of fewer than 128 values.
 
-    Sections: those of kernels/stepping.py; zeros where the payload would stand for more than 1,024 elements a byte.
+    Sections: those of kernels/stepping.py; zeros where the payload would stand for more than 1,024 elements a byte;
+    where (B, T, C) has rows that are larger than the others by far, these (see kernels/outliers.py).
 
     Args:
         bits: an element, of all sections; a payload takes at most that, and at least .97 of it where the tensor has so
             much to say. None where `error` is given.
-        error: ‖decoded - x‖₂ / ‖x‖₂, at most. None where `bits` is given.
+        error: ‖decoded - x‖₂ / ‖x‖₂, at most, without the rows that go apart. None where `bits` is given.
 
     Source: Sullivan, "Efficient scalar quantization of exponential and Laplacian random variables", IEEE Transactions
         on Information Theory, 1996, for the dead zone; the step is chosen anew for each tensor.
@@ -52,27 +53,29 @@ class EntropyCodedQuantizer(Compressor):
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
-        matrix = by_channel(x)
+        rest, apart = outliers.parted(x, self.bits)
+        matrix = by_channel(rest)
         values, scale = scaled(matrix)
         values = values.view(cells_shape(x.shape))
-        target = target_of(self.bits, self.error, values, 8 * x.itemsize)
+        target = target_of(self.bits, self.error, values, 8 * x.itemsize).less(apart)
         part = stepping.part_of(values)
         step = stepping.find_step(part, target.of_part(part.numel() / values.numel()))
         step = stepping.find_step(values, target, step)
         packed = stepping.pack_within(values, target, step, scale, matrix)
-        if packed.nbytes >= x.numel() * x.itemsize:
+        if packed.nbytes + total_nbytes(apart) >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
-        return padded(packed.sections, x.numel()), (CODED, *packed.params)
+        return padded(packed.sections, x.numel()) + apart, (CODED, *packed.params)
 
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         if payload.params[0] == RAW:
             return as_it_is(sections, payload)
+        sections, apart = check_padding(sections, stepping.NUM_SECTIONS, payload.numel)
         if payload.params[0] != CODED:
             raise PayloadError("has sections that do not fit its shape")
-        check_padding(sections, payload.numel)
         shape = cells_shape(payload.shape)
-        values, _, _ = stepping.unpack(sections[:-1], payload.params[1:3], shape, payload.dtype, scaled=True)
-        return from_channels(values.view(shape[0], -1).to(sections[0].device), payload.shape)
+        values, _, _ = stepping.unpack(sections, payload.params[1:3], shape, payload.dtype, scaled=True)
+        out = from_channels(values.view(shape[0], -1).to(sections[0].device), payload.shape)
+        return outliers.joined(out, apart, payload.shape)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         return (self.bits if self.bits is not None else value_bits) * prod(shape)
@@ -116,14 +119,17 @@ def padded(sections: list[Tensor], numel: int) -> list[Tensor]:
     return [*sections, torch.zeros(missing, dtype=torch.uint8)]
 
 
-def check_padding(sections: list[Tensor], numel: int) -> None:
-    """
+def check_padding(sections: list[Tensor], number: int, numel: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The first `number` sections, which `padded` has added one to, and those behind it.
+
     Raises:
-        PayloadError: the last section is not what `padded` adds to the others.
+        PayloadError: it did not.
     """
-    *others, padding = sections or [torch.empty(0)]
-    if padding.numel() != max(0, -(-numel // MOST_A_BYTE) - total_nbytes(others)):
+    if not number < len(sections) <= number + 2:
+        raise PayloadError("has sections that do not fit its shape")
+    if sections[number].numel() != max(0, -(-numel // MOST_A_BYTE) - total_nbytes(sections[:number])):
         raise PayloadError("stands for more elements than its bytes allow")
+    return sections[:number], sections[number + 1 :]
 
 
 def as_it_is(sections: list[Tensor], payload: Payload) -> Tensor:

@@ -213,7 +213,7 @@ def mask_sparsify(
         rounding: "nearest" or "floor".
         backward: "straight_through" applies the gradient of the decoded map to `x`, as in the paper; "gated" does so
             only where the decoded value is not zero; see wayback.py for all.
-        scope: one threshold over the "batch", or one a "sample".
+        scope: one threshold over the "batch", or one a "sample", "channel" (dimension 1) or "row" (all but the last).
 
     Returns:
         The decoded map, of the shape, dtype and device of `x`.

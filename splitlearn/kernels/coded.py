@@ -17,16 +17,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from splitlearn.errors import PayloadError
-from splitlearn.kernels import ans
+from splitlearn.kernels import ans, laplace, tables
 from splitlearn.kernels.jit import compiled
-from splitlearn.kernels.laplace import NUM_LEVELS, ZERO_LEVEL, tables
+from splitlearn.kernels.laplace import NUM_LEVELS, ZERO_LEVEL
 
 NUM_SYMBOLS = 256
 ESCAPE = NUM_SYMBOLS - 1
 LARGEST = ESCAPE // 2  # magnitude that has a symbol
-WIDE = 0x80  # of a frequency that takes two bytes
 MIDDLE = 8  # what the number of a band or a sample is 0 at
-KNOWN = tables(NUM_SYMBOLS - 1)
+KNOWN = laplace.tables(NUM_SYMBOLS - 1)
 
 Shape = tuple[int, int, int, int]  # rows, bands, samples, places
 
@@ -56,8 +55,8 @@ def levels_nbytes(shape: Shape) -> int:
 def encode(symbols: np.ndarray) -> Coded:
     """`symbols`: uint8, C-contiguous, of a `Shape`."""
     found, cells, levels, counts = _measured(symbols)
-    tables, written = _tables(counts)
-    return Coded(ans.encode(cells, levels, tables), found.packed(), np.frombuffer(written, np.uint8))
+    chosen, written = _tables(counts)
+    return Coded(ans.encode(cells, levels, chosen), found.packed(), np.frombuffer(written, np.uint8))
 
 
 def decode(coded: Coded, shape: Shape) -> np.ndarray:
@@ -70,9 +69,9 @@ def decode(coded: Coded, shape: Shape) -> np.ndarray:
     """
     found = _Levels.unpacked(coded.levels, shape)
     levels, used = found.of_cells(), found.rows > 0
-    tables = _read(coded.tables, np.unique(levels))
+    found_tables = tables.read(coded.tables, np.unique(levels), KNOWN)
     try:
-        cells = ans.decode(coded.words, (len(levels), shape[3]), levels, tables)
+        cells = ans.decode(coded.words, (len(levels), shape[3]), levels, found_tables)
     except ValueError as error:
         raise PayloadError(str(error)) from None
     cells = cells.reshape(-1, *shape[1:])
@@ -180,13 +179,13 @@ def _sums(symbols):
 
 def _tables(counts: np.ndarray) -> tuple[np.ndarray, bytes]:
     """The tables for symbols that occur so often, and what is sent of them: level by level, what costs less."""
-    own, tables, written = ans.frequencies(counts), np.zeros(counts.shape, np.uint16), bytearray()
+    own, chosen, written = ans.frequencies(counts), np.zeros(counts.shape, np.uint16), bytearray()
     for k in counts.any(axis=1).nonzero()[0]:
-        sent = _written(own[k])
+        sent = tables.written(own[k])
         is_known = _bits(counts[k], KNOWN[k]) <= _bits(counts[k], own[k]) + 8 * (len(sent) - 1)
-        tables[k] = KNOWN[k] if is_known else own[k]
+        chosen[k] = KNOWN[k] if is_known else own[k]
         written += b"\0" if is_known else sent
-    return tables, bytes(written)
+    return chosen, bytes(written)
 
 
 def _bits(counts: np.ndarray, table: np.ndarray) -> float:
@@ -195,31 +194,3 @@ def _bits(counts: np.ndarray, table: np.ndarray) -> float:
     if (table[seen] == 0).any():
         return np.inf
     return float((counts[seen] * (ans.BITS - np.log2(table[seen]))).sum())
-
-
-def _written(table: np.ndarray) -> bytes:
-    """The last symbol, and the frequencies up to it, in one byte or two. The last is not 0: that is a known table."""
-    last = max(1, int(table.nonzero()[0][-1]))
-    written = bytearray([last])
-    for frequency in table[: last + 1].tolist():
-        written += bytes([frequency]) if frequency < WIDE else bytes([WIDE | frequency >> 8, frequency & 0xFF])
-    return bytes(written)
-
-
-def _read(written: np.ndarray, levels: np.ndarray) -> np.ndarray:
-    """The tables of these levels, and of no others."""
-    tables, values = np.zeros((NUM_LEVELS, NUM_SYMBOLS), np.uint16), iter(written.tolist())
-    try:
-        for k in levels:
-            last = next(values)
-            if last == 0:
-                tables[k] = KNOWN[k]
-                continue
-            for symbol in range(last + 1):
-                first = next(values)
-                tables[k, symbol] = first if first < WIDE else (first & ~WIDE) << 8 | next(values)
-    except StopIteration:
-        raise PayloadError("has tables that end too early") from None
-    if next(values, None) is not None or any(int(tables[k].sum()) != ans.TOTAL for k in levels):
-        raise PayloadError("has tables that do not add up")
-    return tables

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from splitlearn.kernels.blocks import at_least, per_element, scratch, spans
+from splitlearn.kernels.blocks import at_least, per_element, scratch, spans, split_at
 from splitlearn.kernels.threshold import ranked
 
 COMPARE_LEVELS_UP_TO = 15  # levels; beyond, a search is faster
 COMPARE_UP_TO = 3  # L of a mask of two bits: two comparisons instead of six operations
+BEYOND = 3.0  # thresholds; a level that no value below one is near
 NEARBY = 8  # floats that a computed cut point may be off, where three rounded operations make it one or two
 
 
@@ -46,6 +48,17 @@ def fitted_codes(x: Tensor, threshold: Tensor, levels: Tensor, by_magnitude: boo
     if len(levels) <= COMPARE_LEVELS_UP_TO or len(x) > 1:
         return _compared(x, borders, by_magnitude)
     return _searched(x, borders, by_magnitude)
+
+
+def filled(levels: Tensor, top_code: int) -> Tensor:
+    """Levels for all codes below the top one: after those that there are, such as no value has."""
+    return pad(levels, (0, top_code - len(levels)), value=BEYOND)
+
+
+def marked(codes: Iterator[Tensor], positions: Tensor, top_code: int, numel: int) -> Iterator[Tensor]:
+    """The codes, span by span, with the top values' code at their positions."""
+    for here, tops in zip(codes, split_at(positions, numel), strict=True):
+        yield here.index_fill_(0, tops, top_code)
 
 
 def _searched(x: Tensor, borders: Tensor, by_magnitude: bool) -> Iterator[Tensor]:

@@ -1,7 +1,8 @@
-"""Which values share a range or a scale: all of a tensor, those of a sample, or those of a channel.
+"""Which values share a range or a scale: all of a tensor, those of a sample, of a channel, or of a row.
 
 How it works: a contiguous tensor is rows of L values that belong to G groups in turn, so that value i is of group
-⌊i/L⌋ mod G. A sample (dimension 0) is one row; a channel (dimension 1) has a row in every sample.
+⌊i/L⌋ mod G. A sample (index of dimension 0) is one row of these; a channel (index of dimension 1, which is the position
+in (B, T, C)) has one in every sample. A row, such as a token of (B, T, C), is what lies along the last dimension.
 """
 
 from math import prod
@@ -12,11 +13,13 @@ from torch import Tensor
 from splitlearn.errors import PayloadError
 from splitlearn.kernels.blocks import per_element
 
-SCOPES = ("batch", "sample", "channel")  # their numbers in a payload
+SCOPES = ("batch", "sample", "channel", "row")  # their numbers in a payload
 
 
 def layout(shape: tuple[int, ...], scope: str) -> tuple[int, int]:
     """Number of groups and length of a row. Where the dimension is missing, the whole tensor is one group."""
+    if scope == "row":
+        return prod(shape[:-1]), prod(shape[-1:])
     axis = SCOPES.index(scope) - 1
     if axis < 0 or len(shape) <= axis:
         return 1, prod(shape)

@@ -22,3 +22,8 @@ def view_as(section: Tensor, dtype: torch.dtype) -> Tensor:
     if section.storage_offset() % dtype.itemsize:
         section = section.clone()
     return section.view(dtype)
+
+
+def total_nbytes(sections: list[Tensor]) -> int:
+    """Bytes that the sections take on the wire."""
+    return sum(section.numel() * section.itemsize for section in sections)

@@ -7,7 +7,7 @@ the symbols' entropy says how many bits they take (coded.py), and sums what erro
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import coded, steps
-from splitlearn.kernels.sections import view_as
+from splitlearn.kernels.sections import total_nbytes, view_as
 
 TRIAL_NUMEL = 1 << 17
 MAX_TRIES = 24
@@ -49,6 +49,10 @@ class Target:
         if step * coded.LARGEST < 1:  # there may be some
             bits += self.whole_bits * np.count_nonzero(symbols == coded.ESCAPE)
         return bits / self.bits if self.bits > 0 else math.inf
+
+    def less(self, sections: list[Tensor]) -> Target:
+        """The target for what is left beside other sections."""
+        return self if self.bits is None else replace(self, bits=self.bits - 8 * total_nbytes(sections))
 
     def of_part(self, share: float) -> Target:
         """The target of a part of the values."""
@@ -186,7 +190,3 @@ def unpack(sections: list[Tensor], params: tuple[int, int], shape: coded.Shape, 
     if whole.numel():
         values[torch.from_numpy(escaped)] = whole
     return values, symbols, scale
-
-
-def total_nbytes(sections: list[Tensor]) -> int:
-    return sum(section.numel() * section.itemsize for section in sections)

@@ -1,4 +1,4 @@
-"""The lossless stage: zstd for sections that it makes smaller."""
+"""zstd for sections that it makes smaller."""
 
 import torch
 import zstandard

@@ -5,6 +5,7 @@ wrong. `wires.with_checksum` makes it right.
 """
 
 import struct
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import prod
@@ -16,16 +17,18 @@ from wires import DTYPES, FIELDS, PREFIX_NBYTES, header_nbytes
 from splitlearn.compressors import REGISTRY, Compressor
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (1, 1, 1, 1, 1, 1, 2, 3), (130,), (4, 2, 5, 7)]
+TOKENS = (2, 20, 9)  # the first of each is larger by far
+RARE = (5, 7, 80)  # few values are large
 OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "ratio": [0.0, 0.5, 0.9, 0.99],
     "bits": [1, 3, 4, 8],
-    "scope": ["sample", "channel"],
+    "scope": ["sample", "channel", "row"],
     "rounding": ["floor", "stochastic"],
     "alpha": [0.5],
     "levels": ["fitted"],
     "values": ["bf16", "fp16", "uint8"],
     "budget_bits": [2.3],
-    "lossless": ["zstd"],
+    "lossless": ["zstd", "ans"],
 }
 LARGE = [1 << 15, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 
@@ -62,11 +65,18 @@ def samples(compressor: Compressor) -> list[Sample]:
         for dtype in DTYPES:
             signed = torch.randn(shape, generator=generator).to(dtype)
             found += [sample_of(compressor, signed), sample_of(compressor, signed.relu())]
+    tokens = torch.randn(TOKENS, generator=generator)
+    tokens[:, 0] *= 100
+    found.append(sample_of(compressor, tokens))
+    if compressor.lossless == "ans":  # which is for more values
+        found.append(sample_of(compressor, torch.randn(RARE, generator=generator) ** 5))
     return found
 
 
 def sample_of(compressor: Compressor, x: torch.Tensor) -> Sample:
-    payload = compressor.encode(x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "budget_bits")  # of tensors that are too small for one
+        payload = compressor.encode(x)
     wire = payload.tensor.numpy().tobytes()
     num_sections = len(payload.sections)
     sections, start = [], header_nbytes(x.dim(), num_sections)

@@ -17,6 +17,7 @@ from wires import DTYPES, FIELDS, PREFIX_NBYTES, mended, stated, to_tensor, with
 from splitlearn.compressors import REGISTRY, Payload
 from splitlearn.errors import PayloadError
 
+pytestmark = pytest.mark.filterwarnings("ignore:budget_bits")  # of tensors that are too small for one
 ROOT = Path(__file__).parents[2]
 PROPERTY = settings(deadline=None, max_examples=30, derandomize=True, database=None)
 EXTREMES = {

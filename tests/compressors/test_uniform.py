@@ -5,6 +5,7 @@ import torch
 
 from splitlearn.compressors import Payload
 from splitlearn.compressors.uniform import MOST_A_BYTE, RAW, EntropyCodedQuantizer
+from splitlearn.errors import PayloadError
 from splitlearn.kernels import coded, steps
 from splitlearn.kernels.channels import by_channel, from_channels
 
@@ -108,6 +109,53 @@ def test_a_step_is_tried_without_decoding():
         assert int((symbols == coded.ESCAPE).sum()) == 0
         whole = steps.restore(symbols, steps.levels(step, found.near, found.far).float())
         assert float((whole - x).double().square().sum()) == pytest.approx(found.squared_error, rel=1e-3)
+
+
+TOKENS = noise(4, 64, 96)
+TOKENS[:, 0] *= 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", [0.65, 1.5, 2.3])
+def test_a_huge_first_token_does_not_spoil_the_others(bits, dtype):
+    compressor, x = EntropyCodedQuantizer(bits), TOKENS.to(dtype)
+    found, taken = decoded(compressor, x)
+    assert 0.95 * bits <= taken <= bits
+    first, others = found[:, 0], found[:, 1:]
+    assert torch.equal(first, x[:, 0].bfloat16().to(dtype))
+    alone = decoded(EntropyCodedQuantizer(bits), x[:, 1:])[0]  # four rows of 16 bits take a part of the bits
+    assert error_of(others, x[:, 1:]) < error_of(alone, x[:, 1:]) + 0.2
+    assert error_of(others, x[:, 1:]) < 0.95
+
+
+def test_rows_go_apart_under_an_error_too():
+    found, _ = decoded(EntropyCodedQuantizer(None, 0.1), TOKENS)
+    assert 0.09 < error_of(found[:, 1:], TOKENS[:, 1:]) <= 0.1
+
+
+def test_rows_that_the_bits_have_no_room_for_stay():
+    payload = EntropyCodedQuantizer(0.65).encode(TOKENS[:, :20])  # of which they would take .8
+    assert len(payload.sections) == 6 and payload.nbytes < 0.65 / 8 * 4 * 20 * 96 + 100
+
+
+@pytest.mark.parametrize("damage", ["twice", "beyond", "backwards", "negative", "none", "values"])
+def test_rows_that_do_not_fit_are_refused(damage):
+    payload = EntropyCodedQuantizer(1.5).encode(TOKENS)
+    sections = [section.clone() for section in payload.sections]
+    rows = sections[6][:16].view(torch.int32)
+    assert rows.tolist() == [0, 64, 128, 192]
+    if damage == "none":
+        sections[6] = sections[6][:0]
+    elif damage == "values":
+        sections[6] = sections[6][:-2]
+    else:
+        rows.copy_(
+            torch.tensor({"twice": [0, 64, 64, 192], "beyond": [0, 64, 128, 256]}.get(damage, [-1, 64, 128, 192]))
+        )
+        if damage == "backwards":
+            rows.copy_(torch.tensor([192, 128, 64, 0]))
+    with pytest.raises(PayloadError, match="outlying rows"):
+        EntropyCodedQuantizer(1.5).decode(Payload.pack(7, TOKENS, sections, payload.params))
 
 
 @pytest.mark.parametrize("options", [{"bits": None}, {"bits": 1.0, "error": 0.1}, {"bits": 9.0}, {"bits": 0.0}])

@@ -13,7 +13,7 @@ FIELDS = {
     "dtype": (6, 1),
     "num_dims": (7, 1),
     "num_sections": (8, 1),
-    "zstd_mask": (9, 1),
+    "shrunk": (9, 1),
     "params": (10, 6),
     "checksum": (16, 4),
 }
