@@ -4,6 +4,7 @@ A mutation takes a generator of random numbers and two valid payloads, and gives
 wrong. `wires.with_checksum` makes it right.
 """
 
+import copy
 import struct
 import warnings
 from collections.abc import Callable
@@ -65,6 +66,10 @@ def samples(compressor: Compressor) -> list[Sample]:
         for dtype in DTYPES:
             signed = torch.randn(shape, generator=generator).to(dtype)
             found += [sample_of(compressor, signed), sample_of(compressor, signed.relu())]
+            if compressor.keeps_state:  # and one that goes by what this end has
+                own = copy.deepcopy(compressor)
+                own.encode(signed)
+                found.append(sample_of(own, signed, goes_on=True))
     tokens = torch.randn(TOKENS, generator=generator)
     tokens[:, 0] *= 100
     found.append(sample_of(compressor, tokens))
@@ -73,7 +78,9 @@ def samples(compressor: Compressor) -> list[Sample]:
     return found
 
 
-def sample_of(compressor: Compressor, x: torch.Tensor) -> Sample:
+def sample_of(compressor: Compressor, x: torch.Tensor, goes_on: bool = False) -> Sample:
+    if not goes_on:
+        compressor.load_state_dict({})
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "budget_bits")  # of tensors that are too small for one
         payload = compressor.encode(x)

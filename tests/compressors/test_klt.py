@@ -180,7 +180,7 @@ def test_a_wrong_or_missing_basis_is_refused_and_never_decoded():
     receiver.decode(first)
     receiver.decode(second)
     receiver.decode(third)  # a new one
-    with pytest.raises(PayloadError, match="of basis 1, where this end has 12 of basis 2"):
+    with pytest.raises(PayloadError, match=r"of basis 1, where this end has \d+ of basis 2"):
         receiver.decode(second)
     other = KarhunenLoeve(0.65)
     other.encode(MAPS["smooth"]())
