@@ -11,6 +11,8 @@ from splitlearn import kinds, rates
 from splitlearn.batches import LAST_BATCH
 from splitlearn.config import compressor_from, made_from
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments.trainable import try_out
 
 MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
@@ -19,6 +21,7 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
     "backward": ("straight_through", "gated"),
+    "bottleneck_init": ("pca", "orthogonal"),
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
@@ -37,6 +40,7 @@ ABSENT = object()  # what another task or topology does not have is not checked
 AT_LEAST_ONE = (
     "batch_size",
     "accumulate",
+    "bottleneck_batches",
     "epochs",
     "evaluate.every",
     "log.error_every",
@@ -135,6 +139,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     for key in ("exchange", "topology"):
         made_from(cfg, key)
+    network.bottlenecks(cfg, len(exchange_from(cfg).cuts(cfg)))
     made_from(cfg, "task").check(cfg)
     try_out(cfg)
     rates.check(cfg)

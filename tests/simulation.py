@@ -1,6 +1,7 @@
 """Eq. (1) and (2) of the MS paper as a plain program in one process, to compare distributed runs with."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.seeds import derive, generator
+from splitlearn.segments import bottleneck
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.loading import loaders
@@ -120,6 +122,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     numbers = range(cfg.num_clients)
     of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
     built = network.build(cfg, {"num_classes": len(classes)})
+    fit_bottlenecks(cfg, built, of_clients)
     first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
     of_all = [-(-len(loader) // cfg.accumulate) for loader in of_clients]
@@ -206,6 +209,35 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         for one in everybody if cfg.schedule.per == "epoch" else ():
             one.schedule.step()
     return losses, [client.state_dict() for client in clients], server.state_dict()
+
+
+@torch.no_grad()
+def fit_bottlenecks(cfg: DictConfig, built: network.Network, loaders: list) -> None:
+    """The start of the bottlenecks: the PCA of the maps that the network gives for each client's first batches."""
+    for cut in built.unfitted:
+        moments = []
+        for number, loader in enumerate(loaders):
+            of_client, point = bottleneck.Moments.zero(built.cuts[cut].channels[1]), built.cuts[cut]
+            loader.batch_sampler.start_at(1)
+            for batch, (images, _) in enumerate(itertools.islice(loader, cfg.bottleneck_batches), start=1):
+                tried = copy.deepcopy(built)  # whose batch norms may change
+                tried.client.train()
+                tried.server.train()
+                torch.manual_seed(derive(cfg.seed, "first maps", number, batch))
+                with bottleneck.measured((tried.client, tried.server)[cut].parts[0], point.path) as found:
+                    smashed = tried.client[0](images)
+                    torch.manual_seed(derive(cfg.seed, "first maps", "server", number, batch))
+                    tried.server(smashed)
+                if cut == 0:
+                    of_client += found[0]
+                else:
+                    moments += found
+            moments += [bottleneck.Moments.unpack(*of_client.packed())] if cut == 0 else []
+        total = bottleneck.Moments.zero(built.cuts[cut].channels[1])
+        for one in moments:
+            total += one
+        weights, _ = bottleneck.fitted(built.cuts[cut], total)
+        built.model.load_state_dict(built.model.state_dict() | weights)
 
 
 def rounds(cfg: DictConfig, loaders: dict) -> Iterator[dict[int, list]]:

@@ -77,6 +77,8 @@ def assert_equals_the_simulation(folder, *overrides):
     for client, expected in zip(clients, expected_clients, strict=False):
         assert_equal(client, expected)
     assert_equal(server, expected_server)
+    names = {name.partition(".")[0] for name in server if name.startswith("bottleneck")}
+    assert len(names) == ("[" in str(cfg.bottleneck)) + (cfg.bottleneck is not None)
     return clients
 
 
@@ -110,6 +112,9 @@ def assert_equals_the_simulation(folder, *overrides):
             marks=pytest.mark.slow,
         ),
         pytest.param(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"], marks=pytest.mark.slow),
+        ["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"],
+        ["bottleneck=9", "bottleneck_init=orthogonal", "compressor=qu", "topology=sequential", "freeze=block1"],
+        ["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )

@@ -49,7 +49,7 @@ class Transfer:
     Attributes:
         channel: its name.
         num_bytes: that were sent.
-        raw_bytes: of the tensor in memory.
+        raw_bytes: of the tensor in memory; where a bottleneck made it smaller, of the one before.
         formula_bits: by the codec's formula, without header.
         error: ‖decoded - original‖₂ / ‖original‖₂, where it was measured.
     """
@@ -73,6 +73,7 @@ class Channel:
 
     Attributes:
         shape: of one sample's tensor, as the cut gives it; set once the network is known.
+        kept: how many channels cross, and of how many, with a bottleneck.
         dtypes: that a tensor may be of.
         has_gradient: comes back; not where nothing before the cut is trained.
     """
@@ -80,6 +81,7 @@ class Channel:
     def __init__(self, spec: ChannelSpec, codec: Compressor, evaluation_codec: Compressor, gated: bool, seed: int):
         self.spec, self.codec, self.evaluation_codec, self.gated, self.seed = spec, codec, evaluation_codec, gated, seed
         self.shape: tuple[int, ...] = ()
+        self.kept = 1, 1
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         self.has_gradient = spec.back is not None
 

@@ -100,12 +100,12 @@ class Passage:
         return decoded
 
     def _book(self, channel: Channel, payload: Payload, error: float | None) -> None:
-        value_bytes = payload.dtype.itemsize
+        value_bytes, (kept, of) = payload.dtype.itemsize, channel.kept
         self.transfers.append(
             Transfer(
                 channel.spec.name,
                 payload.nbytes,
-                payload.numel * value_bytes,
+                payload.numel * value_bytes * of // kept,
                 self._codec(channel).formula_bits(payload.shape, 8 * value_bytes),
                 error,
             )

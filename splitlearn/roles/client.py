@@ -33,6 +33,7 @@ from splitlearn.measure.screen import Screen
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.entering import enters
 from splitlearn.roles.evaluation import evaluate
+from splitlearn.roles.firstmaps import help_fit
 from splitlearn.roles.progress import ClientProgress
 from splitlearn.roles.schedule import schedule_from
 from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, in_background
@@ -110,6 +111,7 @@ class Client:
         self.trainable.load(welcome.state)
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
         self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
+        help_fit(self, built.cuts, welcome.unfitted)
         self.is_in = True
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
         self.screen.tell(

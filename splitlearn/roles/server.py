@@ -27,6 +27,7 @@ from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.samples import samples_in_words, unreadable_of
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.firstmaps import fit
 from splitlearn.roles.fit import check_batches
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
@@ -88,6 +89,7 @@ class Server:
         self.runstate.begin()
         self.start_epoch()
         self.recorder.start(self.topology.num_steps(self.roster))
+        fit(self, self.recorder.cuts)
         self.updates.start()
         with self.stop:
             while not self.is_over:
@@ -118,6 +120,7 @@ class Server:
         for note in built.notes:
             self.recorder.display.note(escape(note))
         self.runstate.initialise(built)
+        self.unfitted = [] if self.runstate.goes_on else built.unfitted
         self.alone = built.alone()
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, about)
@@ -139,8 +142,8 @@ class Server:
         state = member.state or next(filter(None, self.client_states))
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
-        num_steps = self.topology.num_steps(self.roster)
-        return Welcome(self.agreement.about, num_steps, progress.epoch, progress.epoch_step, member.batch, state)
+        place = self.topology.num_steps(self.roster), progress.epoch, progress.epoch_step, member.batch
+        return Welcome(self.agreement.about, *place, state, list(self.unfitted))
 
     def finish(self) -> None:
         """Writes the weights and the summary, and lets the clients go."""
