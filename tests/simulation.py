@@ -41,6 +41,10 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
     model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
     train, test, _ = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
+    if cfg.bottleneck:
+        built = network.build(cfg, {"num_classes": 10})
+        fit_bottlenecks(cfg, built, [loader])
+        model = built.model
     optimizer, losses = optimizer_of(model, cfg), []
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
     for epoch in range(1, cfg.epochs + 1):

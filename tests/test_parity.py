@@ -54,6 +54,11 @@ def test_so_does_one_that_keeps_its_labels(arch, cut, tmp_path):
     assert_trains_the_uncut_model(tmp_path, *overrides, dropout="client" if "avgpool" in cut else "server")
 
 
+@pytest.mark.parametrize("overrides", [["arch=vgg_slim"], ["exchange=u_shaped", "bottleneck=[null,16]"]])
+def test_so_does_one_with_a_bottleneck(overrides, tmp_path):
+    assert_trains_the_uncut_model(tmp_path, "bottleneck=16", *overrides)
+
+
 def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
     samples = "data.max_train_samples=21"  # 3 steps an epoch, the last of 5 samples
     cfg = compose(*overrides, "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL)
