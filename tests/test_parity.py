@@ -118,7 +118,7 @@ def assert_equals_the_simulation(folder, *overrides):
         ),
         pytest.param(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"], marks=pytest.mark.slow),
         ["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"],
-        ["bottleneck=9", "bottleneck_init=orthogonal", "compressor=qu", "topology=sequential", "freeze=block1"],
+        ["bottleneck=9", "compressor=qu", "topology=sequential", "freeze=block1", "bottleneck_batches=2"],
         ["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"],
     ],
     ids=lambda overrides: " ".join(overrides),

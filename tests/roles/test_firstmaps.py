@@ -1,5 +1,6 @@
 """A bottleneck's start in whole runs: what it is, what it costs, and clients that send something else, or nothing."""
 
+import copy
 import math
 import threading
 import time
@@ -33,15 +34,23 @@ STILL = ["optimizer.lr=0", "optimizer.weight_decay=0", "evaluate.every=100", "sc
 
 
 @pytest.fixture
-def one_at_a_time(monkeypatch):
-    """torch.fx cannot trace in several threads."""
-    lock, build = threading.Lock(), network.build
+def prepared(monkeypatch):
+    """prepared("key=value", …): a configuration, whose network is built before, as torch.fx cannot trace in threads."""
 
-    def locked(*arguments, **options):
-        with lock:
-            return build(*arguments, **options)
+    cut = network.build
 
-    monkeypatch.setattr(network, "build", locked)
+    def prepare(*overrides):
+        cfg = compose(*OPTIONS, *overrides)
+        built, lock = cut(cfg, TEN), threading.Lock()
+
+        def build(*_, **__):
+            with lock:
+                return copy.deepcopy(built)
+
+        monkeypatch.setattr(network, "build", build)
+        return cfg
+
+    return prepare
 
 
 def keep(seen, key, _, inputs, output):
@@ -98,12 +107,12 @@ def test_on_both_sides_it_is_the_pca_of_all_clients_first_maps(exchange, tmp_pat
     assert epoch["bottleneck_up_bytes"] == other["bottleneck_up"]
 
 
-def test_a_start_at_random_costs_nothing_and_a_frozen_client_has_one_too(tmp_path, one_at_a_time):
-    _, *errors = play(tmp_path / "a", compose(*OPTIONS, "bottleneck_init=orthogonal"), lambda kind, body: body)
+def test_a_start_at_random_costs_nothing_and_a_frozen_client_has_one_too(tmp_path, prepared):
+    _, *errors = play(tmp_path / "a", prepared("bottleneck_init=orthogonal"), lambda kind, body: body)
     assert errors == [None, None]
     other = summary(tmp_path / "a")["other_bytes"]
     assert other["bottleneck_up"] == other["bottleneck_down"] == 0
-    server, *errors = play(tmp_path / "b", compose(*OPTIONS, "freeze=client"), lambda kind, body: body)
+    server, *errors = play(tmp_path / "b", prepared("freeze=client"), lambda kind, body: body)
     assert errors == [None, None]
     state = torch.load(tmp_path / "b" / "client_segment.pt")
     bias = state["bottleneck_block2.reduce.bias"]
@@ -111,8 +120,32 @@ def test_a_start_at_random_costs_nothing_and_a_frozen_client_has_one_too(tmp_pat
     assert summary(tmp_path / "b")["downlink"]["bytes"] == 0
 
 
-def test_savings_are_against_the_unmodified_network(tmp_path, one_at_a_time, capfd):
-    _, *errors = play(tmp_path, compose(*OPTIONS, "compressor=none"), lambda kind, body: body)
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["pipeline_depth=2"],
+        ["precision=bf16"],
+        ["topology.average=never"],
+        ["num_clients=3", "membership.sample=2"],
+        ["evaluate.on=server"],
+        ["exchange=u_shaped", "precision=bf16", "cut_precision=fp32"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_it_goes_with_all_that_a_run_may_be(overrides, tmp_path, prepared):
+    cfg = prepared(*overrides)
+    server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path / "checkpoints", 1))
+    serving = Thread(server.run)
+    clients = [Thread(Client(cfg, index, CPU, Proxy(server, index)).run) for index in range(cfg.num_clients)]
+    for thread in (serving, *clients):
+        thread.start()
+    join(server, serving, clients)
+    assert [one.error for one in (serving, *clients)] == [None] * (1 + cfg.num_clients)
+    assert summary(tmp_path)["other_bytes"]["bottleneck_up"] >= cfg.num_clients * 4 * (64 + 64 * 65 // 2)
+
+
+def test_savings_are_against_the_unmodified_network(tmp_path, prepared, capfd):
+    _, *errors = play(tmp_path, prepared("compressor=none"), lambda kind, body: body)
     found = summary(tmp_path)
     assert errors == [None, None] and found["bottleneck"] == {"block2": [8, 64]}
     for way in ("uplink", "downlink"):
@@ -127,8 +160,8 @@ def test_savings_are_against_the_unmodified_network(tmp_path, one_at_a_time, cap
 
 
 @pytest.mark.parametrize("is_open", [False, True])
-def test_malformed_moments_are_one_clients_part(is_open, tmp_path, one_at_a_time):
-    cfg = compose(*OPTIONS, f"membership.open={str(is_open).lower()}", "membership.step_deadline_s=60")
+def test_malformed_moments_are_one_clients_part(is_open, tmp_path, prepared):
+    cfg = prepared(f"membership.open={str(is_open).lower()}", "membership.step_deadline_s=60")
 
     def change(kind, body):
         return (body[0], body[1] * math.nan, body[2]) if kind == "moments" else body
@@ -143,8 +176,8 @@ def test_malformed_moments_are_one_clients_part(is_open, tmp_path, one_at_a_time
         assert server.recorder.ledger.totals["bottleneck_up_bytes"] == 4 * (64 + 64 * 65 // 2)
 
 
-def test_in_an_open_run_one_that_is_too_late_joins_again_with_the_start_of_the_others(tmp_path, one_at_a_time):
-    cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=1", "epochs=40")
+def test_in_an_open_run_one_that_is_too_late_joins_again_with_the_start_of_the_others(tmp_path, prepared):
+    cfg = prepared("membership.open=true", "membership.step_deadline_s=1", "epochs=40")
     server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path / "checkpoints", 1))
     has_begun, kinds = threading.Event(), []
 
@@ -220,9 +253,9 @@ def test_what_is_malformed_is_refused(kind, body, context, words):
         kind.parse(body, "the other end", agreement, *context)
 
 
-def test_maps_that_are_not_finite_are_one_sentence(tmp_path, one_at_a_time, monkeypatch):
+def test_maps_that_are_not_finite_are_one_sentence(tmp_path, prepared, monkeypatch):
     of = bottleneck.Moments.of
     monkeypatch.setattr(bottleneck.Moments, "of", lambda maps: of(maps / 0))
-    _, error, told = play(tmp_path, compose(*OPTIONS, "rpc.timeout_s=20"), lambda kind, body: body)
+    _, error, told = play(tmp_path, prepared("rpc.timeout_s=20"), lambda kind, body: body)
     assert isinstance(told, UserError) and "the maps of the first batches are not finite" in str(told)
     assert error is None or isinstance(error, PeerError)
