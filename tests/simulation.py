@@ -219,28 +219,23 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
 def fit_bottlenecks(cfg: DictConfig, built: network.Network, loaders: list) -> None:
     """The start of the bottlenecks: the PCA of the maps that the network gives for each client's first batches."""
     for cut in built.unfitted:
-        moments = []
+        point = built.cuts[cut]
+        total = bottleneck.Moments.zero(point.channels[1])
         for number, loader in enumerate(loaders):
-            of_client, point = bottleneck.Moments.zero(built.cuts[cut].channels[1]), built.cuts[cut]
+            of_client = bottleneck.Moments.zero(point.channels[1])
             loader.batch_sampler.start_at(1)
             for batch, (images, _) in enumerate(itertools.islice(loader, cfg.bottleneck_batches), start=1):
-                tried = copy.deepcopy(built)  # whose batch norms may change
+                tried = copy.deepcopy(built)  # whose batch norms change
                 tried.client.train()
                 tried.server.train()
-                torch.manual_seed(derive(cfg.seed, "first maps", number, batch))
-                with bottleneck.measured((tried.client, tried.server)[cut].parts[0], point.path) as found:
+                with bottleneck.measured((tried.client, tried.server)[cut].parts[0], point) as of_batch:
+                    torch.manual_seed(derive(cfg.seed, "first maps", number, batch))
                     smashed = tried.client[0](images)
                     torch.manual_seed(derive(cfg.seed, "first maps", "server", number, batch))
                     tried.server(smashed)
-                if cut == 0:
-                    of_client += found[0]
-                else:
-                    moments += found
-            moments += [bottleneck.Moments.unpack(*of_client.packed())] if cut == 0 else []
-        total = bottleneck.Moments.zero(built.cuts[cut].channels[1])
-        for one in moments:
-            total += one
-        weights, _ = bottleneck.fitted(built.cuts[cut], total)
+                of_client += of_batch
+            total += bottleneck.Moments.unpack(*of_client.packed()) if cut == 0 else of_client
+        weights, _ = bottleneck.fitted(point, total)
         built.model.load_state_dict(built.model.state_dict() | weights)
 
 

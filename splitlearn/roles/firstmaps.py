@@ -57,10 +57,10 @@ def help_fit(client: Any, cuts: list[CutPoint], wanted: list[int]) -> None:
 
 
 def _moments(client: Any, cut: CutPoint) -> Moments:
-    with bottleneck.measured(client.trainable.segment.parts[0], cut.path) as found:
+    with bottleneck.measured(client.trainable.segment.parts[0], cut) as total:
         for _ in _maps(client):
             pass
-    return Moments(*reduce(add, found, bottleneck.Moments.zero(cut.channels[1])).packed())
+    return Moments(*total.packed())
 
 
 def _maps(client: Any) -> Iterator[Tensor]:
@@ -82,8 +82,11 @@ def fit(server: Any, cuts: list[CutPoint]) -> None:
     for number in list(server.unfitted):
         cut = cuts[number]
         taken = _take(server, *((Moments, cut.channels[1]) if number == 0 else (Maps, cuts[0].shape)))
-        messages = {client: message for client, (_, message) in taken.items()}
-        found = [one.unpacked() for one in messages.values()] if number == 0 else _moments_of(server, cut, messages)
+        found = [
+            message.unpacked() if number == 0 else _moments_of(server, cut, client, message.maps)
+            for client, (_, message) in taken.items()
+        ]
+        found = [one for one in found if are_finite([one.mean, one.scatter])]  # the first step says what is wrong
         state, share = bottleneck.fitted(cut, reduce(add, found, bottleneck.Moments.zero(cut.channels[1])))
         segment = server.trainable.segment
         own = segment.state_dict()
@@ -103,15 +106,14 @@ def fit(server: Any, cuts: list[CutPoint]) -> None:
             )
 
 
-def _moments_of(server: Any, cut: CutPoint, messages: dict[int, Maps]) -> list[bottleneck.Moments]:
-    """Of the maps at the second cut, by what crosses the first."""
+def _moments_of(server: Any, cut: CutPoint, client: int, maps: list[Tensor]) -> bottleneck.Moments:
+    """Of a client's maps at the second cut, by what crosses the first."""
     segment = server.trainable.segment
-    with bottleneck.measured(segment.parts[0], cut.path) as found, _tried(segment):
-        for client, message in messages.items():
-            for number, maps in enumerate(message.maps, start=1):
-                torch.manual_seed(derive(server.cfg.seed, "first maps", "server", client, number))  # dropout
-                segment(maps.to(server.device))
-    return found
+    with bottleneck.measured(segment.parts[0], cut) as total, _tried(segment):
+        for number, one in enumerate(maps, start=1):
+            torch.manual_seed(derive(server.cfg.seed, "first maps", "server", client, number))  # dropout
+            segment(one.to(server.device))
+    return total
 
 
 def _take(server: Any, kind: type[Message], context: Any) -> dict[int, tuple[Any, Any]]:

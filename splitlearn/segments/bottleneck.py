@@ -8,8 +8,8 @@ best affine projection of the maps of some first batches, which is their PCA: re
 mean, with the leading eigenvectors of the channels' covariance as rows of V. Means and covariances of several parts of
 the data add up to those of all, so that the maps themselves stay where they are.
 
-Source: Shao and Zhang 2020, "BottleNet++", arXiv:1910.14315, for a pair at the cut that is learnt with the network: there
-a convolutional encoder and decoder around a noisy channel, here one projection each. Hotelling 1933 for the start.
+Source: Shao and Zhang 2020, "BottleNet++", arXiv:1910.14315, for a pair at the cut that is learnt with the network; there
+a convolutional encoder and decoder around a noisy channel, here a projection each. Hotelling 1933 for the start.
 """
 
 from __future__ import annotations
@@ -204,13 +204,13 @@ class Moments:
 
 
 @contextmanager
-def measured(part: nn.Module, cut: str) -> Iterator[list[Moments]]:
-    """While it lasts, the moments of every map that a part of the network gives to the pair after `cut`."""
-    found: list[Moments] = []
-    layer = part.get_submodule(f"{name_of(cut)}.reduce")
-    handle = layer.register_forward_pre_hook(lambda _, inputs: found.append(Moments.of(inputs[0])))
+def measured(part: nn.Module, cut: CutPoint) -> Iterator[Moments]:
+    """The moments of all maps that a part of the network gives, while it lasts, to the pair after a cut."""
+    total = Moments.zero(cut.channels[1])
+    layer = part.get_submodule(f"{name_of(cut.path)}.reduce")
+    handle = layer.register_forward_pre_hook(lambda _, inputs: vars(total).update(vars(total + Moments.of(inputs[0]))))
     try:
-        yield found
+        yield total
     finally:
         handle.remove()
 
