@@ -8,8 +8,8 @@ best affine projection of the maps of some first batches, which is their PCA: re
 mean, with the leading eigenvectors of the channels' covariance as rows of V. Means and covariances of several parts of
 the data add up to those of all, so that the maps themselves stay where they are.
 
-Source: Shao and Zhang 2020, "BottleNet++", arXiv:1910.14315, for a pair at the cut that is learnt with the network; there
-a convolutional encoder and decoder around a noisy channel, here a projection each. Hotelling 1933 for the start.
+Source: Shao and Zhang 2020, "BottleNet++", arXiv:1910.14315, for a pair at the cut that is learnt with the network,
+there a convolutional encoder and decoder around a noisy channel, here a projection each. Hotelling 1933 for the start.
 """
 
 from __future__ import annotations
