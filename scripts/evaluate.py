@@ -96,7 +96,8 @@ def main() -> None:
         codec = ends[0].codecs.of(channels[first], in_evaluation=True).label
         rows.append([title, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
     name, data = task.headline(cfg)
-    print(f"{name} cut={cfg.cut} after step {run.step}, {num_samples:,} test samples of {data}\n")
+    of = f", bottleneck={cfg.bottleneck}" if cfg.get("bottleneck") else ""
+    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {num_samples:,} test samples of {data}\n")
     titles = [metric.title for metric in task.metrics]
     print(markdown(["", exchange.channels[0].title, *titles, "loss", "bytes a sample"], rows))
     if len(by_client) > 1:

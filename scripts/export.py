@@ -4,7 +4,8 @@
     python scripts/export.py outputs/2026-01-31/12-00-00 model.safetensors
 
 The result is a plain state_dict, {name: tensor}, that loads into the network as torchvision builds it (for vgg16 and
-vgg19, and resnet18 and resnet34 on small images, as splitlearn.tasks builds it). A run that has not finished gives its
+vgg19, and resnet18 and resnet34 on small images, as splitlearn.tasks builds it); with bottleneck=… into what
+splitlearn.with_bottleneck makes of it. A run that has not finished gives its
 last checkpoint, and --best the weights of the best evaluation, which checkpoint.best=true keeps.
 """
 
@@ -44,6 +45,12 @@ def main() -> None:
         torch.save(state, arguments.file)
     size = sum(tensor.nbytes for tensor in state.values())
     print(f"{arguments.file}: {run.cfg.arch.name} after step {run.step}, {len(state)} tensors, {size:,} bytes")
+    for cut in run.network().cuts:
+        if cut.channels:
+            print(
+                f'with a bottleneck, so that it loads into splitlearn.with_bottleneck(model, "{cut.path}",'
+                f" {cut.channels[0]}, example)"
+            )
 
 
 if __name__ == "__main__":

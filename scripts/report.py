@@ -35,6 +35,9 @@ unless most of them do."""
 TIME = """\
 Minutes until that accuracy is reached, over links of so many Mbit/s both ways, a link a client: an estimate, of the \
 seconds that the run took where it was run and the time that all bytes of one client's link take at that rate."""
+ALL_RUNS = """\
+Means over the seeds; bits an element and error: uplink. With a bottleneck, which makes another network, elements and \
+savings are of the maps of the unmodified one, and the error is the compressor's, of what it was given."""
 LINKS = {"up": "uplink", "both": "both ways"}  # Point's field with the bytes, and what it is called
 VALUE_BITS = {"fp32": 32, "bf16": 16}  # of an element of the smashed data, by precision
 
@@ -81,7 +84,7 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
         header = ["Mbit/s", *(f"{cut}, {rate:g}" for cut in cuts for rate in rates)]
         tables.append((f"Time to accuracy: {setting}", TIME, header, times(cells, columns, rates)))
         rows = summary_rows(cells, setting)
-        tables.append((f"All runs: {setting}", "Means over the seeds; bits an element and error: uplink.", *rows))
+        tables.append((f"All runs: {setting}", ALL_RUNS, *rows))
     images = pictures(cells, rates)
     for title, content in images.items():
         (out / file_name(title)).write_bytes(content)

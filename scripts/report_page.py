@@ -99,12 +99,12 @@ def errors(cells: dict, colors: dict) -> bytes:
     cuts = list(dict.fromkeys(cut for cut, _ in cells))
     for (cut, name), cell in cells.items():
         uplinks = [run.summary["uplink"] for run in cell.runs]
-        if name == "none" or None in (link["relative_error"] for link in uplinks):
+        if name == "none" or "bottleneck" in name or None in (link["relative_error"] for link in uplinks):
             continue
         bits = [32 * link["bytes"] / link["uncompressed_bytes"] for link in uplinks]
         error = [link["relative_error"] for link in uplinks]
         axes.scatter(bits, error, color=colors[name], marker=MARKERS[cuts.index(cut) % len(MARKERS)], s=40)
-    for name in dict.fromkeys(name for _, name in cells if name != "none"):
+    for name in dict.fromkeys(name for _, name in cells if name != "none" and "bottleneck" not in name):
         axes.scatter([], [], color=colors[name], label=name)
     for cut, marker in zip(cuts, MARKERS, strict=False):
         axes.scatter([], [], color="gray", marker=marker, label=cut)

@@ -18,7 +18,8 @@ from splitlearn import config
 from splitlearn.saved import metrics
 
 ORDER = ["shallow", "medium", "deep", "none", "qu", "sp", "rt", "ms", "ms_best"]  # all others come after, by name
-CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed"}  # other options that vary name the setting
+BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
+CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed", *BOTTLENECK}  # others that vary name the setting
 
 
 @dataclass
@@ -52,6 +53,9 @@ class Run:
         self.options = config.shared(self.cfg)
         up, down = choice(self.cfg.compressor), choice(self.cfg.downlink)
         self.compressor = up if down == "none" else f"{up} both ways" if up == down else f"{up} up, {down} down"
+        if self.cfg.get("bottleneck"):  # another network, which is compared with the unmodified one
+            start = "" if self.cfg.bottleneck_init == "pca" else f" {self.cfg.bottleneck_init}"
+            self.compressor += f", bottleneck {self.cfg.bottleneck}{start}"
         self.is_finished = (folder / "summary.json").exists()
         if self.is_finished:
             self.summary = json.loads((folder / "summary.json").read_text())
@@ -89,6 +93,8 @@ def points(folder: Path, num_clients: int) -> list[Point]:
             seconds += line["seconds"]
             link_up += sum(line[f"{name}_bytes"] for name in ("labels_up", "weights_up", "evaluation_up")) / num_clients
             link_down += line["weights_down_bytes"] / num_clients
+            link_up += line.get("bottleneck_up_bytes", 0) / num_clients
+            link_down += line.get("bottleneck_down_bytes", 0) / num_clients
             if (accuracy := accuracies.get(line["epoch"])) is not None:
                 link = link_up + link_down
                 found.append(Point(line["epoch"], accuracy, line.get("loss", nan), up, up + down, seconds, link))

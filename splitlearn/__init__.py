@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from splitlearn import compressors
     from splitlearn.exchange.layer import compress, mask_sparsify, receive, send
-    from splitlearn.segments import split
+    from splitlearn.segments import split, with_bottleneck
 
-__all__ = ["compress", "compressors", "mask_sparsify", "receive", "send", "split"]
+__all__ = ["compress", "compressors", "mask_sparsify", "receive", "send", "split", "with_bottleneck"]
 
 # Loaded when they are asked for: torch takes seconds, and a Ctrl-C meanwhile is to be heard.
-_HOMES = dict.fromkeys(("compress", "mask_sparsify", "receive", "send"), "exchange.layer") | {"split": "segments"}
+_HOMES = dict.fromkeys(("compress", "mask_sparsify", "receive", "send"), "exchange.layer")
+_HOMES |= dict.fromkeys(("split", "with_bottleneck"), "segments")
 
 
 def __getattr__(name: str):

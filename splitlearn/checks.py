@@ -11,6 +11,7 @@ from splitlearn import kinds, rates
 from splitlearn.batches import LAST_BATCH
 from splitlearn.config import compressor_from, made_from
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
 from splitlearn.exchange.exchange import channels_of, exchange_from
 from splitlearn.exchange.wayback import BACKWARD
 from splitlearn.segments.trainable import try_out
@@ -21,6 +22,7 @@ CHOICES = {
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
     "backward": BACKWARD,
+    "bottleneck_init": ("pca", "orthogonal"),
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
@@ -39,6 +41,7 @@ ABSENT = object()  # what another task or topology does not have is not checked
 AT_LEAST_ONE = (
     "batch_size",
     "accumulate",
+    "bottleneck_batches",
     "epochs",
     "evaluate.every",
     "log.error_every",
@@ -137,6 +140,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     for key in ("exchange", "topology"):
         made_from(cfg, key)
+    network.bottlenecks(cfg, len(exchange_from(cfg).cuts(cfg)))
     made_from(cfg, "task").check(cfg)
     try_out(cfg)
     rates.check(cfg)

@@ -43,11 +43,8 @@ class SavedRun:
     client: dict[str, Tensor] = field(default_factory=dict)
 
     def model(self) -> nn.Module:
-        """The uncut network with these weights, on the CPU, in evaluation mode."""
-        model = task_from(self.cfg).network(self.cfg, self.about)
-        unknown = model.load_state_dict(self.client | self.server, strict=False).unexpected_keys
-        assert not unknown, unknown  # what is missing is not used, or another name of what is there
-        return model.eval()
+        """The uncut network with these weights, bottlenecks included, on the CPU, in evaluation mode."""
+        return self.network().model.eval()
 
     def network(self) -> Network:
         """The network, cut, with these weights, on the CPU, in evaluation mode."""

@@ -1,6 +1,7 @@
 """Eq. (1) and (2) of the MS paper as a plain program in one process, to compare distributed runs with."""
 
 import copy
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -13,6 +14,7 @@ from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.seeds import derive, generator
+from splitlearn.segments import bottleneck
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.loading import loaders
@@ -39,6 +41,10 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
     model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
     train, test, _ = sources.build(cfg.data, cfg.seed)
     loader, _ = loaders(train, test, 0, 1, cfg)
+    if cfg.bottleneck:
+        built = network.build(cfg, {"num_classes": 10})
+        fit_bottlenecks(cfg, built, [loader])
+        model = built.model
     optimizer, losses = optimizer_of(model, cfg), []
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, cfg.epochs)
     for epoch in range(1, cfg.epochs + 1):
@@ -120,6 +126,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     numbers = range(cfg.num_clients)
     of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
     built = network.build(cfg, {"num_classes": len(classes)})
+    fit_bottlenecks(cfg, built, of_clients)
     first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
     of_all = [-(-len(loader) // cfg.accumulate) for loader in of_clients]
@@ -207,6 +214,30 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         for one in everybody if cfg.schedule.per == "epoch" else ():
             one.schedule.step()
     return losses, [client.state_dict() for client in clients], server.state_dict()
+
+
+@torch.no_grad()
+def fit_bottlenecks(cfg: DictConfig, built: network.Network, loaders: list) -> None:
+    """The start of the bottlenecks: the PCA of the maps that the network gives for each client's first batches."""
+    for cut in built.unfitted:
+        point = built.cuts[cut]
+        total = bottleneck.Moments.zero(point.channels[1])
+        for number, loader in enumerate(loaders):
+            of_client = bottleneck.Moments.zero(point.channels[1])
+            loader.batch_sampler.start_at(1)
+            for batch, (images, _) in enumerate(itertools.islice(loader, cfg.bottleneck_batches), start=1):
+                tried = copy.deepcopy(built)  # whose batch norms change
+                tried.client.train()
+                tried.server.train()
+                with bottleneck.measured((tried.client, tried.server)[cut].parts[0], point) as of_batch:
+                    torch.manual_seed(derive(cfg.seed, "first maps", number, batch))
+                    smashed = tried.client[0](images)
+                    torch.manual_seed(derive(cfg.seed, "first maps", "server", number, batch))
+                    tried.server(smashed)
+                of_client += of_batch
+            total += bottleneck.Moments.unpack(*of_client.packed()) if cut == 0 else of_client
+        weights, _ = bottleneck.fitted(point, total)
+        built.model.load_state_dict(built.model.state_dict() | weights)
 
 
 def rounds(cfg: DictConfig, loaders: dict) -> Iterator[dict[int, list]]:

@@ -54,6 +54,11 @@ def test_so_does_one_that_keeps_its_labels(arch, cut, tmp_path):
     assert_trains_the_uncut_model(tmp_path, *overrides, dropout="client" if "avgpool" in cut else "server")
 
 
+@pytest.mark.parametrize("overrides", [["arch=vgg_slim"], ["exchange=u_shaped", "bottleneck=[null,16]"]])
+def test_so_does_one_with_a_bottleneck(overrides, tmp_path):
+    assert_trains_the_uncut_model(tmp_path, "bottleneck=16", *overrides)
+
+
 def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
     samples = "data.max_train_samples=21"  # 3 steps an epoch, the last of 5 samples
     cfg = compose(*overrides, "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL)
@@ -77,6 +82,8 @@ def assert_equals_the_simulation(folder, *overrides):
     for client, expected in zip(clients, expected_clients, strict=False):
         assert_equal(client, expected)
     assert_equal(server, expected_server)
+    names = {name.partition(".")[0] for name in server if name.startswith("bottleneck")}
+    assert len(names) == ("[" in str(cfg.bottleneck)) + (cfg.bottleneck is not None)
     return clients
 
 
@@ -124,6 +131,9 @@ def assert_equals_the_simulation(folder, *overrides):
             marks=pytest.mark.slow,
         ),
         pytest.param(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"], marks=pytest.mark.slow),
+        ["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"],
+        ["bottleneck=9", "compressor=qu", "topology=sequential", "freeze=block1", "bottleneck_batches=2"],
+        ["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )

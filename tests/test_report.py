@@ -13,10 +13,10 @@ from simulation import compose
 REPORT = ROOT / "scripts" / "report.py"
 
 
-def write_run(folder: Path, compressor: str, seed: int, accuracies: list[float], up: int, down: int) -> None:
+def write_run(folder: Path, compressor: str, seed: int, accuracies: list[float], up: int, down: int, *more) -> None:
     """A finished run of two clients with a step an epoch, whose bytes are the same each epoch."""
     folder.mkdir(parents=True)
-    cfg = compose("cut=shallow", f"compressor={compressor}", f"seed={seed}", f"epochs={len(accuracies)}")
+    cfg = compose("cut=shallow", f"compressor={compressor}", f"seed={seed}", f"epochs={len(accuracies)}", *more)
     OmegaConf.save(OmegaConf.merge(cfg, {"num_clients": 2}), folder / "config.yaml", resolve=True)
     lines = []
     for epoch, accuracy in enumerate(accuracies, start=1):
@@ -35,6 +35,24 @@ def write_run(folder: Path, compressor: str, seed: int, accuracies: list[float],
 
     about = {"uplink": link(up), "downlink": link(down), "seconds": 6.0 * num_epochs}
     (folder / "summary.json").write_text(json.dumps(about))
+
+
+def test_a_bottleneck_is_compared_with_the_unmodified_network(tmp_path, run_here):
+    write_run(tmp_path / "none", "none", 0, [0.50, 0.60], 1_000_000, 1_000_000)
+    write_run(tmp_path / "narrow", "none", 0, [0.40, 0.61], 100_000, 100_000, "bottleneck=8")
+    random = "bottleneck_init=orthogonal"
+    write_run(tmp_path / "random", "ms", 0, [0.40, 0.60], 10_000, 100_000, "bottleneck=4", random)
+    path = tmp_path / "narrow" / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"labels_up_bytes"', '"bottleneck_up_bytes": 20000000, "labels_up_bytes"'))
+    status, out = run_here(REPORT, str(tmp_path), "--rates", "8")
+    assert status == 0, out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    named = {row[0]: row[1:] for row in reversed(rows)}  # the first table's
+    assert named["none, bottleneck 8"] == ["10.00"] and named["ms, bottleneck 4 orthogonal"] == ["100.00"]
+    (narrow,) = (row for row in rows if row[1:2] == ["none, bottleneck 8"])
+    assert narrow[2:6] == ["61.00 %", "3.20", "10.00 ×", "10.00 ×"]
+    minutes = [row[1] for row in rows if len(row) == 2 and row[0] == "none, bottleneck 8"][-1]
+    assert minutes == "0.5"  # 12 s as run, 0.2 s of payloads, and 20 s of its start, at a megabyte a second
 
 
 @pytest.fixture

@@ -68,6 +68,8 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         pytest.param(["membership.sample=1", "topology.average=never", "optimizer=adam"], marks=pytest.mark.slow),
         pytest.param(["membership.sample=1", "topology=sequential"], marks=pytest.mark.slow),
         ["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"],
+        ["bottleneck=8", "partition=dirichlet", "compressor=rt"],
+        pytest.param(["bottleneck=[8,32]", "exchange=u_shaped", "topology=sequential"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: " ".join(overrides[:2]),
 )

@@ -11,10 +11,12 @@ from runs import ROOT, summary
 from simulation import compose
 from test_scripts import cells
 
+import splitlearn
 from splitlearn import local, saved
 from splitlearn.checkpoints import Checkpoints, write
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
+from splitlearn.tasks import task_from
 from splitlearn.words import quoted
 
 SMALL = ["num_clients=2", "epochs=1", "data.max_train_samples=48", "data.max_test_samples=20", "batch_size=8"]
@@ -47,6 +49,69 @@ def test_an_export_loads_into_the_uncut_network(trained, suffix, run_here, tmp_p
     state, expected = load(path), saved.load(trained).model().state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def squeezed(tmp_path_factory):
+    """A run with a bottleneck."""
+    folder = tmp_path_factory.mktemp("squeezed")
+    local.run(compose(*SMALL, "bottleneck=8"), folder)
+    return folder
+
+
+def test_a_bottleneck_is_exported_loads_back_and_is_evaluated(squeezed, trained, run_here, tmp_path):
+    path = tmp_path / "model.pt"
+    status, out = run_here(EXPORT, str(squeezed), str(path))
+    assert status == 0 and 'splitlearn.with_bottleneck(model, "block2", 8, example)' in out
+    run, state = saved.load(squeezed), torch.load(path)
+    names = {f"bottleneck_block2.{layer}.{kind}" for layer in ("reduce", "expand") for kind in ("weight", "bias")}
+    assert state.keys() == saved.load(trained).model().state_dict().keys() | names
+    images = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    plain = task_from(run.cfg).network(run.cfg, run.about)
+    model = splitlearn.with_bottleneck(plain, "block2", 8, images).eval()
+    model.load_state_dict(state)
+    built = run.network()
+    with torch.no_grad():
+        expected = built.server(built.client(images))
+        assert torch.equal(model(images), expected) and torch.equal(run.model()(images), expected)
+
+    status, out = run_here(EVALUATE, str(squeezed))
+    assert status == 0 and "convnet cut=medium, bottleneck=8 after step 3" in out
+    (ms, *_) = (cells(line) for line in out.splitlines() if line.startswith("| as conf"))
+    found = summary(squeezed)
+    assert ms[2:5] == [f"{found['test_top1']:.2%}", f"{found['test_top5']:.2%}", f"{found['test_loss']:.4f}"]
+
+
+def test_a_run_with_a_bottleneck_starts_from_one_without_and_from_its_like(squeezed, trained, tmp_path):
+    still = ["schedule=constant", "optimizer.lr=0", "optimizer.weight_decay=0", "bottleneck=8"]
+    local.run(compose(*SMALL, *still, f"init_from={quoted(str(trained))}"), tmp_path / "fitted")
+    local.run(compose(*SMALL, *still, f"init_from={quoted(str(squeezed))}"), tmp_path / "taken")
+    pairs = {}
+    for name, origin in (("fitted", trained), ("taken", squeezed)):
+        found, expected = (dict(saved.load(run).model().named_parameters()) for run in (tmp_path / name, origin))
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        pairs[name] = {key: value for key, value in found.items() if key.startswith("bottleneck")}
+    assert len(pairs["fitted"]) == 4
+    assert not torch.equal(*(pair["bottleneck_block2.reduce.weight"] for pair in pairs.values()))
+    assert summary(tmp_path / "fitted")["other_bytes"]["bottleneck_up"] > 0
+    assert summary(tmp_path / "taken")["other_bytes"]["bottleneck_up"] == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            [],
+            r"another network: bottleneck_block2\S+ is \(64,\) there and missing here, and 3 more .*bottleneck or",
+        ),
+        (["bottleneck=4"], r"bottleneck_block2.expand.weight is \(64, 8, 1, 1\) there and \(64, 4, 1, 1\) here"),
+        (["bottleneck=8", "cut=shallow"], r"bottleneck_block2\S+ is \(64,\) there and missing here"),
+    ],
+)
+def test_but_not_from_one_with_another(overrides, words, squeezed):
+    built = network.build(compose(*SMALL, *overrides), {"num_classes": 10})
+    with pytest.raises(UserError, match=words):
+        network.load(built, saved.weights(squeezed), f"init_from={squeezed}")
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ class Transfer:
     Attributes:
         channel: its name.
         num_bytes: that were sent.
-        raw_bytes: of the tensor in memory.
+        raw_bytes: of the tensor in memory; where a bottleneck made it smaller, of the one before.
         formula_bits: by the codec's formula, without header.
         error: ‖decoded - original‖₂ / ‖original‖₂, where it was measured.
         basis_bytes: of num_bytes, those of vectors of a basis.
@@ -75,6 +75,7 @@ class Channel:
 
     Attributes:
         shape: of one sample's tensor, as the cut gives it; set once the network is known.
+        kept: how many channels cross, and of how many, with a bottleneck.
         dtypes: that a tensor may be of.
         has_gradient: comes back; not where nothing before the cut is trained.
     """
@@ -85,6 +86,7 @@ class Channel:
         self.spec, self.codec, self.backward, self.seed = spec, codec, backward, seed
         self.is_compressed_in_evaluation = is_compressed_in_evaluation
         self.shape: tuple[int, ...] = ()
+        self.kept = 1, 1
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         self.has_gradient = spec.back is not None
 

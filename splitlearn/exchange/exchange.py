@@ -134,6 +134,7 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
         cut = network.cuts[channel.spec.cut]
         before = [part for _, part in network.parts()[: channel.spec.cut + 1]]
         channel.shape = cut.shape
+        channel.kept = cut.channels or (1, 1)
         channel.has_gradient = channel.spec.back is not None and any(map(trained, before))
         channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)
 

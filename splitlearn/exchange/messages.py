@@ -3,6 +3,7 @@
     client                                  server
       │  Hello ───────────────────────────►    configuration, and what the data are
       │  ◄─────────────────────────── Welcome    where the run is, and the state to go on from
+      │  Moments, Maps ◄────► Fitted            a bottleneck's start (see firstmaps.py)
       │
       │  Round ◄────► RoundReply               before an epoch, where not all train in it (see rounds.py)
       │  Step ────────────────────────────►    once a round of the exchange, such as payload and targets;
@@ -66,9 +67,12 @@ class Welcome(Message):
     step: int  # steps of it that are done
     batch: int  # this client's batches of it that are done
     state: dict[str, Any]  # to go on from: weights, with or without the optimizer's state
+    unfitted: list  # cuts whose bottleneck is to get its start first (see firstmaps.py), by their numbers
 
     def check(self, agreement: Agreement) -> None:
         agreement.check_about(self.about)
+        if not isinstance(self.unfitted, list) or not all(type(cut) is int and 0 <= cut <= 1 for cut in self.unfitted):
+            raise Unfit("its bottlenecks are not those of a first and a second cut")
         for name in ("num_steps", "epoch", "step", "batch"):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise Unfit(f"{name} is no number from 0")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.func import functional_call
 from splitlearn.console import Console
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
+from splitlearn.segments import bottleneck
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.tracing import in_short
@@ -25,6 +26,7 @@ from splitlearn.tasks import task_from
 NAMES = ("shallow", "medium", "deep")
 CLIENT = "client"  # all that the client holds, in `freeze`
 LAST = "last"  # the last valid cut
+FITTED = 2  # cuts whose bottleneck can start from first batches: the client's first part, and the server's
 
 
 @dataclass
@@ -37,6 +39,8 @@ class Network:
         cuts: where, in the order of computation.
         example: inputs, (2, …).
         notes: what the user should know of its weights.
+        model: the uncut network, bottlenecks included; it has the parts' weights, and not copies of them.
+        unfitted: cuts, by their numbers, whose bottleneck is still to get its start from first batches.
     """
 
     client: Parts
@@ -44,6 +48,8 @@ class Network:
     cuts: list[CutPoint]
     example: Tensor
     notes: list[str]
+    model: nn.Module
+    unfitted: list[int]
 
     def parts(self) -> list[tuple[Parts, nn.Module]]:
         """The parts in the order of computation, each with the side that holds it."""
@@ -79,25 +85,44 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     task = task_from(cfg)
     rest, first = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
     example, notes = first, task.pretrain(cfg, rest, about) if pretrained else []
-    model, parts, points = rest, [], []
-    for cut in exchange_from(cfg).cuts(cfg):
+    plain, model, parts, points, cuts = rest, rest, [], [], exchange_from(cfg).cuts(cfg)
+    for cut, channels in zip(cuts, bottlenecks(cfg, len(cuts)), strict=True):
         try:
-            path = _last(rest, example) if cut == LAST else task.cut_path(cfg, cut, model)
-            part, rest = split(rest, path, example)
+            path = _last(rest, example) if cut == LAST else task.cut_path(cfg, cut, plain)
+            part, following = split(rest, path, example)
         except UserError as error:
             if points:
                 raise UserError(f"{error}; this cut has to come after {points[-1].path}") from None
             raise
-        example = run_once(part, example)
+        reached, crossing = run_once(part, example), None
+        if channels is not None:
+            shape = tuple(reached.shape[1:])
+            pair, crossing = (
+                bottleneck.pair_for(path, shape, channels, cfg.seed),
+                (channels, bottleneck.channels_of(shape)),
+            )
+            model, rest = (bottleneck.insert(one, path, pair) for one in (model, rest))
+            part, following = split(rest, f"{bottleneck.name_of(path)}.reduce", example)
+            reached = run_once(part, example)
+        example, rest = reached, following
         parts.append(part)
-        points.append(CutPoint(path, tuple(example.shape[1:]), example.dtype))
+        points.append(CutPoint(path, tuple(example.shape[1:]), example.dtype, crossing))
     parts.append(rest)
     if about is not None:
         task.check_outputs(cfg, run_once(rest, example), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
-    network = Network(client, server, points, first, notes)
+    fits = cfg.get("bottleneck_init") == "pca"
+    unfitted = [number for number, point in enumerate(points) if point.channels and number < FITTED and fits]
+    network = Network(client, server, points, first, notes, model, unfitted)
     freeze(network, cfg.get("freeze"))
     return network
+
+
+def bottlenecks(cfg: DictConfig, num_cuts: int) -> list[int | None]:
+    """How many channels are to cross each cut (see channels_at); all of them in configurations older than it."""
+    wanted = cfg.get("bottleneck")
+    wanted = OmegaConf.to_container(wanted) if OmegaConf.is_config(wanted) else wanted
+    return bottleneck.channels_at(wanted, num_cuts, exchange_from(cfg).name)
 
 
 def freeze(network: Network, what: str | list[str] | None) -> None:
@@ -120,10 +145,18 @@ def freeze(network: Network, what: str | list[str] | None) -> None:
 def load(built: Network, weights: dict[str, Tensor], source: str) -> None:
     """Gives a cut network the weights and buffers of an uncut one, which `source` names.
 
+    A bottleneck that the other has not got is left as it is.
+
     Raises:
         UserError: they are another network's.
     """
     own = built.client.state_dict() | built.server.state_dict()
+    for number, cut in enumerate(built.cuts):
+        pair = f"{bottleneck.name_of(cut.path)}."
+        if any(name.startswith(pair) for name in weights):
+            built.unfitted = [other for other in built.unfitted if other != number]
+        elif cut.channels:
+            weights = weights | {name: value for name, value in own.items() if name.startswith(pair)}
     here, there = ({name: tuple(value.shape) for name, value in state.items()} for state in (own, weights))
     differing = sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
     if differing:
@@ -132,7 +165,7 @@ def load(built: Network, weights: dict[str, Tensor], source: str) -> None:
             f"{source} holds another network: {first} is {there.get(first, 'missing')} there and"
             f" {here.get(first, 'missing')} here"
             + f", and {others} more differ" * (others > 0)
-            + "; start from a run with the same arch, image size and classes"
+            + "; start from a run with the same arch, image size and classes, and the same bottleneck or none"
         )
     for side in (built.client, built.server):
         side.load_state_dict({name: weights[name] for name in side.state_dict()})

@@ -114,12 +114,12 @@ class Passage:
             raise PeerError(f"{self.peer} sent a payload that {error}") from None
 
     def _book(self, channel: Channel, codec: Compressor, payload: Payload, error: float | None) -> None:
-        value_bytes = payload.dtype.itemsize
+        value_bytes, (kept, of) = payload.dtype.itemsize, channel.kept
         self.transfers.append(
             Transfer(
                 channel.spec.name,
                 payload.nbytes,
-                payload.numel * value_bytes,
+                payload.numel * value_bytes * of // kept,
                 codec.formula_bits(payload.shape, 8 * value_bytes),
                 error,
                 codec.basis_nbytes(payload),

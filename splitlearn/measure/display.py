@@ -150,11 +150,21 @@ def _times(value: float) -> str:
     return f"{value:.2f} ×"
 
 
+def _of_channels(channels: list[int] | None) -> str:
+    return "{} of {} channels".format(*channels) if channels else "–"
+
+
 def _error(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-OTHERS = {"labels": "labels", "client weights": "weights", "evaluation": "evaluation"}  # what crosses beside channels
+UNMODIFIED = "unmodified network"  # what it would send without compression; of a run with a bottleneck
+OTHERS = {  # what crosses beside channels
+    "labels": "labels",
+    "client weights": "weights",
+    "evaluation": "evaluation",
+    "bottleneck's start": "bottleneck",
+}
 
 
 def _columns(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
@@ -165,10 +175,11 @@ def _columns(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
         table.add_column(f"{spec.way}: {spec.title}", justify="right")
     rows = {
         "compressor": ("compressor", str),
+        "bottleneck": ("channels", _of_channels),
         "payload a batch": ("bytes_per_batch", size),
         "payload in all": ("bytes", size),
         "of that bases": ("basis_bytes", _size_if_any),
-        "without compression": ("uncompressed_bytes", size),
+        UNMODIFIED if summary["bottleneck"] else "without compression": ("uncompressed_bytes", size),
         "saving, measured": ("saving", _times),
         "saving, by formula": ("saving_by_formula", _times),
         "relative error": ("relative_error", _error),
@@ -176,9 +187,12 @@ def _columns(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
     if not any(summary[spec.key]["basis_bytes"] for spec in channels):
         del rows["of that bases"]
     for name, (key, form) in rows.items():
-        table.add_row(name, *(form(summary[spec.key][key]) for spec in channels))
+        if name != "bottleneck" or summary["bottleneck"]:
+            table.add_row(name, *(form(summary[spec.key][key]) for spec in channels))
     for name, what in OTHERS.items():
-        table.add_row(name, *(_other(summary, what, spec.way) for spec in channels))
+        figures = [_other(summary, what, spec.way) for spec in channels]
+        if what != "bottleneck" or any(figure != "–" for figure in figures):
+            table.add_row(name, *figures)
     return table
 
 
@@ -193,7 +207,7 @@ def _rows(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
         one = summary[spec.key]
         table.add_row(
             f"{spec.way}: {spec.title}",
-            one["compressor"],
+            one["compressor"] + (f", {_of_channels(one['channels'])}" if one["channels"] else ""),
             size(one["bytes_per_batch"]),
             size(one["bytes"]),
             _times(one["saving"]),

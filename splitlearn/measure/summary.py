@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from splitlearn.config import compressor_from, num_in_epoch
 from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.segments import CutPoint
+from splitlearn.segments.bottleneck import in_words
 from splitlearn.tasks import Task
 
 PARTS = ("by_client", "by_class")  # of the last evaluation
@@ -23,7 +24,7 @@ def headline_of(cfg: DictConfig, task: Task, specs: Sequence[ChannelSpec], cuts:
         return spec.way if sum(other.way == spec.way for other in specs) == 1 else spec.title
 
     network, data = task.headline(cfg)
-    where = " and ".join(f"{cut.path} ({'×'.join(map(str, cut.shape))})" for cut in cuts)
+    where = " and ".join(map(in_words, cuts))
     up_to = "up to " if cfg.membership.open else ""
     in_epoch = f", {num} in each epoch" if (num := cfg.membership.sample) else ""
     codecs = " · ".join(f"{word(spec)} {compressor_from(cfg, spec.config).label}" for spec in specs)
@@ -53,6 +54,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         "cut": recorder.cuts[0].path,
         "map_shape": list(recorder.cuts[0].shape),
         "cuts": {cut.path: list(cut.shape) for cut in recorder.cuts},
+        "bottleneck": {cut.path: list(cut.channels) for cut in recorder.cuts if cut.channels},
         "pipeline_depth": cfg.pipeline_depth,
         **recorder.about,
     }
@@ -60,6 +62,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         total = recorder.ledger.channels[spec.name]
         summary[spec.key] = {
             "compressor": compressor_from(cfg, spec.config).label,
+            "channels": summary["bottleneck"].get(recorder.cuts[spec.cut].path),
             "bytes_per_batch": total["bytes"] / max(total["payloads"], 1),  # none where nothing before it is trained
             "bytes": total["bytes"],
             "basis_bytes": total["basis_bytes"],
@@ -68,7 +71,8 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
             "saving_by_formula": total["raw_bytes"] / total["formula_bytes"] if total["bytes"] else 1.0,
             "relative_error": total["error"] / total["errors"] if total["errors"] else None,
         }
-    names = ["labels_up", "weights_up", "weights_down", "evaluation_up", "evaluation_down"]
+    names = [f"{what}_{way}" for what in ("labels", "weights", "evaluation", "bottleneck") for way in ("up", "down")]
+    names.remove("labels_down")
     summary["other_bytes"] = {name: totals[f"{name}_bytes"] for name in names}
     if cfg.link.up_mbits or cfg.link.down_mbits:
         summary["seconds_over_link"] = seconds + seconds_on_link(cfg, totals)
@@ -93,8 +97,8 @@ def _channels(summary: dict[str, Any]) -> list[dict[str, Any]]:
 def seconds_on_link(cfg: DictConfig, totals: Counter[str]) -> float:
     """How long a run's bytes take on each client's link, if nothing else happens meanwhile."""
     shared_bytes = {
-        "up": totals["labels_up_bytes"] + totals["weights_up_bytes"] + totals["evaluation_up_bytes"],
-        "down": totals["weights_down_bytes"] + totals["evaluation_down_bytes"],
+        way: sum(totals[f"{what}_{way}_bytes"] for what in ("labels", "weights", "evaluation", "bottleneck"))
+        for way in ("up", "down")
     }
     return sum(
         8e-6 * (totals[f"link_{way}_bytes"] + num_bytes / num_in_epoch(cfg)) / rate

@@ -34,6 +34,7 @@ from splitlearn.measure.screen import Screen
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.entering import enters
 from splitlearn.roles.evaluation import evaluate
+from splitlearn.roles.firstmaps import help_fit
 from splitlearn.roles.progress import ClientProgress
 from splitlearn.roles.schedule import schedule_from
 from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, in_background
@@ -112,6 +113,7 @@ class Client:
         self.load(welcome.state)
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
         self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
+        help_fit(self, built.cuts, welcome.unfitted)
         self.is_in = True
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
         self.screen.tell(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from splitlearn.errors import NonFiniteError, PeerError
+from splitlearn.errors import NonFiniteError, PeerError, UserError
 from splitlearn.exchange.exchange import Outcome, ServerHalf, conclude
 from splitlearn.exchange.messages import Evaluate, Step, StepReply
 from splitlearn.exchange.parts import Part
@@ -22,7 +22,7 @@ from splitlearn.exchange.passage import Passage
 from splitlearn.measure.ledger import Measured
 from splitlearn.roles.progress import share_of
 from splitlearn.seeds import derive
-from splitlearn.segments.trainable import Trial
+from splitlearn.segments.trainable import Trial, are_finite
 
 
 @dataclass
@@ -144,11 +144,20 @@ class Conversation:
                 codecs.go_back(known)  # what it has encoded is not sent
             if self.cfg.nonfinite == "skip":
                 return None
-            raise server.diverged(client, error) from None
+            raise self._diverged(client, error) from None
         except PeerError:  # its payload, that is decoded in the half, is none
             if trial:
                 trial.undo()
             raise
+
+    def _diverged(self, client: int, error: NonFiniteError) -> UserError:
+        """What to raise where a client's part of a step is not finite."""
+        if self.server.roster.is_open and are_finite(self.server.trainable.segment.parameters()):
+            return PeerError(f"the gradient for what client {client} sent is not finite ({error})")  # and by it alone
+        return UserError(
+            f"step {self.server.progress.step}: the cut gradient for client {client} is not finite ({error}): training"
+            " diverged; lower optimizer.lr, or leave out batches whose loss is not finite with nonfinite=skip"
+        )
 
     def evaluate(self) -> list[tuple[int, Outcome]]:
         """What comes out for every test batch of the clients that are there, each with whose it is."""

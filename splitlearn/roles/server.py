@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import evaluates
-from splitlearn.errors import NonFiniteError, PeerError, UserError, typed
+from splitlearn.errors import PeerError, typed
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.codecs import OfClients
@@ -28,6 +28,7 @@ from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.samples import samples_in_words, unreadable_of
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.firstmaps import fit
 from splitlearn.roles.fit import check_batches
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
@@ -35,7 +36,7 @@ from splitlearn.roles.roster import Roster
 from splitlearn.roles.runstate import RunState
 from splitlearn.roles.updates import Updates
 from splitlearn.roles.verdict import Verdict
-from splitlearn.segments.trainable import Trainable, are_finite, nbytes_of, state_of
+from splitlearn.segments.trainable import Trainable, nbytes_of, state_of
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
 from splitlearn.topologies import topology_from
@@ -90,6 +91,7 @@ class Server:
         self.runstate.begin()
         self.start_epoch()
         self.recorder.start(self.topology.num_steps(self.roster))
+        fit(self, self.recorder.cuts)
         self.updates.start()
         with self.stop:
             while not self.is_over:
@@ -120,6 +122,7 @@ class Server:
         for note in built.notes:
             self.recorder.display.note(escape(note))
         self.runstate.initialise(built)
+        self.unfitted = [] if self.runstate.goes_on else built.unfitted
         self.alone = built.alone()
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, about)
@@ -142,8 +145,8 @@ class Server:
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
         self.codecs.load(client, state)
-        num_steps = self.topology.num_steps(self.roster)
-        return Welcome(self.agreement.about, num_steps, progress.epoch, progress.epoch_step, member.batch, state)
+        place = self.topology.num_steps(self.roster), progress.epoch, progress.epoch_step, member.batch
+        return Welcome(self.agreement.about, *place, state, list(self.unfitted))
 
     def finish(self) -> None:
         """Writes the weights and the summary, and lets the clients go."""
@@ -216,15 +219,6 @@ class Server:
             self.roster.hear_states(leaving)
         if directive == "stop":
             self.runstate.end_early()
-
-    def diverged(self, client: int, error: NonFiniteError) -> UserError:
-        """What to raise where a client's part of a step is not finite."""
-        if self.roster.is_open and are_finite(self.trainable.segment.parameters()):
-            return PeerError(f"the gradient for what client {client} sent is not finite ({error})")  # and by it alone
-        return UserError(
-            f"step {self.progress.step}: the cut gradient for client {client} is not finite ({error}): training"
-            " diverged; lower optimizer.lr, or leave out batches whose loss is not finite with nonfinite=skip"
-        )
 
     # Evaluation
 

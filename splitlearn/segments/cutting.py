@@ -30,13 +30,15 @@ class CutPoint:
 
     Attributes:
         path: the module's path in the model.
-        shape: shape of one sample's map.
+        shape: shape of one sample's map; with a bottleneck of what crosses of it.
         dtype: its dtype.
+        channels: with a bottleneck (see bottleneck.py), how many cross, and how many the module's map has.
     """
 
     path: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    channels: tuple[int, int] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +63,7 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, 
     """
     if example.is_floating_point() and not example.is_meta and not example.any():  # zeros hide differences
         example = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    expected = _run(model, example)
+    expected = run(model, example)
     try:
         if not isinstance(expected, Tensor):
             raise Refusal(f"the model gives a {type(expected).__name__}, where one tensor is needed")
@@ -69,10 +71,10 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, 
             raise Refusal("no module has this path")
         graph, outputs = trace(model, modules_around(cut))
         client, server = _divide(model, graph, outputs.get(cut))
-        smashed = _run(client, example)
+        smashed = run(client, example)
         if not _is_map(smashed, len(example)):
             raise Refusal("the module's output is not one tensor of floats with the samples as its first dimension")
-        found = _run(server, smashed)
+        found = run(server, smashed)
         if found.shape != expected.shape or not (found.is_meta or torch.allclose(found, expected, equal_nan=True)):
             raise Refusal("the halves do not compute what the model does")
         return client, server
@@ -83,7 +85,7 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, 
 
 def valid_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
     """All cuts that `split` accepts, in the order of computation; of modules with the same output the outermost."""
-    if not isinstance(_run(model, example), Tensor):
+    if not isinstance(run(model, example), Tensor):
         return []
     try:
         (graph, outputs), accepts = trace(model), lambda path: True
@@ -123,7 +125,7 @@ def _is_map(found: Any, num_samples: int) -> bool:
 
 
 @torch.no_grad()
-def _run(part: nn.Module, x: Tensor) -> object:
+def run(part: nn.Module, x: Tensor) -> object:
     """What a part of the model gives in evaluation mode; draws the same each time.
 
     Raises:
@@ -210,10 +212,11 @@ def _divide(model: nn.Module, graph: fx.Graph, boundary: fx.Node | None) -> tupl
     copies = {boundary: smashed}
     for node in server_nodes:
         copies[node] = server.node_copy(node, copies.__getitem__)
-    return _module(model, client, "ClientSegment"), _module(model, server, "ServerSegment")
+    return as_module(model, client, "ClientSegment"), as_module(model, server, "ServerSegment")
 
 
-def _module(model: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+def as_module(model: nn.Module, graph: fx.Graph, name: str) -> fx.GraphModule:
+    """A module of that name that computes what a graph of the model's says; they share parameters and buffers."""
     part, kept = fx.GraphModule(model, graph, class_name=name), model.state_dict().keys()
     for path, buffer in list(part.named_buffers()):
         if path not in kept:  # which torch.fx does not look at: it is no part of a state

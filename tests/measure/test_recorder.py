@@ -67,6 +67,7 @@ def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
     recorder.step(FIRST, [MEASURED], 0.1)
     recorder.ledger.evaluated([UP], 5)
     recorder.ledger.book("weights_up", 100)
+    recorder.ledger.book("bottleneck_up", 30)
     recorder.evaluation(1, [(0, TEST)], 10)
     recorder.end_epoch(1, {"codec": 0.5})
     recorder.finish()
@@ -86,6 +87,8 @@ def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
         "weights_down": 0,
         "evaluation_up": 10,
         "evaluation_down": 0,
+        "bottleneck_up": 30,
+        "bottleneck_down": 0,
     }
     assert (found["test_top1"], found["test_top5"], found["test_loss"]) == (0.1, 0.5, 2.3)
 
