@@ -207,7 +207,7 @@ def _rows(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
         one = summary[spec.key]
         table.add_row(
             f"{spec.way}: {spec.title}",
-            one["compressor"] + (f", {_of_channels(one['channels'])}" if one["channels"] else ""),
+            one["compressor"] + (", bottleneck {} of {}".format(*one["channels"]) if one["channels"] else ""),
             size(one["bytes_per_batch"]),
             size(one["bytes"]),
             _times(one["saving"]),
