@@ -25,6 +25,7 @@ OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "levels": ["fitted"],
     "values": ["bf16", "fp16", "uint8"],
     "budget_bits": [2.3],
+    "samples": [2, 3],
     "block": [64, 100],
     "scale": ["bf16"],
     "lossless": ["zstd"],
