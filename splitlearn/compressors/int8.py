@@ -82,13 +82,13 @@ class BlockwiseInt8(Compressor):
         check_lengths(sections, self._num_blocks(payload.numel) * dtype.itemsize, payload.numel)
         scales = view_as(sections[0], dtype)
         scales = scales.to(torch.promote_types(dtype, torch.float32))
-        # By their place as uint8: 0 to 127, and then -128 to -1.
-        levels = (torch.arange(256, dtype=torch.uint8).view(torch.int8).double() / TOP).to(scales)
+        top = torch.tensor(TOP, dtype=scales.dtype, device=scales.device)  # CUDA would multiply by 1/number
         limit = torch.finfo(payload.dtype).max
         out = empty(payload.numel, payload.dtype, scales.device)
+        shares = scratch(payload.numel, scales.dtype, scales.device)
         for span in spans(payload.numel, scales.device):
-            shares = levels.index_select(0, sections[1][span].int())
-            out[span] = shares.mul_(per_value(scales, self.block, span)).clamp_(-limit, limit)
+            here = shares[: span.stop - span.start].copy_(sections[1][span].view(torch.int8)).div_(top)
+            out[span] = here.mul_(per_value(scales, self.block, span)).clamp_(-limit, limit)
         return out
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:

@@ -25,7 +25,8 @@ class Superposition(WithFallback):
     How it works: sample z_i of a group, flattened to D values, has the key k_i, and S = Σ k_i ⊛ z_i is sent, ⌈B/R⌉·D
     values in all, of the tensor's dtype. Circular correlation k_i ⋆ S is z_i and noise: keys are D normal numbers of
     length 1, so that they are nearly orthogonal to one another and to their own shifts. In the mean over keys z_i
-    arrives exactly; with one draw, its relative error is about √R. The network has to learn to live with it.
+    arrives exactly; with one draw, its relative error is about √R, and it can be well above that where the samples
+    have a large mean in common, as after a ReLU. The network has to learn to live with it.
 
     Its gradient: encoding and decoding are transposes of each other. Under `compressor@downlink=c3sl` with the same
     options, what the client gets is exactly the gradient through the paper's layers, R times smaller too. With any

@@ -26,6 +26,8 @@ OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "values": ["bf16", "fp16", "uint8", "int8"],
     "budget_bits": [2.3],
     "samples": [2, 3],
+    "length": [1, 7],
+    "groups": [3],
     "rank": [1],
     "matrix": ["channels"],
     "block": [64, 100],
