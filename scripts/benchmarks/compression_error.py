@@ -19,6 +19,8 @@ from splitlearn.compose import compose
 
 CUTS = ["shallow", "medium", "deep"]
 BATCH = 256
+THICK = ("ms_best, by budget", "uq")  # lines of the picture
+BASELINES = ("splitfc, none dropped", "fedlite", "low_rank")
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def tensors_of(cfg) -> tuple[list, list]:
 
 def settings(gradient: bool = False) -> list[tuple[str, object]]:
     """Labelled compressors of the tables."""
-    from splitlearn.compressors import MaskSparsifier, RandomTopKSparsifier, TopKSparsifier, UniformQuantizer
+    from splitlearn.compressors import REGISTRY, MaskSparsifier, RandomTopKSparsifier, TopKSparsifier, UniformQuantizer
 
     ours = {"levels": "fitted", "values": "uint8", "lossless": "zstd"}
     both = [
@@ -94,6 +96,12 @@ def settings(gradient: bool = False) -> list[tuple[str, object]]:
         ("rt, ratio .95875", RandomTopKSparsifier()),
         ("qu, 3 bits", UniformQuantizer()),
         ("qu, 3 bits, zstd", UniformQuantizer(lossless="zstd")),
+        ("int8, block 2048", REGISTRY["int8"]()),
+        ("splitfc, half dropped, 1 bit", REGISTRY["splitfc"]()),
+        ("splitfc, none dropped, 1 bit", REGISTRY["splitfc"](ratio=0.0)),
+        ("fedlite, 4 bits for 4 values", REGISTRY["fedlite"]()),
+        ("c3sl, 4 samples", REGISTRY["c3sl"]()),
+        ("low_rank, rank 32 of 256", REGISTRY["low_rank"](rank=32)),
         ("ms, floor (paper)", MaskSparsifier(rounding="floor")),
         ("ms, nearest", MaskSparsifier()),
         ("ms, nearest, zstd", MaskSparsifier(lossless="zstd")),
@@ -104,6 +112,7 @@ def settings(gradient: bool = False) -> list[tuple[str, object]]:
         ("ms_best, per channel", MaskSparsifier(**ours, scope="channel")),
         ("ms_best without zstd, ratio .96", MaskSparsifier(**{**ours, "lossless": "none"}, ratio=0.96)),
         ("ms_best, 2.32 bits", MaskSparsifier(**ours, budget_bits=2.32)),
+        *((f"uq, {bits} bits", REGISTRY["uq"](bits=bits)) for bits in (0.65, 1.5)),
     ]
     if gradient:
         both += [(f"ms_best, {bits} bits", MaskSparsifier(**ours, budget_bits=bits)) for bits in (1.0, 1.6)]
@@ -135,7 +144,7 @@ def draw(maps: list, about: str, path: Path) -> None:
     except ImportError:
         print("no picture: pip install matplotlib", file=sys.stderr)
         return
-    from splitlearn.compressors import MaskSparsifier, TopKSparsifier, UniformQuantizer
+    from splitlearn.compressors import REGISTRY, MaskSparsifier, TopKSparsifier, UniformQuantizer
 
     ours = {"levels": "fitted", "values": "uint8", "lossless": "zstd"}
     families = {
@@ -145,6 +154,10 @@ def draw(maps: list, about: str, path: Path) -> None:
         "ms (paper), floor": [MaskSparsifier(bits=bits, rounding="floor") for bits in (1, 2, 3, 4)],
         "ms (paper), nearest": [MaskSparsifier(bits=bits) for bits in (1, 2, 3, 4)],
         "ms_best, by budget": [MaskSparsifier(**ours, budget_bits=bits) for bits in (0.5, 1, 1.5, 2, 2.32, 3, 4)],
+        "splitfc, none dropped": [REGISTRY["splitfc"](ratio=0.0, bits=bits) for bits in (0.5, 1, 2, 3, 4)],
+        "fedlite": [REGISTRY["fedlite"](length=length) for length in (8, 4, 2, 1)],
+        "low_rank": [REGISTRY["low_rank"](rank=rank) for rank in (8, 16, 32, 64, 128)],
+        "uq": [REGISTRY["uq"](bits=bits) for bits in (0.35, 0.65, 1, 1.5, 2.3, 4)],
     }
     figure, axes = pyplot.subplots(1, len(maps), figsize=(13, 4), sharey=True, layout="constrained")
     for axis, x, cut in zip(axes, maps, CUTS, strict=True):
@@ -153,8 +166,9 @@ def draw(maps: list, about: str, path: Path) -> None:
             for compressor in family:
                 bits, decoded = coded(compressor, x)
                 points.append((bits, ((decoded - x).norm() / x.norm()).item()))
+            style = "o:" if label in BASELINES else "o-"
             axis.plot(
-                *zip(*points, strict=True), "o-", markersize=4, label=label, linewidth=2.5 if "best" in label else 1.2
+                *zip(*points, strict=True), style, markersize=4, label=label, linewidth=2.5 if label in THICK else 1.2
             )
         axis.axvline(2.32, color="gray", linewidth=0.7, linestyle=":")
         axis.set(
