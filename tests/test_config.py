@@ -96,7 +96,11 @@ def test_choice_passes_check(group, choice):
 @pytest.mark.parametrize("group, key", [("compressor", "compressor"), ("compressor@downlink", "downlink")])
 @pytest.mark.parametrize("name", REGISTRY)
 def test_compressor_passes_check(name, group, key):
-    cfg = compose(f"{group}={name}")
+    if name == "linked" and key == "compressor":
+        with pytest.raises(UserError, match="compressor=linked is for gradients"):
+            checks.check(compose(f"{group}={name}"))
+        return
+    cfg = compose(f"{group}={name}", *["compressor=klt"] * (name == "linked"))
     checks.check(cfg)
     compressor = config.compressor_from(cfg, key)
     assert type(compressor) is REGISTRY[name]
@@ -106,10 +110,20 @@ def test_compressor_passes_check(name, group, key):
 @pytest.mark.parametrize("key", ["features", "feature_gradient"])
 @pytest.mark.parametrize("name", REGISTRY)
 def test_compressor_of_an_exchanges_own_channels_passes_check(name, key):
-    cfg = compose("exchange=u_shaped", f"compressor@{key}={name}")
+    if name == "linked" and key == "features":
+        with pytest.raises(UserError, match="compressor@features=linked is for gradients"):
+            checks.check(compose("exchange=u_shaped", f"compressor@{key}={name}"))
+        return
+    cfg = compose("exchange=u_shaped", f"compressor@{key}={name}", *["compressor@features=klt"] * (name == "linked"))
     checks.check(cfg)
     assert config.compressor_from(cfg, key) == REGISTRY[name]()
     assert key not in compose()
+
+
+@pytest.mark.parametrize("uplink", ["ms", "uq", "none"])
+def test_linked_needs_a_basis(uplink):
+    with pytest.raises(UserError, match=f"compressor={uplink} has none: choose compressor=klt, or another compressor@"):
+        checks.check(compose(f"compressor={uplink}", "compressor@downlink=linked"))
 
 
 def test_compressor_takes_its_options_from_its_own_group():

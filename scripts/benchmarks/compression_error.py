@@ -19,6 +19,8 @@ from splitlearn.compose import compose
 
 CUTS = ["shallow", "medium", "deep"]
 BATCH = 256
+THICK = ("ms_best, by budget", "uq", "klt")  # lines of the picture
+BASELINES = ("splitfc, none dropped", "fedlite", "low_rank")
 
 
 def main() -> None:
@@ -86,7 +88,7 @@ def tensors_of(cfg) -> tuple[list, list]:
 
 def settings(gradient: bool = False) -> list[tuple[str, object]]:
     """Labelled compressors of the tables."""
-    from splitlearn.compressors import MaskSparsifier, RandomTopKSparsifier, TopKSparsifier, UniformQuantizer
+    from splitlearn.compressors import REGISTRY, MaskSparsifier, RandomTopKSparsifier, TopKSparsifier, UniformQuantizer
 
     ours = {"levels": "fitted", "values": "uint8", "lossless": "zstd"}
     both = [
@@ -94,6 +96,12 @@ def settings(gradient: bool = False) -> list[tuple[str, object]]:
         ("rt, ratio .95875", RandomTopKSparsifier()),
         ("qu, 3 bits", UniformQuantizer()),
         ("qu, 3 bits, zstd", UniformQuantizer(lossless="zstd")),
+        ("int8, block 2048", REGISTRY["int8"]()),
+        ("splitfc, half dropped, 1 bit", REGISTRY["splitfc"]()),
+        ("splitfc, none dropped, 1 bit", REGISTRY["splitfc"](ratio=0.0)),
+        ("fedlite, 4 bits for 4 values", REGISTRY["fedlite"]()),
+        ("c3sl, 4 samples", REGISTRY["c3sl"]()),
+        ("low_rank, rank 32 of 256", REGISTRY["low_rank"](rank=32)),
         ("ms, floor (paper)", MaskSparsifier(rounding="floor")),
         ("ms, nearest", MaskSparsifier()),
         ("ms, nearest, zstd", MaskSparsifier(lossless="zstd")),
@@ -104,6 +112,8 @@ def settings(gradient: bool = False) -> list[tuple[str, object]]:
         ("ms_best, per channel", MaskSparsifier(**ours, scope="channel")),
         ("ms_best without zstd, ratio .96", MaskSparsifier(**{**ours, "lossless": "none"}, ratio=0.96)),
         ("ms_best, 2.32 bits", MaskSparsifier(**ours, budget_bits=2.32)),
+        *((f"uq, {bits} bits", REGISTRY["uq"](bits=bits)) for bits in (0.65, 1.5)),
+        *((f"klt, {bits} bits", REGISTRY["klt"](bits=bits)) for bits in (0.32, 0.65, 1.5)),
     ]
     if gradient:
         both += [(f"ms_best, {bits} bits", MaskSparsifier(**ours, budget_bits=bits)) for bits in (1.0, 1.6)]
@@ -111,9 +121,25 @@ def settings(gradient: bool = False) -> list[tuple[str, object]]:
 
 
 def coded(compressor, x) -> tuple[float, torch.Tensor]:
-    """Bits an element, header and all, and what is decoded."""
-    payload = compressor.encode(x)
-    return 8 * payload.nbytes / x.numel(), compressor.decode(payload)
+    """Bits an element, header and all, and what is decoded.
+
+    Of a codec that keeps state what it takes and leaves of half of the samples, after the other half, with the part of
+    the basis that each payload pays for.
+    """
+    if not compressor.keeps_state:
+        payload = compressor.encode(x)
+        return 8 * payload.nbytes / x.numel(), compressor.decode(payload)
+    compressor.load_state_dict({})
+    found = torch.empty_like(x)
+    compressor.decode(compressor.encode(x[1::2]))
+    payload = compressor.encode(x[::2])
+    found[::2] = compressor.decode(payload)
+    paid = compressor.state_dict().get("debt", 0) / compressor.refresh
+    bits = (8 * (payload.nbytes - compressor.basis_nbytes(payload)) + paid) / payload.numel
+    compressor.load_state_dict({})
+    compressor.decode(compressor.encode(x[::2]))
+    found[1::2] = compressor.decode(compressor.encode(x[1::2]))
+    return bits, found
 
 
 def cells(compressor, x, form: str) -> tuple[str, str]:
@@ -135,7 +161,7 @@ def draw(maps: list, about: str, path: Path) -> None:
     except ImportError:
         print("no picture: pip install matplotlib", file=sys.stderr)
         return
-    from splitlearn.compressors import MaskSparsifier, TopKSparsifier, UniformQuantizer
+    from splitlearn.compressors import REGISTRY, MaskSparsifier, TopKSparsifier, UniformQuantizer
 
     ours = {"levels": "fitted", "values": "uint8", "lossless": "zstd"}
     families = {
@@ -145,6 +171,11 @@ def draw(maps: list, about: str, path: Path) -> None:
         "ms (paper), floor": [MaskSparsifier(bits=bits, rounding="floor") for bits in (1, 2, 3, 4)],
         "ms (paper), nearest": [MaskSparsifier(bits=bits) for bits in (1, 2, 3, 4)],
         "ms_best, by budget": [MaskSparsifier(**ours, budget_bits=bits) for bits in (0.5, 1, 1.5, 2, 2.32, 3, 4)],
+        "splitfc, none dropped": [REGISTRY["splitfc"](ratio=0.0, bits=bits) for bits in (0.5, 1, 2, 3, 4)],
+        "fedlite": [REGISTRY["fedlite"](length=length) for length in (8, 4, 2, 1)],
+        "low_rank": [REGISTRY["low_rank"](rank=rank) for rank in (8, 16, 32, 64, 128)],
+        "uq": [REGISTRY["uq"](bits=bits) for bits in (0.35, 0.65, 1, 1.5, 2.3, 4)],
+        "klt": [REGISTRY["klt"](bits=bits) for bits in (0.2, 0.35, 0.65, 1, 1.5, 2.3, 4)],
     }
     figure, axes = pyplot.subplots(1, len(maps), figsize=(13, 4), sharey=True, layout="constrained")
     for axis, x, cut in zip(axes, maps, CUTS, strict=True):
@@ -153,8 +184,9 @@ def draw(maps: list, about: str, path: Path) -> None:
             for compressor in family:
                 bits, decoded = coded(compressor, x)
                 points.append((bits, ((decoded - x).norm() / x.norm()).item()))
+            style = "o:" if label in BASELINES else "o-"
             axis.plot(
-                *zip(*points, strict=True), "o-", markersize=4, label=label, linewidth=2.5 if "best" in label else 1.2
+                *zip(*points, strict=True), style, markersize=4, label=label, linewidth=2.5 if label in THICK else 1.2
             )
         axis.axvline(2.32, color="gray", linewidth=0.7, linestyle=":")
         axis.set(

@@ -13,11 +13,10 @@ from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import outliers, stepping
 from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
-from splitlearn.kernels.sections import total_nbytes, view_as
+from splitlearn.kernels.sections import padding_nbytes, total_nbytes, view_as
 from splitlearn.kernels.stepping import Target
 
 SMALL = 128  # values that are not worth a table
-MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for, so that what is decoded has a bound
 RAW, CODED = 0, 1
 
 
@@ -115,8 +114,7 @@ def rescaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 def padded(sections: list[Tensor], numel: int) -> list[Tensor]:
     """The sections, and one of zeros where their bytes are too few for so many elements."""
-    missing = max(0, -(-numel // MOST_A_BYTE) - total_nbytes(sections))
-    return [*sections, torch.zeros(missing, dtype=torch.uint8)]
+    return [*sections, torch.zeros(padding_nbytes(numel, total_nbytes(sections)), dtype=torch.uint8)]
 
 
 def check_padding(sections: list[Tensor], number: int, numel: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -127,7 +125,7 @@ def check_padding(sections: list[Tensor], number: int, numel: int) -> tuple[list
     """
     if not number < len(sections) <= number + 2:
         raise PayloadError("has sections that do not fit its shape")
-    if sections[number].numel() != max(0, -(-numel // MOST_A_BYTE) - total_nbytes(sections[:number])):
+    if sections[number].numel() != padding_nbytes(numel, total_nbytes(sections[:number])):
         raise PayloadError("stands for more elements than its bytes allow")
     return sections[:number], sections[number + 1 :]
 

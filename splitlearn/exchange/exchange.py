@@ -114,10 +114,10 @@ def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
     gradients = {spec.back for spec in exchange.channels}
     for spec in exchange.channels:
         try:
+            if codecs[spec.name].is_linked and spec.name not in gradients:
+                raise ValueError(f"{keys[spec.name]}=linked is for gradients: choose another, such as klt")
             if spec.back:
                 check_linked(codecs[spec.name], codecs[spec.back], (keys[spec.name], keys[spec.back]))
-            elif codecs[spec.name].is_linked and spec.name not in gradients:
-                raise ValueError(f"{keys[spec.name]}=linked is of a gradient alone")
         except ValueError as error:
             raise UserError(str(error)) from None
     compressed = cfg.evaluate.compressed

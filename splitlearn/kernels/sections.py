@@ -5,6 +5,8 @@ from torch import Tensor
 
 from splitlearn.errors import PayloadError
 
+MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for
+
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a contiguous tensor: uint8, 1-D, sharing its memory."""
@@ -27,3 +29,8 @@ def view_as(section: Tensor, dtype: torch.dtype) -> Tensor:
 def total_nbytes(sections: list[Tensor]) -> int:
     """Bytes that the sections take on the wire."""
     return sum(section.numel() * section.itemsize for section in sections)
+
+
+def padding_nbytes(numel: int, nbytes: int) -> int:
+    """Zeros that a payload of so many bytes needs, so that what is decoded has a bound."""
+    return max(0, -(-numel // MOST_A_BYTE) - nbytes)

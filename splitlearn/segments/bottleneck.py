@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from splitlearn.kernels.channels import channel_axis
 from splitlearn.errors import UserError
+from splitlearn.kernels.channels import channel_axis
 from splitlearn.kinds import shown
 from splitlearn.seeds import derive
 from splitlearn.segments.cutting import CutPoint, as_module, run, split

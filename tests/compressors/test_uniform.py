@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from splitlearn.compressors import Payload
-from splitlearn.compressors.uniform import MOST_A_BYTE, RAW, EntropyCodedQuantizer
+from splitlearn.compressors.uniform import RAW, EntropyCodedQuantizer
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import coded, steps
 from splitlearn.kernels.channels import by_channel, from_channels
+from splitlearn.kernels.sections import MOST_A_BYTE
 
 GENERATOR = torch.Generator().manual_seed(0)
 
