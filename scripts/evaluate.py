@@ -74,13 +74,12 @@ def main() -> None:
         num_bytes = 0
         outcomes = []
         for client, loader in enumerate(loaders):
+            both = Codecs(channels, "up"), Codecs(channels, "down")
             for batch in loader:
                 inputs, targets = task.to_device(batch, torch.device("cpu"))
                 ends = [
-                    Passage(
-                        Codecs(channels, way), (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True
-                    )
-                    for way in ("up", "down")
+                    Passage(codecs, (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
+                    for codecs in both
                 ]
                 outcome = converse(
                     exchange.client_evaluation(network.client, ends[0], task, inputs, targets),

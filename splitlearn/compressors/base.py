@@ -111,7 +111,7 @@ class Compressor:
         return " ".join([self.name, *shown])
 
     def for_evaluation(self) -> Compressor:
-        """The compressor to evaluate through: this one, unless it is random."""
+        """The compressor to evaluate through: this one, unless it is random; one that keeps state begins anew."""
         return self
 
     def seed(self, seed: int) -> None:

@@ -7,7 +7,6 @@ state is never changed in place: it is replaced, and who keeps one can go back t
 
 from __future__ import annotations
 
-import copy
 import struct
 import zlib
 from dataclasses import dataclass
@@ -84,20 +83,12 @@ class SharedBasis:
 
     Attributes:
         state: None before the first map.
-        is_frozen: goes by what there is, and leaves it so.
     """
 
     def __init__(self, refresh: int, bits: int):
         self.refresh, self.bits = refresh, bits
         self.state: State | None = None
-        self.is_frozen = False
         self._made: tuple[Any, int, Tensor] | None = None  # of which integers, how many, and what they are
-
-    def frozen(self) -> SharedBasis:
-        """One for evaluation."""
-        found = copy.copy(self)
-        found.is_frozen = True
-        return found
 
     # The sender's
 
@@ -105,25 +96,19 @@ class SharedBasis:
         """What a map, (C, M) float32, goes by; the state moves on with it."""
         if kind == NONE:
             return Plan(kind, len(matrix))
-        if kind == KEPT and not self.is_frozen:
+        if kind == KEPT:
             self.state = learned(self.state, matrix, self.refresh, self.bits)
-        if kind == KEPT and self.state and (self.state["sent"] or not self.is_frozen):
-            sent, integers = self.state["sent"], self.state["integers"]
-            most = sent if self.is_frozen else len(integers)
-            return Plan(kind, most, self.state["number"], sent, integers, self._orthonormal(integers, most))
+            integers = self.state["integers"]
+            basis = self._orthonormal(integers, len(integers))
+            return Plan(kind, len(integers), self.state["number"], self.state["sent"], integers, basis)
         moments = bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
         integers = bases.to_integers(bases.eigenvectors(moments), self.bits)
         return Plan(OWN, len(matrix), integers=integers, basis=bases.orthonormal(integers))
 
     def cost_bits(self, plan: Plan, num_used: int) -> float:
-        """What a payload that uses so many vectors has to pay for them: those of a kept basis over `refresh` payloads.
-
-        A payload of an evaluation brings a basis only where there is none yet, and does not pay for it.
-        """
+        """What a payload that uses so many vectors pays for them: those of a kept basis over `refresh` payloads."""
         brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
-        if plan.kind == KEPT and not self.is_frozen:
-            return (self.state["debt"] + brought) / self.refresh
-        return 0.0 if self.is_frozen else brought
+        return (self.state["debt"] + brought) / self.refresh if plan.kind == KEPT else brought
 
     def section(self, plan: Plan, num_used: int) -> Tensor:
         """Head and new vectors, uint8, of a payload that uses so many."""
@@ -134,7 +119,7 @@ class SharedBasis:
 
     def was_sent(self, plan: Plan, num_used: int) -> None:
         """A payload with this section goes out."""
-        if plan.kind == KEPT and not self.is_frozen:
+        if plan.kind == KEPT:
             brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
             debt = self.state["debt"] * (1 - 1 / self.refresh) + brought
             self.state = {**self.state, "sent": max(plan.sent, num_used), "debt": debt}
@@ -169,7 +154,7 @@ class SharedBasis:
 
     def kept(self, plan: Plan) -> None:
         """Keeps the basis of a payload that was decoded; a sender, which decodes what it sent, has it already."""
-        if plan.kind != KEPT or self.is_frozen:
+        if plan.kind != KEPT:
             return
         if not (self.state and self.state["number"] == plan.number and self.state["sent"] >= plan.sent):
             self.state = {"number": plan.number, "sent": plan.sent, "integers": plan.integers}

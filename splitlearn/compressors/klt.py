@@ -13,7 +13,6 @@ use. What a payload needs that this end has not got is refused, by its number an
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from math import prod
 from typing import Any, ClassVar
@@ -93,10 +92,8 @@ class KarhunenLoeve(Compressor):
         self._basis = SharedBasis(self.refresh, self.basis_bits)
 
     def for_evaluation(self) -> KarhunenLoeve:
-        """One that goes by the basis that there is now, and leaves the state as it is."""
-        frozen = copy.copy(self)
-        frozen._basis = self._basis.frozen()
-        return frozen
+        """One with a basis of its own: maps are others without a batch's own statistics in the layers before."""
+        return replace(self)
 
     def state_dict(self) -> dict[str, Any]:
         return self._basis.state or {}

@@ -28,13 +28,19 @@ class Codecs:
     def __init__(self, channels: dict[str, Channel], way: str):
         self.channels, self.way = channels, way
         self._own = {name: copy.deepcopy(one.codec) for name, one in channels.items() if one.codec.keeps_state}
+        self.start_evaluation()
 
     def of(self, channel: Channel, in_evaluation: bool) -> Compressor:
         """The codec of a channel, to train or to evaluate through."""
-        codec = self._own.get(channel.spec.name, channel.codec)
         if not in_evaluation:
-            return codec
-        return codec.for_evaluation() if channel.is_compressed_in_evaluation else Identity()
+            return self._own.get(channel.spec.name, channel.codec)
+        if not channel.is_compressed_in_evaluation:
+            return Identity()
+        return self._in_evaluation.get(channel.spec.name) or channel.codec.for_evaluation()
+
+    def start_evaluation(self) -> None:
+        """Test batches follow: what is known of maps in training does not hold for theirs."""
+        self._in_evaluation = {name: codec.for_evaluation() for name, codec in self._own.items()}
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What this end's senders know, by channel; later steps do not change it."""
@@ -48,6 +54,7 @@ class Codecs:
         """Goes on from what both ends' senders knew; those that are not in it begin anew."""
         for name, codec in self._own.items():
             codec.load_state_dict(states.get(name, {}))
+        self.start_evaluation()
 
     def go_back(self, state: dict[str, dict[str, Any]]) -> None:
         """To what this end's senders knew before something that was not sent."""

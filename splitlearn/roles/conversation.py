@@ -166,6 +166,8 @@ class Conversation:
         roster.answer(others := self.server.also_evaluate(), "evaluate")
         evaluating = sorted({*roster.in_round(), *others} & set(roster.here()))
         remaining = {client: roster.members[client].num_test_batches for client in evaluating}
+        for client in evaluating:
+            self.server.codecs[client].start_evaluation()
         outcomes = []
         while remaining := {client: number for client, number in remaining.items() if number}:
             half = self.exchange.server_evaluation

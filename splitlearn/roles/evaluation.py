@@ -19,6 +19,7 @@ from splitlearn.roles.waiting import in_background
 def evaluate(client: Any) -> None:
     """Takes all test batches of a client through the exchange."""
     client.trainable.segment.eval()
+    client.codecs.start_evaluation()
     before = None
     for loaded in client.data.test:
         inputs, targets = client.task.to_device(loaded, client.device)

@@ -42,12 +42,12 @@ class OwnTest:
         """What comes out for every test batch, through the exchange and its codecs; the samples are no client's."""
         server, (state, *_) = self.server, self.server.client_states
         load_state(self.segment, state.get("segment", state))
-        outcomes = []
+        outcomes, both = [], (Codecs(server.channels, "up"), Codecs(server.channels, "down"))
         for loaded in self.data.test:
             inputs, targets = server.task.to_device(loaded, server.device)
             ends = [
                 Passage(codecs, (), server.device, "the server", server.cfg.batch_size, in_evaluation=True)
-                for codecs in (Codecs(server.channels, "up"), Codecs(server.channels, "down"))
+                for codecs in both
             ]
             client = server.exchange.client_evaluation(self.segment, ends[0], server.task, inputs, targets)
             try:

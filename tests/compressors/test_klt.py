@@ -234,17 +234,16 @@ def test_an_earlier_state_is_left_as_it_was():
         assert torch.equal(state[name], value) if isinstance(value, Tensor) else state[name] == value
 
 
-def test_evaluation_goes_by_the_basis_that_there_is_and_leaves_it():
-    sender, receiver = KarhunenLoeve(0.65), KarhunenLoeve(0.65)
-    x = MAPS["image"]()
-    alone = sent(sender.for_evaluation(), x)
-    assert alone.params[0] == OWN and sender.state_dict() == {}  # before the first map
-    assert receiver.for_evaluation().decode(alone).shape == x.shape and receiver.state_dict() == {}
-    receiver.decode(sent(sender, x))
+def test_evaluation_has_a_basis_of_its_own():
+    sender, receiver = KarhunenLoeve(0.65, refresh=7), KarhunenLoeve(0.65, refresh=7)
+    receiver.decode(sent(sender, MAPS["image"]()))
     before = sender.state_dict(), receiver.state_dict()
-    payload = sent(sender.for_evaluation(), MAPS["image"]())
-    assert payload.params[0] == KEPT and sender.basis_nbytes(payload) == 0
-    receiver.for_evaluation().decode(payload)
+    one, other = sender.for_evaluation(), receiver.for_evaluation()
+    assert one == sender and one.state_dict() == {}
+    for number in (1, 1, 1, 2):
+        payload = sent(one, MAPS["image"]())
+        assert payload.params[0] == KEPT and one.state_dict()["number"] == number
+        other.decode(payload)
     assert (sender.state_dict(), receiver.state_dict()) == before
 
 
@@ -422,7 +421,7 @@ def test_a_vector_is_sent_where_it_is_worth_its_bits(monkeypatch):
     found = []
     for symbol_bits in (module.SYMBOL_BITS, 1e9):
         monkeypatch.setattr(module, "SYMBOL_BITS", symbol_bits)
-        codec, x = KarhunenLoeve(0.65), correlated(16, 96, 2, 2) + 0.2 * noise(16, 96, 2, 2)
+        codec, x = KarhunenLoeve(0.65, refresh=20), correlated(16, 96, 2, 2) + 0.2 * noise(16, 96, 2, 2)
         sent(codec, x)
         found.append(codec.state_dict()["sent"])
     assert found[0] < found[1]
