@@ -54,7 +54,7 @@ def levels_nbytes(shape: Shape) -> int:
 
 def encode(symbols: np.ndarray) -> Coded:
     """`symbols`: uint8, C-contiguous, of a `Shape`."""
-    found, cells, levels, counts = _measured(symbols)
+    found, cells, levels, counts = measured(symbols)
     chosen, written = _tables(counts)
     return Coded(ans.encode(cells, levels, chosen), found.packed(), np.frombuffer(written, np.uint8))
 
@@ -84,7 +84,7 @@ def decode(coded: Coded, shape: Shape) -> np.ndarray:
 
 def cost_bits(symbols: np.ndarray) -> float:
     """What `encode` takes for symbols, nearly."""
-    _, _, _, counts = _measured(symbols)
+    _, _, _, counts = measured(symbols)
     bits = 0.0
     for k in counts.any(axis=1).nonzero()[0]:
         seen = counts[k][counts[k] > 0]
@@ -93,7 +93,7 @@ def cost_bits(symbols: np.ndarray) -> float:
     return bits + 8 * levels_nbytes(symbols.shape) + 16 * ans.HEAD
 
 
-def _measured(symbols: np.ndarray) -> tuple[_Levels, np.ndarray, np.ndarray, np.ndarray]:
+def measured(symbols: np.ndarray) -> tuple[_Levels, np.ndarray, np.ndarray, np.ndarray]:
     """Levels of rows, bands and samples; the cells that are coded, (cells, places), their levels, and their symbols."""
     found = _levels(symbols)
     used, levels = found.rows > 0, found.of_cells()

@@ -36,7 +36,7 @@ def test_what_is_decoded_is_what_was_encoded(seed, rows, columns, spread, bands,
 def test_it_takes_what_its_symbols_say_and_no_more(spread):
     symbols = drawn(0, 32, 2_000, spread, 1, 10)
     found = coded.encode(symbols)
-    _, _, _, counts = coded._measured(symbols)
+    _, _, _, counts = coded.measured(symbols)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ideal = -(counts * np.log2(np.where(shares > 0, shares, 1))).sum()
     assert ideal <= 8 * found.words.nbytes < 1.01 * ideal and 8 * found.nbytes < 1.03 * ideal
