@@ -8,15 +8,21 @@ tests that run over all registered compressors take it in. README.md shows a who
 from __future__ import annotations
 
 import dataclasses
-import math
-from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from splitlearn.compressors import transform
+from splitlearn.compressors.checking import (  # noqa: F401  what compressors import from here
+    check_choice,
+    check_finite,
+    check_lengths,
+    check_range,
+    num_kept,
+)
 from splitlearn.compressors.payload import DTYPES, Payload
-from splitlearn.errors import NonFiniteError, PayloadError
+from splitlearn.errors import PayloadError
 from splitlearn.kernels import lossless
 
 if TYPE_CHECKING:
@@ -62,19 +68,30 @@ class Compressor:
     Args:
         lossless: "zstd" compresses each section further, for the same decoded tensor, unless it would not pay; "ans"
             does so too, or takes the entropy coder for codes where that is smaller; "none" sends them as they are.
+        transform: "klt", "dct" or "hadamard" codes the tensor in another basis (see transform.py); "none" as it is.
     """
 
     codec: ClassVar[int]
     name: ClassVar[str]
     meets_target: ClassVar[bool] = False  # its size is a target that it comes near, not a formula
     checks_itself: ClassVar[bool] = False  # `to_sections` calls check_finite, on numbers that it needs anyway
-    keeps_state: ClassVar[bool] = False  # what it sends depends on what it sent before: each pair of ends has its own
+    takes_transform: ClassVar[bool] = True
     has_basis: ClassVar[bool] = False  # that a gradient can come back in: leaves a trace (see trace.py)
     is_linked: ClassVar[bool] = False  # sends a gradient in the basis of what it is of
     lossless: str = dataclasses.field(default="none", kw_only=True)
+    transform: str = dataclasses.field(default="none", kw_only=True)
 
     def __post_init__(self):
         check_choice("lossless", self.lossless, lossless.STAGES)
+        check_choice("transform", self.transform, tuple(transform.TRANSFORMS))
+        if self.transform != "none" and not self.takes_transform:
+            raise ValueError(f"transform={self.transform} does not go with compressor={self.name}: choose none")
+        self._transform = transform.TRANSFORMS[self.transform]()
+
+    @property
+    def keeps_state(self) -> bool:
+        """What it sends depends on what it sent before: each pair of ends has its own."""
+        return self._transform.keeps_state
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         """Sections (contiguous tensors, wide items first) and up to six parameter bytes for `x`, contiguous."""
@@ -112,7 +129,7 @@ class Compressor:
 
     def for_evaluation(self) -> Compressor:
         """The compressor to evaluate through: this one, unless it is random; one that keeps state begins anew."""
-        return self
+        return dataclasses.replace(self) if self.keeps_state else self
 
     def seed(self, seed: int) -> None:
         """Sets the state of the random generator, for compressors that draw."""
@@ -126,18 +143,19 @@ class Compressor:
 
     def state_dict(self) -> dict[str, Any]:
         """What it knows of what it sent and received, of tensors and plain values; nothing changes them in place."""
-        return {}
+        return self._transform.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state, its own or that of the other end's sender; from the beginning where it is empty."""
+        self._transform.load_state_dict(state)
 
     def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
         """What is wrong with a state that somebody sent, for tensors of this shape; None where nothing is."""
-        return None if state == {} else "nothing is kept for it"
+        return self._transform.flaw_of(state, shape)
 
     def basis_nbytes(self, payload: Payload) -> int:
         """Of a payload's bytes, those of vectors of a basis."""
-        return 0
+        return self._transform.basis_nbytes(payload.sections)
 
     def encode(self, x: Tensor) -> Payload:
         """Compresses a floating-point tensor of any shape with at least one element.
@@ -153,8 +171,10 @@ class Compressor:
         x = x.detach().contiguous()
         if not self.checks_itself:
             check_finite(x)
-        sections, params, shrunk = self.to_wire(x)
-        return Payload.pack(self.codec, x, sections, params, shrunk)
+        with torch.autocast(x.device.type, enabled=False):
+            y, of_transform = self._transform.forward(x, self.formula_bits(x.shape, 8 * x.itemsize) / x.numel())
+        sections, params, shrunk = self.to_wire(y)
+        return Payload.pack(self.codec, x, sections + of_transform, params, shrunk)
 
     def to_wire(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...], int]:
         """What `to_sections` gives, after the lossless stage, and which sections that shrank, a bit each."""
@@ -211,40 +231,6 @@ class Compressor:
             for i, section in enumerate(payload.sections)
         ]
         with torch.autocast(torch.device(device).type, enabled=False):
-            return self.from_sections(sections, payload).view(payload.shape)
-
-
-def check_finite(x: Tensor, witness: float | None = None) -> None:
-    """Raises NonFiniteError if `x` holds NaN or Inf. Each element is looked at only if `witness` is not finite.
-
-    Args:
-        witness: a number that NaN and Inf in `x` show up in. None for the sum, which takes a pass over `x`.
-    """
-    if witness is None:
-        witness = x.sum(dtype=torch.promote_types(x.dtype, torch.float32)).item()
-    if not math.isfinite(witness) and not x.isfinite().all():
-        raise NonFiniteError(f"{int(x.isnan().sum())} NaN and {int(x.isinf().sum())} Inf in a tensor of {x.numel()}")
-
-
-def check_lengths(sections: list[Tensor], *lengths: int) -> None:
-    """Raises PayloadError unless the sections have these lengths in bytes."""
-    found = tuple(section.numel() for section in sections)
-    if found != lengths:
-        raise PayloadError(f"has sections of {found} bytes where its shape and parameters ask for {lengths}")
-
-
-def check_range(name: str, value, low, high, *, high_open: bool = False) -> None:
-    """Raises ValueError unless low ≤ value ≤ high, or < high if `high_open`."""
-    if not (low <= value < high if high_open else low <= value <= high):
-        raise ValueError(f"{name}={value} is out of range: choose {low} ≤ {name} {'<' if high_open else '≤'} {high}")
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless the value is one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value} is unknown: choose {' or '.join(choices)}")
-
-
-def num_kept(ratio: float, numel: int) -> int:
-    """k = ⌊(1-ratio)·numel⌋, at least 1: exact for the decimal that the user wrote, where floats would lose one."""
-    return max(1, int((1 - Fraction(str(ratio))) * numel))
+            sections, of_transform = self._transform.parted(sections)
+            found = self.from_sections(sections, payload).view(payload.shape)
+            return self._transform.inverse(found, of_transform)

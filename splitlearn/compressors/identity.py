@@ -16,6 +16,7 @@ ALIGNMENT = 64  # bytes, as torch allocates
 class Identity(Compressor):
     """Sends every value at full precision."""
 
+    takes_transform: ClassVar[bool] = False
     codec: ClassVar[int] = 0
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:

@@ -32,14 +32,13 @@ from splitlearn.compressors.uniform import (
     check_padding,
     check_target,
     padded,
-    rescaled,
-    scaled,
     target_of,
 )
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases, outliers, stepping, steps
 from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape
 from splitlearn.kernels.sections import total_nbytes
+from splitlearn.kernels.unit import rescaled, scaled
 
 SYMBOL_BITS = 3  # of what the vector of a component costs in a payload, for each symbol that it has to have there
 RATE = 0.65  # bits an element, where an error is the target
@@ -74,6 +73,7 @@ class KarhunenLoeve(Compressor):
     codec: ClassVar[int] = 8
     meets_target: ClassVar[bool] = True
     keeps_state: ClassVar[bool] = True
+    takes_transform: ClassVar[bool] = False
     has_basis: ClassVar[bool] = True
     bits: float | None = 0.65
     error: float | None = None
@@ -90,10 +90,6 @@ class KarhunenLoeve(Compressor):
         check_range("basis_bits", self.basis_bits, 4, 8)
         self.trace: Trace | None = None
         self._basis = SharedBasis(self.refresh, self.basis_bits)
-
-    def for_evaluation(self) -> KarhunenLoeve:
-        """One with a basis of its own: maps are others without a batch's own statistics in the layers before."""
-        return replace(self)
 
     def state_dict(self) -> dict[str, Any]:
         return self._basis.state or {}

@@ -11,9 +11,10 @@ from torch import Tensor
 from splitlearn.compressors.base import register
 from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.trace import Trace
-from splitlearn.compressors.uniform import EntropyCodedQuantizer, check_padding, padded, rescaled, scaled, target_of
+from splitlearn.compressors.uniform import EntropyCodedQuantizer, check_padding, padded, target_of
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import stepping
+from splitlearn.kernels.unit import rescaled, scaled
 
 LINKED = 2  # beside what uq has
 
@@ -36,6 +37,7 @@ class Linked(EntropyCodedQuantizer):
 
     codec: ClassVar[int] = 9
     is_linked: ClassVar[bool] = True
+    takes_transform: ClassVar[bool] = False
     bits: float | None = 0.65
     error: float | None = None
 

@@ -51,7 +51,7 @@ class UniformQuantizer(Compressor):
         self._generator.manual_seed(seed)
 
     def for_evaluation(self) -> Compressor:
-        return self if self.rounding == "nearest" else dataclasses.replace(self, rounding="nearest")
+        return super().for_evaluation() if self.rounding == "nearest" else dataclasses.replace(self, rounding="nearest")
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         low_high = ends(x, self.scope).to(torch.promote_types(x.dtype, torch.float32))

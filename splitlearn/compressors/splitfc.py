@@ -70,7 +70,7 @@ class FeatureWise(WithFallback):
         self._generator.manual_seed(seed)
 
     def for_evaluation(self) -> Compressor:
-        return self if self.ratio == 0 else dataclasses.replace(self, ratio=0.0)
+        return super().for_evaluation() if self.ratio == 0 else dataclasses.replace(self, ratio=0.0)
 
     def _described(self, num_columns: int) -> list[int]:
         """Lengths of the sections that there are whatever the values: head, what is kept, widths, minima or means."""

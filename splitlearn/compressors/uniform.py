@@ -15,6 +15,7 @@ from splitlearn.kernels import outliers, stepping
 from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
 from splitlearn.kernels.sections import padding_nbytes, total_nbytes, view_as
 from splitlearn.kernels.stepping import Target
+from splitlearn.kernels.unit import scaled
 
 SMALL = 128  # values that are not worth a table
 RAW, CODED = 0, 1
@@ -90,26 +91,11 @@ def check_target(bits: float | None, error: float | None, least_error: float = 0
         check_range("error", error, least_error, 0.95)
 
 
-def scaled(x: Tensor) -> tuple[Tensor, float]:
-    """A tensor with its largest magnitude at 1, in float32, and what that stands for."""
-    scale = float(torch.stack(x.aminmax()).abs().max()) or 1.0
-    wide = torch.promote_types(x.dtype, torch.float32)
-    # By a tensor: CUDA would multiply by the reciprocal of a number.
-    return (x.to(wide) / torch.tensor(scale, dtype=wide, device=x.device)).float(), scale
-
-
 def target_of(bits: float | None, error: float | None, values: Tensor, whole_bits: int) -> Target:
     """For all of the values, whose target is bits an element or a relative error."""
     if bits is not None:
         return Target(bits * values.numel(), whole_bits=whole_bits)
     return Target(None, (error * float(values.norm())) ** 2, whole_bits)
-
-
-def rescaled(x: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Inverse of `scaled`, finite whatever comes in."""
-    limit = torch.finfo(dtype).max
-    wide = x.to(torch.promote_types(dtype, torch.float32))
-    return (wide * scale).clamp_(-limit, limit).nan_to_num_(0).to(dtype)
 
 
 def padded(sections: list[Tensor], numel: int) -> list[Tensor]:

@@ -30,6 +30,7 @@ OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "values": ["bf16", "fp16", "uint8", "int8"],
     "budget_bits": [2.3],
     "lossless": ["zstd", "ans"],
+    "transform": ["klt"],
     "samples": [2, 3],
     "length": [1, 7],
     "groups": [3],
