@@ -139,6 +139,7 @@ def test_a_huge_shape_is_refused_without_memory_for_it(name, dims):
             assert largest.nbytes < 1 << 17 and peak < 1 << 17
 
 
+@pytest.mark.slow
 def test_the_fuzz_script():
     command = [sys.executable, str(ROOT / "scripts" / "benchmarks" / "fuzz_payloads.py"), "--count", "2000"]
     result = subprocess.run(command, capture_output=True, text=True)
