@@ -414,4 +414,6 @@ def test_help_names_every_group(run_here):
     status, out = run_here(ROOT / "launch.py", "--help")
     assert status == 0
     assert all(f"{path.name}:" in out for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra")
-    assert "compressor: mf, ms, ms_best, none, nq, qu, rt, sp" in out
+    assert "compressor: c3sl, fedlite, int8, klt, linked, low_rank, mf, ms, ms_best, none, nq, qu, rt, sp" in " ".join(
+        out.split()
+    )
