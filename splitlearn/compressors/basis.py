@@ -88,7 +88,7 @@ class SharedBasis:
     def __init__(self, refresh: int, bits: int):
         self.refresh, self.bits = refresh, bits
         self.state: State | None = None
-        self._made: tuple[Any, int, Tensor] | None = None  # of which integers, how many, and what they are
+        self._made: tuple[Tensor | None, dict[int, Tensor]] = None, {}  # see _orthonormal
 
     # The sender's
 
@@ -143,14 +143,16 @@ class SharedBasis:
             raise PayloadError("brings no whole vectors of a basis that it goes by")
         if kind == NONE:
             return Plan(kind, num_used)
-        if kind == KEPT and (first or not len(integers)):
-            integers = torch.cat([self._first(number, first, adds=len(integers) > 0, like=integers), integers])
+        whole, count = integers, len(integers)  # the vectors are the first of these
+        if kind == KEPT and (first or not count):
+            whole = self._known(number, first, adds=count > 0, like=integers)
+            whole, count = (torch.cat([whole[:first], integers]), first + count) if count else (whole, first)
+        integers = whole if count == len(whole) else whole[:count]
         if checksum(integers) != expected:
             raise PayloadError(f"goes by another basis {number} than this end has")
-        if len(integers) < num_used:
-            raise PayloadError(f"has {num_used} components in a basis of {len(integers)} vectors")
-        basis = self._orthonormal(integers, len(integers))
-        return Plan(kind, num_used, number, len(integers), integers, basis[:num_used])
+        if count < num_used:
+            raise PayloadError(f"has {num_used} components in a basis of {count} vectors")
+        return Plan(kind, num_used, number, count, integers, self._orthonormal(whole, count)[:num_used])
 
     def kept(self, plan: Plan) -> None:
         """Keeps the basis of a payload that was decoded; a sender, which decodes what it sent, has it already."""
@@ -159,8 +161,8 @@ class SharedBasis:
         if not (self.state and self.state["number"] == plan.number and self.state["sent"] >= plan.sent):
             self.state = {"number": plan.number, "sent": plan.sent, "integers": plan.integers}
 
-    def _first(self, number: int, first: int, adds: bool, like: Tensor) -> Tensor:
-        """The vectors of basis `number` that were brought before, which have to be so many, or the first of them."""
+    def _known(self, number: int, first: int, adds: bool, like: Tensor) -> Tensor:
+        """What this end has of basis `number`: the first vectors, which were brought before, and maybe more."""
         has = self.state or {"number": 0, "sent": 0, "integers": like}
         if has["integers"].shape[1] != like.shape[1]:
             raise PayloadError(f"goes by a basis of {like.shape[1]} channels, where this end has another")
@@ -168,13 +170,16 @@ class SharedBasis:
             raise PayloadError(
                 f"goes by {first} vectors of basis {number}, where this end has {has['sent']} of basis {has['number']}"
             )
-        return has["integers"][:first]
+        return has["integers"]
 
     def _orthonormal(self, integers: Tensor, number: int) -> Tensor:
-        """The first vectors, as they are applied; kept until others are asked for."""
-        if self._made is None or self._made[0] is not integers or self._made[1] != number:
-            self._made = integers, number, bases.orthonormal(integers[:number])
-        return self._made[2]
+        """The first vectors, as they are applied; made once for each number of them, until there are other integers."""
+        if self._made[0] is not integers:
+            self._made = integers, {}
+        made = self._made[1]
+        if number not in made:
+            made[number] = bases.orthonormal(integers[:number])
+        return made[number]
 
 
 def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> State:
@@ -190,7 +195,7 @@ def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> Sta
         moments = keep * state["moments"] + (1 - keep) * found
     state = {**state, "step": step, "moments": moments}
     if step % refresh == 0 or step in (1, 4, 16):
-        vectors = bases.eigenvectors(moments, None if before is None else bases.orthonormal(before))
+        vectors = bases.eigenvectors(moments, before)
         state |= {"number": state["number"] + 1, "sent": 0, "integers": bases.to_integers(vectors, bits)}
     return state
 

@@ -34,12 +34,13 @@ def second_moments(matrix: Tensor, most_columns: int) -> Tensor:
 def eigenvectors(moments: Tensor, before: Tensor | None = None) -> Tensor:
     """(C, C): the eigenvectors of a symmetric matrix as rows, the largest eigenvalues first.
 
-    `before` are those of a matrix that is much like it. From many channels on they are rotated towards the new ones
-    (orthogonal iteration), which takes a part of the time, and a part of the way where they are far.
+    `before` are those of a matrix that is much like it, up to rounding (see `orthonormal`). From many channels on they
+    are rotated towards the new ones (orthogonal iteration), which takes a part of the time, and a part of the way where
+    they are far.
     """
     if before is None or len(moments) <= EXACT_UP_TO:
         return torch.linalg.eigh(moments).eigenvectors.t().flip(0).contiguous()
-    vectors = before.t()
+    vectors = orthonormal(before).t()
     for _ in range(ROUNDS):
         vectors = torch.linalg.qr(moments @ vectors).Q
     values = ((moments @ vectors) * vectors).sum(0)
