@@ -69,6 +69,10 @@ class Compressor:
         lossless: "zstd" compresses each section further, for the same decoded tensor, unless it would not pay; "ans"
             does so too, or takes the entropy coder for codes where that is smaller; "none" sends them as they are.
         transform: "klt", "dct" or "hadamard" codes the tensor in another basis (see transform.py); "none" as it is.
+
+    Attributes:
+        keeper: of what there is to know of earlier tensors, such as a SharedBasis; the transform, unless a subclass has
+            another.
     """
 
     codec: ClassVar[int]
@@ -86,12 +90,12 @@ class Compressor:
         check_choice("transform", self.transform, tuple(transform.TRANSFORMS))
         if self.transform != "none" and not self.takes_transform:
             raise ValueError(f"transform={self.transform} does not go with compressor={self.name}: choose none")
-        self._transform = transform.TRANSFORMS[self.transform]()
+        self.keeper = self._transform = transform.TRANSFORMS[self.transform]()
 
     @property
     def keeps_state(self) -> bool:
         """What it sends depends on what it sent before: each pair of ends has its own."""
-        return self._transform.keeps_state
+        return self.keeper.keeps_state
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         """Sections (contiguous tensors, wide items first) and up to six parameter bytes for `x`, contiguous."""
@@ -143,15 +147,15 @@ class Compressor:
 
     def state_dict(self) -> dict[str, Any]:
         """What it knows of what it sent and received, of tensors and plain values; nothing changes them in place."""
-        return self._transform.state_dict()
+        return self.keeper.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state, its own or that of the other end's sender; from the beginning where it is empty."""
-        self._transform.load_state_dict(state)
+        self.keeper.load_state_dict(state)
 
     def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
         """What is wrong with a state that somebody sent, for tensors of this shape; None where nothing is."""
-        return self._transform.flaw_of(state, shape)
+        return self.keeper.flaw_of(state, shape)
 
     def basis_nbytes(self, payload: Payload) -> int:
         """Of a payload's bytes, those of vectors of a basis."""

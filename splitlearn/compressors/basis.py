@@ -85,10 +85,21 @@ class SharedBasis:
         state: None before the first map.
     """
 
+    keeps_state = True
+
     def __init__(self, refresh: int, bits: int):
         self.refresh, self.bits = refresh, bits
         self.state: State | None = None
         self._made: tuple[Tensor | None, dict[int, Tensor]] = None, {}  # see _orthonormal
+
+    def state_dict(self) -> State:
+        return self.state or {}
+
+    def load_state_dict(self, state: State) -> None:
+        self.state = state or None
+
+    def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
+        return flaw(state, matrix_shape(shape)[0]) if state else None
 
     # The sender's
 

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from splitlearn.compressors.base import Compressor, check_range, register
-from splitlearn.compressors.basis import HEAD, KEPT, Plan, SharedBasis, flaw, kind_for
+from splitlearn.compressors.basis import HEAD, KEPT, Plan, SharedBasis, kind_for
 from splitlearn.compressors.components import num_worthwhile, some_samples, traced
 from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.trace import Trace, components_shape, project, unproject, weights_of
@@ -54,8 +54,8 @@ class KarhunenLoeve(Compressor):
 
     Sections: those of kernels/stepping.py; number, checksum, components and first vector (12 bytes), and vectors of the
     basis; zeros where the payload would stand for more than 1,024 elements a byte; where (B, T, C) has rows that are
-    larger than the others by far, these (see kernels/outliers.py). Parameters: kind; two shifts; block
-    of places; whether no element is negative; basis_bits.
+    larger than the others by far, these (see kernels/outliers.py). Parameters: kind; two shifts; block of places;
+    whether no element is negative; basis_bits.
 
     Args:
         bits: an element, bases included: those are paid for over the `refresh` payloads that follow them. None where
@@ -72,7 +72,6 @@ class KarhunenLoeve(Compressor):
 
     codec: ClassVar[int] = 8
     meets_target: ClassVar[bool] = True
-    keeps_state: ClassVar[bool] = True
     takes_transform: ClassVar[bool] = False
     has_basis: ClassVar[bool] = True
     bits: float | None = 0.65
@@ -89,16 +88,7 @@ class KarhunenLoeve(Compressor):
         check_range("refresh", self.refresh, 1, 100_000)
         check_range("basis_bits", self.basis_bits, 4, 8)
         self.trace: Trace | None = None
-        self._basis = SharedBasis(self.refresh, self.basis_bits)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._basis.state or {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._basis.state = state or None
-
-    def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
-        return flaw(state, matrix_shape(shape)[0]) if state else None
+        self.keeper = self._basis = SharedBasis(self.refresh, self.basis_bits)
 
     def basis_nbytes(self, payload: Payload) -> int:
         return 0 if payload.params[0] == RAW else payload.sections[stepping.NUM_SECTIONS].numel() - HEAD.size

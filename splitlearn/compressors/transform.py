@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splitlearn.compressors.basis import HEAD, NONE, SharedBasis, flaw, kind_for
+from splitlearn.compressors.basis import HEAD, NONE, SharedBasis, kind_for
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
-from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape
+from splitlearn.kernels.channels import by_channel, from_channels
 from splitlearn.kernels.unit import rescaled, scaled
 
 BLOCK = 4
@@ -139,39 +139,29 @@ class Hadamard(Plain):
         return (hadamard(size).to(matrix.device) @ groups).view(matrix.shape)
 
 
-class Klt(Sent):
+class Klt(SharedBasis, Sent):
     """A basis that both ends keep, or where it is cheap one of the payload's own; all vectors of it are sent."""
 
     number = 3
-    keeps_state = True
 
     def __init__(self):
-        self._basis = SharedBasis(REFRESH, BASIS_BITS)
+        super().__init__(REFRESH, BASIS_BITS)
 
     def to_rows(self, matrix: Tensor, shape: torch.Size, bits: float) -> tuple[Tensor, Tensor]:
-        plan = self._basis.plan(kind_for(shape, bits, REFRESH, BASIS_BITS), matrix)
-        section = self._basis.section(plan, len(matrix))
-        self._basis.was_sent(plan, len(matrix))
+        plan = self.plan(kind_for(shape, bits, REFRESH, BASIS_BITS), matrix)
+        section = self.section(plan, len(matrix))
+        self.was_sent(plan, len(matrix))
         rows = matrix if plan.basis is None else plan.basis.to(matrix.device) @ matrix
         return rows, torch.cat([torch.tensor([plan.kind], dtype=torch.uint8), section])
 
     def from_rows(self, matrix: Tensor, shape: torch.Size, more: Tensor) -> Tensor:
         if not more.numel() or len(matrix) >= 1 << 16:
             raise PayloadError("does not say what basis it is in")
-        plan = self._basis.received(int(more[0]), more[1:], len(matrix), BASIS_BITS)
+        plan = self.received(int(more[0]), more[1:], len(matrix), BASIS_BITS)
         if plan.most != len(matrix):
             raise PayloadError(f"has {plan.most} components of {len(matrix)} channels")
-        self._basis.kept(plan)
+        self.kept(plan)
         return matrix if plan.kind == NONE else plan.basis.to(matrix.device).t() @ matrix
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._basis.state or {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._basis.state = state or None
-
-    def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
-        return flaw(state, matrix_shape(shape)[0]) if state else None
 
     def basis_nbytes(self, sections: tuple[Tensor, ...]) -> int:
         return sections[-1].numel() - 2 - HEAD.size
