@@ -34,6 +34,6 @@ def traced(shape: torch.Size, basis: Tensor | None, block: int, packed: stepping
 def some_samples(shape: torch.Size, matrix: Tensor) -> tuple[Tensor, torch.Size]:
     """As many samples of a map, (C, M), as a step is looked for on, and what their shape is as a map."""
     samples = matrix.view(len(matrix), shape[0], -1)
-    by = min(max(1, matrix.numel() // stepping.TRIAL_NUMEL), max(1, shape[0] // 8))
+    _, by = stepping.surplus_of(matrix.numel(), shape[0])
     part = samples[:, ::by]
     return part.reshape(len(matrix), -1), torch.Size((part.shape[1], *shape[1:]))

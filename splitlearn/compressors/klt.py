@@ -141,7 +141,7 @@ class KarhunenLoeve(Compressor):
 
     def _target(self, matrix: Tensor, plan: Plan, number: int) -> stepping.Target:
         """What is left for the values of so many components, beside the basis; half of it in any case."""
-        target = target_of(self.bits, self.error, matrix, 32)
+        target = target_of(self.bits, self.error, matrix, matrix.numel())
         if self.bits is None:
             return target
         spent = min(self._basis.cost_bits(plan, number), target.bits / 2)

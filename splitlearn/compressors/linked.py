@@ -50,13 +50,8 @@ class Linked(EntropyCodedQuantizer):
         if self.trace is None:
             return super().to_sections(x)
         values, scale = scaled(self.trace.project(x) * self.trace.weights.to(x.device))
-        target = target_of(self.bits, self.error, values, 32)
-        if self.bits is not None:
-            target = stepping.Target(self.bits * x.numel())
-        part = stepping.part_of(values)
-        step = stepping.find_step(part, target.of_part(part.numel() / values.numel()))
-        step = stepping.find_step(values, target, step)
-        packed = stepping.pack_within(values, target, step, scale, values)
+        target = target_of(self.bits, self.error, values, x.numel())
+        packed = stepping.coded_within(values, target, scale, values)
         return padded(packed.sections, x.numel()), (LINKED, *packed.params)
 
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:

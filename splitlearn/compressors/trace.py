@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from splitlearn.kernels.bases import from_bands, to_bands
 from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
@@ -64,10 +65,7 @@ def unproject(components: Tensor, shape: torch.Size, basis: Tensor | None, block
         rows = components.reshape(len(components), -1)
     if basis is not None:
         return basis[: len(rows)].to(rows.device).t() @ rows
-    num_channels = shape.numel() // rows.shape[1]
-    return (
-        torch.cat([rows, rows.new_zeros(num_channels - len(rows), rows.shape[1])]) if len(rows) < num_channels else rows
-    )
+    return pad(rows, (0, 0, 0, shape.numel() // rows.shape[1] - len(rows)))
 
 
 def components_shape(shape: torch.Size, number: int, block: int) -> tuple[int, int, int, int]:

@@ -57,11 +57,8 @@ class EntropyCodedQuantizer(Compressor):
         matrix = by_channel(rest)
         values, scale = scaled(matrix)
         values = values.view(cells_shape(x.shape))
-        target = target_of(self.bits, self.error, values, 8 * x.itemsize).less(apart)
-        part = stepping.part_of(values)
-        step = stepping.find_step(part, target.of_part(part.numel() / values.numel()))
-        step = stepping.find_step(values, target, step)
-        packed = stepping.pack_within(values, target, step, scale, matrix)
+        target = target_of(self.bits, self.error, values, x.numel(), 8 * x.itemsize).less(apart)
+        packed = stepping.coded_within(values, target, scale, matrix)
         if packed.nbytes + total_nbytes(apart) >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
         return padded(packed.sections, x.numel()) + apart, (CODED, *packed.params)
@@ -91,10 +88,10 @@ def check_target(bits: float | None, error: float | None, least_error: float = 0
         check_range("error", error, least_error, 0.95)
 
 
-def target_of(bits: float | None, error: float | None, values: Tensor, whole_bits: int) -> Target:
-    """For all of the values, whose target is bits an element or a relative error."""
+def target_of(bits: float | None, error: float | None, values: Tensor, numel: int, whole_bits: int = 32) -> Target:
+    """For all of the values, whose target is bits for each of `numel` elements, or a relative error."""
     if bits is not None:
-        return Target(bits * values.numel(), whole_bits=whole_bits)
+        return Target(bits * numel, whole_bits=whole_bits)
     return Target(None, (error * float(values.norm())) ** 2, whole_bits)
 
 

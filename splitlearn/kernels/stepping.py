@@ -60,11 +60,16 @@ class Target:
         return Target(*scaled, self.whole_bits)
 
 
+def surplus_of(numel: int, num_samples: int) -> tuple[int, int]:
+    """How many times more values there are than a step is looked for on, and every which sample has enough of them."""
+    surplus = max(1, numel // TRIAL_NUMEL)
+    return surplus, min(surplus, max(1, num_samples // 8))  # so that what differs between samples is seen
+
+
 def part_of(values: Tensor) -> Tensor:
     """Some of the samples and places of values (R, F, S, m), contiguous: all rows and bands."""
     num_samples, num_places = values.shape[2:]
-    surplus = max(1, values.numel() // TRIAL_NUMEL)
-    by = min(surplus, max(1, num_samples // 8))  # so that what differs between samples is seen
+    surplus, by = surplus_of(values.numel(), num_samples)
     return values[:, :, ::by, :: min(max(1, surplus // by), num_places)].contiguous()
 
 
@@ -154,6 +159,13 @@ def pack_within(
         if target.bits is None or step >= COARSEST or 8 * packed.nbytes <= target.bits:
             return packed
         step = min(1.01 * step, COARSEST)
+
+
+def coded_within(values: Tensor, target: Target, scale: float, whole: Tensor) -> Packed:
+    """Values packed with the step that meets the target. Arguments as for `pack`."""
+    part = part_of(values)
+    step = find_step(part, target.of_part(part.numel() / values.numel()))
+    return pack_within(values, target, find_step(values, target, step), scale, whole)
 
 
 def unpack(sections: list[Tensor], params: tuple[int, int], shape: coded.Shape, dtype: torch.dtype, scaled: bool):
