@@ -112,8 +112,7 @@ class SharedBasis:
             integers = self.state["integers"]
             basis = self._orthonormal(integers, len(integers))
             return Plan(kind, len(integers), self.state["number"], self.state["sent"], integers, basis)
-        moments = bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
-        integers = bases.to_integers(bases.eigenvectors(moments), self.bits)
+        integers = bases.to_integers(bases.eigenvectors(_moments_of(matrix)), self.bits)
         return Plan(OWN, len(matrix), integers=integers, basis=bases.orthonormal(integers))
 
     def cost_bits(self, plan: Plan, num_used: int) -> float:
@@ -196,7 +195,7 @@ class SharedBasis:
 def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> State:
     """The sender's state after another map, (C, M) float32: with a new basis where it is time for one."""
     num_channels, num_columns = matrix.shape
-    found = bases.second_moments(matrix, max(COLUMNS, 16 * num_channels))
+    found = _moments_of(matrix)
     if state is None or len(state["moments"]) != num_channels:
         step, moments, before = 1, found, None
         state = {"number": 0, "debt": 0.0}
@@ -209,6 +208,10 @@ def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> Sta
         vectors = bases.eigenvectors(moments, before)
         state |= {"number": state["number"] + 1, "sent": 0, "integers": bases.to_integers(vectors, bits)}
     return state
+
+
+def _moments_of(matrix: Tensor) -> Tensor:
+    return bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
 
 
 def checksum(integers: Tensor) -> int:

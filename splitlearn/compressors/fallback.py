@@ -46,9 +46,18 @@ class WithFallback(Compressor):
             raise PayloadError("is coded where its shape asks for the values as they are, or the other way round")
         if kind == CODED:
             return self.from_coded(sections, payload, tuple(params))
-        check_lengths(sections, payload.numel * payload.dtype.itemsize)
-        return view_as(sections[0], payload.dtype).clone()
+        return as_it_is(sections, payload)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         itemsize = value_bits // 8
         return 8 * (self.coded_nbytes(shape, itemsize) if self.is_coded(shape, itemsize) else itemsize * prod(shape))
+
+
+def as_it_is(sections: list[Tensor], payload: Payload) -> Tensor:
+    """The values of a tensor whose one section they are.
+
+    Raises:
+        PayloadError: it is of another length.
+    """
+    check_lengths(sections, payload.numel * payload.dtype.itemsize)
+    return view_as(sections[0], payload.dtype).clone()

@@ -23,17 +23,10 @@ from torch import Tensor
 from splitlearn.compressors.base import Compressor, check_range, register
 from splitlearn.compressors.basis import HEAD, KEPT, Plan, SharedBasis, kind_for
 from splitlearn.compressors.components import num_worthwhile, some_samples, traced
+from splitlearn.compressors.fallback import as_it_is
 from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.trace import Trace, components_shape, project, unproject, weights_of
-from splitlearn.compressors.uniform import (
-    RAW,
-    SMALL,
-    as_it_is,
-    check_padding,
-    check_target,
-    padded,
-    target_of,
-)
+from splitlearn.compressors.uniform import RAW, SMALL, check_padding, check_target, padded, target_of
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases, outliers, stepping, steps
 from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape

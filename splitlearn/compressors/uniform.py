@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors.base import Compressor, check_range, register
+from splitlearn.compressors.fallback import as_it_is
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import outliers, stepping
 from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
-from splitlearn.kernels.sections import padding_nbytes, total_nbytes, view_as
+from splitlearn.kernels.sections import padding_nbytes, total_nbytes
 from splitlearn.kernels.stepping import Target
 from splitlearn.kernels.unit import scaled
 
@@ -111,13 +112,3 @@ def check_padding(sections: list[Tensor], number: int, numel: int) -> tuple[list
     if sections[number].numel() != padding_nbytes(numel, total_nbytes(sections[:number])):
         raise PayloadError("stands for more elements than its bytes allow")
     return sections[:number], sections[number + 1 :]
-
-
-def as_it_is(sections: list[Tensor], payload: Payload) -> Tensor:
-    """
-    Raises:
-        PayloadError: the section is not the tensor's values.
-    """
-    if [section.numel() for section in sections] != [payload.numel * payload.dtype.itemsize]:
-        raise PayloadError("has sections that do not fit its shape")
-    return view_as(sections[0], payload.dtype).clone()
