@@ -41,9 +41,8 @@ def encode(symbols: np.ndarray, classes: np.ndarray) -> Classed:
     found = ans.frequencies(ans.histogram(symbols, classes, NUM_CLASSES, NUM_SYMBOLS))
     rows = classes > 0
     words = ans.encode(symbols if rows.all() else symbols[rows], classes[rows], found)
-    nibbles = np.append(classes, np.uint8(0)) if len(classes) % 2 else classes
     written = b"".join(tables.written(table) for table in found[1:] if table.any())
-    return Classed(words, nibbles[0::2] | nibbles[1::2] << 4, np.frombuffer(written, np.uint8))
+    return Classed(words, tables.nibbles(classes), np.frombuffer(written, np.uint8))
 
 
 def decode(classed: Classed, shape: tuple[int, int]) -> np.ndarray:
@@ -55,7 +54,7 @@ def decode(classed: Classed, shape: tuple[int, int]) -> np.ndarray:
         PayloadError: it is not what `encode` gave for so many symbols.
     """
     num_rows, num_columns = shape
-    classes = np.stack([classed.classes & 15, classed.classes >> 4], axis=1).reshape(-1)[:num_rows]
+    classes = tables.numbers(classed.classes)[:num_rows]
     rows = classes > 0
     found = tables.read(classed.tables, np.unique(classes[rows]), NONE)
     try:

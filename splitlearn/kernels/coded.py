@@ -126,16 +126,13 @@ class _Levels:
         return total.clip(0, NUM_LEVELS - 1).astype(np.uint8).reshape(-1)
 
     def packed(self) -> np.ndarray:
-        nibbles = np.concatenate([self.rows, self.bands, self.samples])
-        nibbles = np.append(nibbles, np.uint8(0)) if len(nibbles) % 2 else nibbles
-        return np.append(np.uint8(self.base), nibbles[0::2] | nibbles[1::2] << 4)
+        return np.append(np.uint8(self.base), tables.nibbles(np.concatenate([self.rows, self.bands, self.samples])))
 
     @staticmethod
     def unpacked(packed: np.ndarray, shape: Shape) -> _Levels:
         if len(packed) != levels_nbytes(shape) or packed[0] >= NUM_LEVELS:
             raise PayloadError("has levels that do not fit its shape")
-        nibbles = np.stack([packed[1:] & 15, packed[1:] >> 4], axis=1).reshape(-1)
-        rows, bands, samples, rest = np.split(nibbles, np.cumsum(shape[:3]))
+        rows, bands, samples, rest = np.split(tables.numbers(packed[1:]), np.cumsum(shape[:3]))
         if rest.any():
             raise PayloadError("has levels beyond its last sample")
         return _Levels(int(packed[0]), rows, bands, samples)

@@ -1,4 +1,4 @@
-"""Tables of frequencies as bytes."""
+"""Tables of frequencies as bytes, and the small numbers that say which table is whose."""
 
 from __future__ import annotations
 
@@ -45,3 +45,14 @@ def read(section: np.ndarray, which: np.ndarray, known: np.ndarray) -> np.ndarra
     if next(values, None) is not None or any(int(tables[k].sum()) != ans.TOTAL for k in which):
         raise PayloadError("has tables that do not add up")
     return tables
+
+
+def nibbles(numbers: np.ndarray) -> np.ndarray:
+    """Numbers below 16, (n,) uint8, two a byte: the first in the low half, and 0 where the last has no second."""
+    numbers = np.append(numbers, np.uint8(0)) if len(numbers) % 2 else numbers
+    return numbers[0::2] | numbers[1::2] << 4
+
+
+def numbers(nibbles: np.ndarray) -> np.ndarray:
+    """Inverse of `nibbles`: (2n,) uint8."""
+    return np.stack([nibbles & 15, nibbles >> 4], axis=1).reshape(-1)
