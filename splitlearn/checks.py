@@ -140,11 +140,12 @@ def check(cfg: DictConfig) -> None:
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     for key in ("exchange", "topology"):
         made_from(cfg, key)
-    network.bottlenecks(cfg, len(exchange_from(cfg).cuts(cfg)))
+    exchange = exchange_from(cfg)
+    network.bottlenecks(cfg, len(exchange.cuts(cfg)))
     made_from(cfg, "task").check(cfg)
     try_out(cfg)
     rates.check(cfg)
     for key, node in cfg.items():
         if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
             compressor_from(cfg, key)
-    channels_of(cfg, exchange_from(cfg))
+    channels_of(cfg, exchange)

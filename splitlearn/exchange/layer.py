@@ -143,6 +143,12 @@ class Received:
         self.gradient_wire = self._downlink.linked_to(self._trace).encode(gradient).tensor
 
 
+def _way_back(uplink: Compressor, downlink: Compressor | None) -> Compressor:
+    downlink = downlink or Identity()
+    check_linked(uplink, downlink, ("uplink", "downlink"))
+    return downlink
+
+
 def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto") -> Sent:
     """Encodes `x` for the other side of a cut: `.wire` crosses, and `.backward(wire)` goes on with what comes back.
 
@@ -153,9 +159,7 @@ def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, back
         backward: "straight_through", "gated", "gain" or "auto" (see wayback.py).
     """
     check_backward(backward)
-    downlink = downlink or Identity()
-    check_linked(uplink, downlink, ("uplink", "downlink"))
-    return Sent(x, uplink, downlink, backward)
+    return Sent(x, uplink, _way_back(uplink, downlink), backward)
 
 
 def receive(
@@ -172,9 +176,7 @@ def receive(
     Raises:
         PayloadError: it is no payload of this compressor.
     """
-    downlink = downlink or Identity()
-    check_linked(uplink, downlink, ("uplink", "downlink"))
-    return Received(wire, uplink, downlink, device)
+    return Received(wire, uplink, _way_back(uplink, downlink), device)
 
 
 def compress(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto") -> Tensor:
@@ -190,9 +192,7 @@ def compress(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, 
         decode(encode(x)), of the shape, dtype and device of `x`.
     """
     check_backward(backward)
-    downlink = downlink or Identity()
-    check_linked(uplink, downlink, ("uplink", "downlink"))
-    ends = _BothEnds(uplink, downlink, backward)
+    ends = _BothEnds(uplink, _way_back(uplink, downlink), backward)
     return Receive.apply(Send.apply(x, ends), ends)
 
 

@@ -221,8 +221,7 @@ def _rows(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
 
 
 def _other(summary: dict[str, Any], what: str, way: str) -> str:
-    num_bytes = summary["other_bytes"].get(f"{what}_{way}", 0)
-    return size(num_bytes) if num_bytes else "–"
+    return _size_if_any(summary["other_bytes"].get(f"{what}_{way}", 0))
 
 
 def size(num_bytes: float) -> str:
