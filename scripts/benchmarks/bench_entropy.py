@@ -41,12 +41,12 @@ def main() -> None:
     rows = []
     for rate in RATES:
         symbols = symbols_at(rate, arguments.places)
-        _, _, levels, counts = coded.measured(symbols)
-        ideal = ideal_bits(counts)
+        counted = coded.counted(symbols)
+        ideal = ideal_bits(counted.counts)
         found = {name: [] for name in coders}
         for _ in range(arguments.rounds + 1):  # the first one compiles
             for name, coder in coders.items():
-                found[name].append(coder(symbols, levels))
+                found[name].append(coder(symbols, counted.levels))
         for name, rounds in found.items():
             nbytes = rounds[0][0]
             encode, decode = (1e9 / symbols.size * median(one[at] for one in rounds[1:]) for at in (1, 2))
@@ -64,7 +64,7 @@ def symbols_at(rate: float, places: int) -> np.ndarray:
     low, high = 0.01, 100.0
     for _ in range(20):
         step = (low * high) ** 0.5
-        bits = coded.cost_bits(steps.quantize(values, step)) / values.numel()
+        bits = coded.counted(steps.quantize(values, step)).cost_bits / values.numel()
         low, high = (step, high) if bits > rate else (low, step)
     symbols = steps.quantize(values, high)
     return symbols[symbols.any(axis=(1, 2, 3))]
@@ -81,7 +81,7 @@ def ideal_bits(counts: np.ndarray) -> float:
 def rans(symbols: np.ndarray, levels: np.ndarray) -> tuple[int, float, float]:
     """Bytes, and seconds to encode and to decode."""
     start = time.perf_counter()
-    found = coded.encode(symbols)
+    found = coded.encode(coded.counted(symbols))
     between = time.perf_counter()
     assert np.array_equal(coded.decode(found, symbols.shape), symbols)
     end = time.perf_counter()

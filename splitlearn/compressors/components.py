@@ -15,20 +15,16 @@ def num_worthwhile(plan: Plan, symbols: np.ndarray, least: float) -> int:
     """Components up to the last that has so many symbols, (K, F, S, m), that its vector is worth its bits."""
     found = np.count_nonzero(symbols.reshape(len(symbols), -1), axis=1)
     enough = (found >= max(1, least)).nonzero()[0]
-    needed = int(enough[-1]) + 1 if len(enough) else 1
-    known = stepping.num_used(symbols[: plan.sent]) if plan.sent else 0
-    return min(plan.most, max(needed, known))
+    known = found[: plan.sent].nonzero()[0]
+    return min(plan.most, max(int(last[-1]) + 1 if len(last) else 1 for last in (enough, known)))
 
 
 def traced(shape: torch.Size, basis: Tensor | None, block: int, packed: stepping.Packed, values: Tensor) -> Trace:
     """The sender's trace: with the gains, which it alone can know."""
     number = len(packed.symbols)
-    found = steps.restore(packed.symbols, packed.table.float()).to(values.device)
-    values = values[:number]
-    energy = values.square().sum((2, 3), keepdim=True)
-    gains = (found * values).sum((2, 3), keepdim=True) / energy.clamp_min(1e-30)
+    gains = steps.gains(values[:number], packed.symbols, packed.table.float())
     basis = None if basis is None else basis[:number]
-    return Trace(shape, basis, block, weights_of(packed.symbols), gains.clamp_(0, 1).cpu())
+    return Trace(shape, basis, block, weights_of(packed.symbols), gains)
 
 
 def some_samples(shape: torch.Size, matrix: Tensor) -> tuple[Tensor, torch.Size]:

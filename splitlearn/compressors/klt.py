@@ -14,7 +14,7 @@ use. What a payload needs that this end has not got is refused, by its number an
 from __future__ import annotations
 
 from dataclasses import replace
-from math import prod
+from math import inf, prod
 from typing import ClassVar
 
 import torch
@@ -28,10 +28,10 @@ from splitlearn.compressors.payload import Payload
 from splitlearn.compressors.trace import Trace, components_shape, project, unproject, weights_of
 from splitlearn.compressors.uniform import RAW, SMALL, check_padding, check_target, padded, target_of
 from splitlearn.errors import PayloadError
-from splitlearn.kernels import bases, outliers, stepping, steps
-from splitlearn.kernels.channels import by_channel, from_channels, matrix_shape
+from splitlearn.kernels import bases, outliers, stepping
+from splitlearn.kernels.channels import from_channels, matrix_shape, scaled_by_channel
 from splitlearn.kernels.sections import total_nbytes
-from splitlearn.kernels.unit import rescaled, scaled
+from splitlearn.kernels.unit import rescaled
 
 SYMBOL_BITS = 3  # of what the vector of a component costs in a payload, for each symbol that it has to have there
 RATE = 0.65  # bits an element, where an error is the target
@@ -100,7 +100,7 @@ class KarhunenLoeve(Compressor):
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
         rest, apart = outliers.parted(x, self.bits)
-        matrix, scale = scaled(by_channel(rest))
+        matrix, scale = scaled_by_channel(rest)
         plan, block = self._basis.plan(self.kind_for(x.shape), matrix), bases.largest_block(x.shape, self.block)
         values, packed = self._code(x.shape, matrix, scale, plan, block, apart)
         number = len(packed.symbols)
@@ -117,9 +117,9 @@ class KarhunenLoeve(Compressor):
         part, part_shape = some_samples(shape, matrix)
         few = project(part, part_shape, plan.basis, plan.most, block)
         target = self._target(matrix, plan, 0).less(apart)
-        step = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
+        tried = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
         share = few.numel() / matrix.numel() / (self.refresh if plan.kind == KEPT else 1)
-        number = num_worthwhile(plan, steps.quantize(few, step), share * self._bits_of_vector(plan) / SYMBOL_BITS)
+        number = num_worthwhile(plan, tried.symbols, share * self._bits_of_vector(plan) / SYMBOL_BITS)
         while True:
             values = project(matrix, shape, plan.basis, number, block)
             target = self._target(matrix, plan, number).less(apart)
@@ -129,8 +129,8 @@ class KarhunenLoeve(Compressor):
                 if target.squared_error <= 0 and number < plan.most:
                     number = min(plan.most, number + 1 + number // 16)
                     continue
-            step = stepping.find_step(values, target, step)
-            return values, stepping.pack_within(values, target, step, scale, values, trims=True)
+            tried = stepping.find_step(values, target, tried.step)
+            return values, stepping.pack_within(tried, target, scale, trims=True)
 
     def _target(self, matrix: Tensor, plan: Plan, number: int) -> stepping.Target:
         """What is left for the values of so many components, beside the basis; half of it in any case."""
@@ -157,9 +157,7 @@ class KarhunenLoeve(Compressor):
         shape = components_shape(payload.shape, plan.most, block)
         values, symbols, scale = stepping.unpack(coded, (near, far), shape, torch.float32, scaled=False)
         rows = unproject(values.to(sections[0].device), payload.shape, plan.basis, block)
-        if is_positive:
-            rows.clamp_(min=0)
-        x = from_channels(rescaled(rows, scale, payload.dtype), payload.shape)
+        x = rescaled(from_channels(rows, payload.shape), scale, payload.dtype, 0 if is_positive else -inf)
         x = outliers.joined(x, apart, payload.shape)
         self._basis.kept(plan)
         self.trace = Trace(payload.shape, plan.basis, block, weights_of(symbols))

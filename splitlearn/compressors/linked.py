@@ -51,7 +51,7 @@ class Linked(EntropyCodedQuantizer):
             return super().to_sections(x)
         values, scale = scaled(self.trace.project(x) * self.trace.weights.to(x.device))
         target = target_of(self.bits, self.error, values, x.numel())
-        packed = stepping.coded_within(values, target, scale, values)
+        packed = stepping.coded_within(values, target, scale)
         return padded(packed.sections, x.numel()), (LINKED, *packed.params)
 
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
@@ -70,4 +70,4 @@ class Linked(EntropyCodedQuantizer):
         if trace.gains is not None:
             factors = factors * trace.gains
         components = (values * factors).to(sections[0].device)
-        return rescaled(trace.restore(components), scale, payload.dtype).view(-1)
+        return rescaled(trace.restore(components), scale, payload.dtype)

@@ -108,7 +108,7 @@ class LowRank(WithFallback):
             factors *= self._per_entry(scales, num_rows, num_columns) / TOP
         matrix = factors[:num_rows] @ factors[num_rows:].T
         out = from_unit(matrix, view_as(sections[0], torch.float64), payload.dtype)
-        return from_channels(out, payload.shape) if self.matrix == "channels" else out.view(-1)
+        return from_channels(out, payload.shape).contiguous() if self.matrix == "channels" else out.view(-1)
 
 
 def leading_eigenvectors(square: Tensor, num: int) -> Tensor:

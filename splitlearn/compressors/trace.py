@@ -40,13 +40,13 @@ class Trace:
         return project(by_channel(x).float(), self.shape, self.basis, len(self.weights), self.block)
 
     def restore(self, components: Tensor) -> Tensor:
-        """A tensor of the map's shape of its components, float32."""
-        rows = unproject(components, self.shape, self.basis, self.block)
-        return from_channels(rows, self.shape).view(self.shape)
+        """A tensor of the map's shape of its components, float32, not contiguous."""
+        return from_channels(unproject(components, self.shape, self.basis, self.block), self.shape)
 
     def gained(self, gradient: Tensor) -> Tensor:
         """The gradient with each component times its gain."""
-        return self.restore(self.project(gradient) * self.gains.to(gradient.device)).to(gradient.dtype)
+        found = self.restore(self.project(gradient) * self.gains.to(gradient.device))
+        return found.to(gradient.dtype, memory_format=torch.contiguous_format)
 
 
 def project(matrix: Tensor, shape: torch.Size, basis: Tensor | None, number: int, block: int) -> Tensor:

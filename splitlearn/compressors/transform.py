@@ -21,8 +21,8 @@ from torch import Tensor
 from splitlearn.compressors.basis import HEAD, NONE, SharedBasis, kind_for
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
-from splitlearn.kernels.channels import by_channel, from_channels
-from splitlearn.kernels.unit import rescaled, scaled
+from splitlearn.kernels.channels import from_channels, scaled_by_channel
+from splitlearn.kernels.unit import rescaled
 
 BLOCK = 4
 MOST_IN_GROUP = 256
@@ -73,9 +73,9 @@ class Sent(Transform):
     """Base of those that a payload tells of, in its last section: a number, and what a subclass adds."""
 
     def forward(self, x: Tensor, bits: float) -> tuple[Tensor, list[Tensor]]:
-        matrix, scale = scaled(by_channel(x))
+        matrix, scale = scaled_by_channel(x)
         rows, more = self.to_rows(matrix, x.shape, bits)
-        y = from_channels(rescaled(rows, scale, x.dtype), x.shape).view(x.shape)
+        y = rescaled(from_channels(rows, x.shape), scale, x.dtype)
         return y, [torch.cat([torch.tensor([self.number], dtype=torch.uint8), more])]
 
     def parted(self, sections: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -85,9 +85,9 @@ class Sent(Transform):
         section = sections[0].cpu() if sections else torch.empty(0, dtype=torch.uint8)
         if not section.numel() or section[0] != self.number:
             raise PayloadError(f"is not transformed by {type(self).__name__.lower()}")
-        matrix, scale = scaled(by_channel(x.nan_to_num(0)))
+        matrix, scale = scaled_by_channel(x.nan_to_num(0))
         rows = self.from_rows(matrix, x.shape, section[1:])
-        return from_channels(rescaled(rows, scale, x.dtype), x.shape).view(x.shape)
+        return rescaled(from_channels(rows, x.shape), scale, x.dtype)
 
     def to_rows(self, matrix: Tensor, shape: torch.Size, bits: float) -> tuple[Tensor, Tensor]:
         """What is coded instead of a matrix (C, M) float32, and bytes that say how to come back."""

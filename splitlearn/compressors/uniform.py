@@ -13,10 +13,9 @@ from splitlearn.compressors.fallback import as_it_is
 from splitlearn.compressors.payload import Payload
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import outliers, stepping
-from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
+from splitlearn.kernels.channels import by_channel, cells_shape, from_channels, scaled_by_channel
 from splitlearn.kernels.sections import padding_nbytes, total_nbytes
 from splitlearn.kernels.stepping import Target
-from splitlearn.kernels.unit import scaled
 
 SMALL = 128  # values that are not worth a table
 RAW, CODED = 0, 1
@@ -55,11 +54,10 @@ class EntropyCodedQuantizer(Compressor):
         if x.numel() < SMALL:
             return [x.reshape(-1)], (RAW,)
         rest, apart = outliers.parted(x, self.bits)
-        matrix = by_channel(rest)
-        values, scale = scaled(matrix)
+        values, scale = scaled_by_channel(rest)
         values = values.view(cells_shape(x.shape))
         target = target_of(self.bits, self.error, values, x.numel(), 8 * x.itemsize).less(apart)
-        packed = stepping.coded_within(values, target, scale, matrix)
+        packed = stepping.coded_within(values, target, scale, lambda: by_channel(rest))
         if packed.nbytes + total_nbytes(apart) >= x.numel() * x.itemsize:
             return [x.reshape(-1)], (RAW,)
         return padded(packed.sections, x.numel()) + apart, (CODED, *packed.params)
@@ -72,7 +70,7 @@ class EntropyCodedQuantizer(Compressor):
             raise PayloadError("has sections that do not fit its shape")
         shape = cells_shape(payload.shape)
         values, _, _ = stepping.unpack(sections, payload.params[1:3], shape, payload.dtype, scaled=True)
-        out = from_channels(values.view(shape[0], -1).to(sections[0].device), payload.shape)
+        out = from_channels(values.view(shape[0], -1).to(sections[0].device), payload.shape).contiguous()
         return outliers.joined(out, apart, payload.shape)
 
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:

@@ -56,7 +56,7 @@ class WayBack:
             gradient = self.trace.gained(gradient)
         if self.gains is not None:
             rows = by_channel(gradient) * self.gains.to(gradient.device, gradient.dtype).unsqueeze(1)
-            gradient = from_channels(rows, gradient.shape).view(gradient.shape)
+            gradient = from_channels(rows, gradient.shape).contiguous()
         return gradient if self.decoded is None else torch.where(self.decoded != 0, gradient, 0)
 
 

@@ -23,6 +23,7 @@ TOTAL = 1 << BITS  # of the frequencies of a table
 LANES = 4
 LOW = 1 << 16  # a state is at least this, and below 2^32
 HEAD = 2 * LANES  # words of the states at the end of encoding
+INVERSE_BITS = 32 + BITS
 
 
 def frequencies(counts: np.ndarray) -> np.ndarray:
@@ -52,7 +53,7 @@ def encode(symbols: np.ndarray, classes: np.ndarray, tables: np.ndarray) -> np.n
     Returns:
         (n,) uint16 words.
     """
-    return _encode(symbols, classes, tables, _starts(tables))
+    return _encode(symbols, classes, tables, _starts(tables), _inverses(tables))
 
 
 def decode(words: np.ndarray, shape: tuple[int, int], classes: np.ndarray, tables: np.ndarray) -> np.ndarray:
@@ -69,15 +70,20 @@ def decode(words: np.ndarray, shape: tuple[int, int], classes: np.ndarray, table
         ValueError: the words are not those of so many symbols with these tables.
     """
     symbols = np.empty(shape, np.uint8)
-    if not _decode(words, symbols, classes, tables, _starts(tables), _slots(tables)):
+    if not _decode(words, symbols, classes, _slots(tables)):
         raise ValueError("its coded symbols are not whole")
     return symbols
 
 
 def _starts(tables: np.ndarray) -> np.ndarray:
-    starts = np.zeros(tables.shape, np.uint32)
-    np.cumsum(tables[:, :-1], axis=1, out=starts[:, 1:], dtype=np.uint32)
+    starts = np.zeros(tables.shape, np.uint64)
+    np.cumsum(tables[:, :-1], axis=1, out=starts[:, 1:], dtype=np.uint64)
     return starts
+
+
+def _inverses(tables: np.ndarray) -> np.ndarray:
+    """2^44 / f, rounded up: a state below 2^20 f times this, over 2^44, is the state // f, and does not reach 2^64."""
+    return (-(-(1 << INVERSE_BITS) // np.maximum(tables, 1).astype(np.int64))).astype(np.uint64)
 
 
 @compiled
@@ -107,57 +113,64 @@ def _frequencies(counts):
 
 @compiled
 def _histogram(symbols, classes, num_tables, num_symbols):
-    counts = np.zeros((num_tables, num_symbols), np.int64)
+    columns = symbols.shape[1]
+    counts = np.zeros((num_tables, 4, num_symbols), np.int64)
     for r in range(symbols.shape[0]):
-        own = counts[classes[r]]
-        for m in range(symbols.shape[1]):
-            own[symbols[r, m]] += 1
-    return counts
+        own = symbols[r]
+        # Four counters take turns: most symbols are the same, and one would wait for its own last sum.
+        first, second, third, fourth = counts[classes[r]]
+        for m in range(0, columns - 3, 4):
+            first[own[m]] += 1
+            second[own[m + 1]] += 1
+            third[own[m + 2]] += 1
+            fourth[own[m + 3]] += 1
+        for m in range(columns - columns % 4, columns):
+            first[own[m]] += 1
+    return counts.sum(axis=1)
 
 
 @compiled
-def _encode(symbols, classes, tables, starts):
+def _encode(symbols, classes, tables, starts, inverses):
     rows, columns = symbols.shape
     words = np.empty(rows * columns + HEAD, np.uint16)  # a symbol overflows by one word at most
     at = words.size
-    states = np.full(LANES, LOW, np.uint64)
-    lane = (rows * columns) % LANES
+    first = second = third = fourth = np.uint64(LOW)  # of the last symbol, the one before, …
     for r in range(rows - 1, -1, -1):
-        own_tables, own_starts = tables[classes[r]], starts[classes[r]]
+        own_tables, own_starts, own_inverses = tables[classes[r]], starts[classes[r]], inverses[classes[r]]
         own_symbols = symbols[r]
         for m in range(columns - 1, -1, -1):
-            lane = (lane - 1) % LANES
-            symbol = own_symbols[m]
-            frequency, state = np.uint64(own_tables[symbol]), states[lane]
+            symbol, state = own_symbols[m], fourth
+            frequency = np.uint64(own_tables[symbol])
             if state >= frequency << np.uint64(32 - BITS):
                 at -= 1
-                words[at] = np.uint16(state & np.uint64(0xFFFF))
+                words[at] = np.uint16(state)
                 state >>= np.uint64(16)
-            whole = np.uint64(np.uint32(state) // np.uint32(frequency))
-            states[lane] = (whole << np.uint64(BITS)) + (state - whole * frequency) + own_starts[symbol]
-    for lane in range(LANES - 1, -1, -1):
+            whole = state * own_inverses[symbol] >> np.uint64(INVERSE_BITS)  # state // frequency
+            fourth, third, second = third, second, first
+            first = state + whole * (np.uint64(TOTAL) - frequency) + own_starts[symbol]
+    for state in (fourth, third, second, first):
         at -= 2
-        words[at] = np.uint16(states[lane] & np.uint64(0xFFFF))
-        words[at + 1] = np.uint16(states[lane] >> np.uint64(16))
+        words[at] = np.uint16(state & np.uint64(0xFFFF))
+        words[at + 1] = np.uint16(state >> np.uint64(16))
     return words[at:].copy()
 
 
 @compiled
 def _slots(tables):
-    """Which symbol each of a table's 2^12 slots is of."""
-    slots = np.zeros((tables.shape[0], TOTAL), np.uint8)
+    """Of each of a table's 2^12 slots: its symbol, and 2^8 times its frequency less 1, and 2^20 times its place in it."""
+    slots = np.zeros((tables.shape[0], TOTAL), np.uint32)
     for k in range(tables.shape[0]):
         at = 0
         for s in range(tables.shape[1]):
-            for _ in range(tables[k, s]):
+            for place in range(tables[k, s]):
                 if at < TOTAL:
-                    slots[k, at] = s
+                    slots[k, at] = s | (tables[k, s] - 1) << 8 | place << 20
                     at += 1
     return slots
 
 
 @compiled
-def _decode(words, symbols, classes, tables, starts, slots):
+def _decode(words, symbols, classes, slots):
     if words.size < HEAD:
         return False
     states = np.empty(LANES, np.uint64)
@@ -165,24 +178,19 @@ def _decode(words, symbols, classes, tables, starts, slots):
         states[lane] = np.uint64(words[2 * lane]) | np.uint64(words[2 * lane + 1]) << np.uint64(16)
         if states[lane] < LOW:
             return False
-    at, lane = HEAD, 0
+    first, second, third, fourth = states
+    at, low = HEAD, np.uint64(LOW)
     for r in range(symbols.shape[0]):
-        own_tables, own_starts, own_slots = tables[classes[r]], starts[classes[r]], slots[classes[r]]
-        own_symbols = symbols[r]
-        for m in range(symbols.shape[1]):
-            state = states[lane]
-            slot = state & np.uint64(TOTAL - 1)
-            symbol = own_slots[slot]
-            own_symbols[m] = symbol
-            state = np.uint64(own_tables[symbol]) * (state >> np.uint64(BITS)) + slot - own_starts[symbol]
-            if state < LOW:
+        own_slots, own_symbols = slots[classes[r]], symbols[r]
+        for m in range(own_symbols.size):
+            slot = np.uint64(own_slots[first & np.uint64(TOTAL - 1)])
+            own_symbols[m] = np.uint8(slot & np.uint64(0xFF))
+            frequency = (slot >> np.uint64(8) & np.uint64(TOTAL - 1)) + np.uint64(1)
+            state = frequency * (first >> np.uint64(BITS)) + (slot >> np.uint64(20))
+            if state < low:
                 if at == words.size:
                     return False
                 state = state << np.uint64(16) | np.uint64(words[at])
                 at += 1
-            states[lane] = state
-            lane = (lane + 1) % LANES
-    whole = at == words.size
-    for lane in range(LANES):
-        whole &= states[lane] == LOW
-    return whole
+            first, second, third, fourth = second, third, fourth, state
+    return at == words.size and first == low and second == low and third == low and fourth == low

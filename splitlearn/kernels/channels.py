@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.kernels.coded import Shape
+from splitlearn.kernels.unit import largest, scaled
 
 SAMPLE_NUMEL = 256  # with fewer elements, what is said of a sample costs more than it saves
 
@@ -39,15 +40,23 @@ def cells_shape(shape: tuple[int, ...]) -> Shape:
 
 def by_channel(x: Tensor) -> Tensor:
     """(channels, values of each) of a tensor, contiguous."""
-    if x.dim() < 2:
-        return x.reshape(1, -1)
-    return x.movedim(channel_axis(x.shape), 0).reshape(matrix_shape(x.shape))
+    return _channels_first(x).reshape(matrix_shape(x.shape))
+
+
+def scaled_by_channel(x: Tensor) -> tuple[Tensor, float]:
+    """The same, as `scaled` gives it, in one pass. `x` is contiguous."""
+    rows, scale = scaled(_channels_first(x), largest(x))
+    return rows.view(matrix_shape(x.shape)), scale
+
+
+def _channels_first(x: Tensor) -> Tensor:
+    return x.view(1, -1) if x.dim() < 2 else x.movedim(channel_axis(x.shape), 0)
 
 
 def from_channels(matrix: Tensor, shape: torch.Size) -> Tensor:
-    """Inverse of `by_channel`: contiguous, of one dimension."""
+    """Inverse of `by_channel`: of the shape, sharing memory, and not contiguous."""
     if len(shape) < 2:
-        return matrix.reshape(-1)
+        return matrix.view(shape)
     axis = channel_axis(shape)
     moved = torch.Size((shape[axis], *shape[:axis], *shape[axis + 1 :]))
-    return matrix.view(moved).movedim(0, axis).reshape(-1)
+    return matrix.view(moved).movedim(0, axis)

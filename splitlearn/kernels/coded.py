@@ -12,7 +12,7 @@ All that both ends compute is integers, so that the bytes are the same on every 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -52,11 +52,63 @@ def levels_nbytes(shape: Shape) -> int:
     return 1 + (sum(shape[:3]) + 1) // 2
 
 
-def encode(symbols: np.ndarray) -> Coded:
+@dataclass(frozen=True)
+class Counted:
+    """What there is to know of symbols before they are coded.
+
+    Attributes:
+        shape: of the symbols.
+        found: levels of rows, bands and samples.
+        cells: (cells, places) uint8: of the rows that are coded.
+        levels: (cells,) uint8.
+        counts: (levels, symbols) int64: how often each occurs in the cells of each level.
+    """
+
+    shape: Shape
+    found: Levels
+    cells: np.ndarray
+    levels: np.ndarray
+    counts: np.ndarray
+
+    @property
+    def cost_bits(self) -> float:
+        """What `encode` takes, nearly."""
+        bits = 0.0
+        for k in self.counts.any(axis=1).nonzero()[0]:
+            seen = self.counts[k][self.counts[k] > 0]
+            own = float((seen * np.log2(seen.sum() / seen)).sum()) + 9 * len(seen)
+            bits += 8 + min(own, _bits(self.counts[k], KNOWN[k]))
+        return bits + 8 * levels_nbytes(self.shape) + 16 * ans.HEAD
+
+    @property
+    def num_escaped(self) -> int:
+        return int(self.counts[:, ESCAPE].sum())
+
+    @property
+    def num_used(self) -> int:
+        """Rows up to the last that is coded; at least one."""
+        used = self.found.rows.nonzero()[0]
+        return int(used[-1]) + 1 if len(used) else 1
+
+    def trimmed(self) -> Counted:
+        """The same without the rows behind the last that is coded."""
+        number = self.num_used
+        found = replace(self.found, rows=self.found.rows[:number])
+        return replace(self, shape=(number, *self.shape[1:]), found=found)
+
+
+def counted(symbols: np.ndarray) -> Counted:
     """`symbols`: uint8, C-contiguous, of a `Shape`."""
-    found, cells, levels, counts = measured(symbols)
-    chosen, written = _tables(counts)
-    return Coded(ans.encode(cells, levels, chosen), found.packed(), np.frombuffer(written, np.uint8))
+    found = _levels(symbols)
+    used, levels = found.rows > 0, found.of_cells()
+    cells = (symbols if used.all() else symbols[used]).reshape(len(levels), symbols.shape[3])
+    return Counted(symbols.shape, found, cells, levels, ans.histogram(cells, levels, NUM_LEVELS, NUM_SYMBOLS))
+
+
+def encode(symbols: Counted) -> Coded:
+    chosen, written = _tables(symbols.counts)
+    words = ans.encode(symbols.cells, symbols.levels, chosen)
+    return Coded(words, symbols.found.packed(), np.frombuffer(written, np.uint8))
 
 
 def decode(coded: Coded, shape: Shape) -> np.ndarray:
@@ -67,7 +119,7 @@ def decode(coded: Coded, shape: Shape) -> np.ndarray:
     Raises:
         PayloadError: it is not what `encode` gave for so many symbols.
     """
-    found = _Levels.unpacked(coded.levels, shape)
+    found = Levels.unpacked(coded.levels, shape)
     levels, used = found.of_cells(), found.rows > 0
     found_tables = tables.read(coded.tables, np.unique(levels), KNOWN)
     try:
@@ -82,30 +134,11 @@ def decode(coded: Coded, shape: Shape) -> np.ndarray:
     return symbols
 
 
-def cost_bits(symbols: np.ndarray) -> float:
-    """What `encode` takes for symbols, nearly."""
-    _, _, _, counts = measured(symbols)
-    bits = 0.0
-    for k in counts.any(axis=1).nonzero()[0]:
-        seen = counts[k][counts[k] > 0]
-        own = float((seen * np.log2(seen.sum() / seen)).sum()) + 9 * len(seen)
-        bits += 8 + min(own, _bits(counts[k], KNOWN[k]))
-    return bits + 8 * levels_nbytes(symbols.shape) + 16 * ans.HEAD
-
-
-def measured(symbols: np.ndarray) -> tuple[_Levels, np.ndarray, np.ndarray, np.ndarray]:
-    """Levels of rows, bands and samples; the cells that are coded, (cells, places), their levels, and their symbols."""
-    found = _levels(symbols)
-    used, levels = found.rows > 0, found.of_cells()
-    cells = (symbols if used.all() else symbols[used]).reshape(len(levels), symbols.shape[3])
-    return found, cells, levels, ans.histogram(cells, levels, NUM_LEVELS, NUM_SYMBOLS)
-
-
 # Levels
 
 
 @dataclass(frozen=True)
-class _Levels:
+class Levels:
     """
     Attributes:
         base: what those of the rows count from.
@@ -129,22 +162,22 @@ class _Levels:
         return np.append(np.uint8(self.base), tables.nibbles(np.concatenate([self.rows, self.bands, self.samples])))
 
     @staticmethod
-    def unpacked(packed: np.ndarray, shape: Shape) -> _Levels:
+    def unpacked(packed: np.ndarray, shape: Shape) -> Levels:
         if len(packed) != levels_nbytes(shape) or packed[0] >= NUM_LEVELS:
             raise PayloadError("has levels that do not fit its shape")
         rows, bands, samples, rest = np.split(tables.numbers(packed[1:]), np.cumsum(shape[:3]))
         if rest.any():
             raise PayloadError("has levels beyond its last sample")
-        return _Levels(int(packed[0]), rows, bands, samples)
+        return Levels(int(packed[0]), rows, bands, samples)
 
 
-def _levels(symbols: np.ndarray) -> _Levels:
+def _levels(symbols: np.ndarray) -> Levels:
     """Rows, bands and samples are taken to be independent of each other: a mean over each, as a share of the whole."""
     sums = _sums(symbols.reshape(-1, symbols.shape[3])).reshape(symbols.shape[:3])
     used = sums.any(axis=(1, 2))
     if not used.any():
         middle = (np.full(number, MIDDLE, np.uint8) for number in symbols.shape[1:3])
-        return _Levels(0, np.zeros(len(sums), np.uint8), *middle)
+        return Levels(0, np.zeros(len(sums), np.uint8), *middle)
     sums = sums[used]
     of_rows, of_bands, of_samples = (sums.mean(axis=axes) / symbols.shape[3] for axes in ((1, 2), (0, 2), (0, 1)))
     levels = _level(of_rows) + ZERO_LEVEL
@@ -152,7 +185,7 @@ def _levels(symbols: np.ndarray) -> _Levels:
     rows = np.zeros(len(used), np.uint8)
     rows[used] = (levels - base).clip(1, 15)
     others = ((_level(one / of_rows.mean()) + MIDDLE).clip(0, 15).astype(np.uint8) for one in (of_bands, of_samples))
-    return _Levels(base, rows, *others)
+    return Levels(base, rows, *others)
 
 
 def _level(magnitudes: np.ndarray) -> np.ndarray:

@@ -7,7 +7,9 @@ the symbols' entropy says how many bits they take (coded.py), and sums what erro
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,6 +26,31 @@ AIM = 0.985
 FINEST, COARSEST = 1e-12, 2.0  # steps, where the largest magnitude is 1; the coarsest leaves nothing
 HEAD_NBYTES = 16  # scale and step, float64
 NUM_SECTIONS = 5
+Whole = Callable[[], Tensor] | None
+
+
+class Try:
+    """Values as whole steps of a size. What there is to know of them is found once, when it is asked for.
+
+    Args:
+        values: (R, F, S, m) float32, contiguous, on any device.
+        step: in the values' units.
+    """
+
+    def __init__(self, values: Tensor, step: float):
+        self.values, self.step = values, step
+
+    @cached_property
+    def symbols(self) -> np.ndarray:
+        return steps.quantize(self.values, self.step)
+
+    @cached_property
+    def counted(self) -> coded.Counted:
+        return coded.counted(self.symbols)
+
+    @cached_property
+    def shifts(self) -> steps.Shifts:
+        return steps.shifts(self.values, self.step)
 
 
 @dataclass(frozen=True)
@@ -39,15 +66,12 @@ class Target:
     squared_error: float | None = None
     whole_bits: int = 32
 
-    def share(self, values: Tensor, step: float) -> float:
+    def share(self, tried: Try) -> float:
         """What a step takes of the target, nearly; over 1 is too much."""
         if self.bits is None:
-            error = steps.shifts(values, step).squared_error
+            error = tried.shifts.squared_error
             return (error / self.squared_error) ** 0.5 if self.squared_error > 0 else math.inf if error else 0.0
-        symbols = steps.quantize(values, step)
-        bits = 8 * HEAD_NBYTES + coded.cost_bits(symbols)
-        if step * coded.LARGEST < 1:  # there may be some
-            bits += self.whole_bits * np.count_nonzero(symbols == coded.ESCAPE)
+        bits = 8 * HEAD_NBYTES + tried.counted.cost_bits + self.whole_bits * tried.counted.num_escaped
         return bits / self.bits if self.bits > 0 else math.inf
 
     def less(self, sections: list[Tensor]) -> Target:
@@ -73,18 +97,18 @@ def part_of(values: Tensor) -> Tensor:
     return values[:, :, ::by, :: min(max(1, surplus // by), num_places)].contiguous()
 
 
-def find_step(values: Tensor, target: Target, start: float | None = None) -> float:
+def find_step(values: Tensor, target: Target, start: float | None = None) -> Try:
     """The coarsest step for an error, or the finest for bits, of those tried, that meets the target.
 
-    Where none does it is COARSEST for bits, and FINEST for an error.
+    Where none does it is COARSEST for bits, and FINEST for an error. `values` as for `Try`.
     """
     falls = target.bits is not None  # what a step takes of the target, with its size
     low, high, best = FINEST, COARSEST, None
     step, slope, before = start or 0.1, -1.3 if falls else 1.0, None
     for _ in range(MAX_TRIES):
-        share = target.share(values, step)
+        share = target.share(tried := Try(values, step))
         if share <= 1:
-            best = step
+            best = tried
         if CLOSE <= share <= 1 or high < 1.001 * low:
             break
         if (share > 1) == falls:
@@ -98,7 +122,7 @@ def find_step(values: Tensor, target: Target, start: float | None = None) -> flo
         before = at
         ahead = math.exp(at[0] + (math.log(AIM) - at[1]) / slope) if at[1] is not None else 0
         step = ahead if low < ahead < high else (low * high) ** 0.5
-    return best or (COARSEST if falls else FINEST)
+    return best or Try(values, COARSEST if falls else FINEST)
 
 
 @dataclass(frozen=True)
@@ -122,50 +146,40 @@ class Packed:
         return total_nbytes(self.sections)
 
 
-def pack(values: Tensor, step: float, scale: float, whole: Tensor, trims: bool = False) -> Packed:
+def pack(tried: Try, scale: float, whole: Whole = None, trims: bool = False) -> Packed:
     """
     Args:
-        values: (R, F, S, m) float32, contiguous, on any device.
-        step: in the values' units.
+        tried: the values, and their step.
         scale: what a value of 1 stands for.
-        whole: of as many elements, what is sent for a value that no symbol tells.
+        whole: gives as many elements, of which is sent what no symbol tells; None for the values.
         trims: leaves out the last rows, from where all is zero; one stays.
     """
-    symbols, found = steps.quantize(values, step), steps.shifts(values, step)
-    if trims:
-        symbols = symbols[: num_used(symbols)]
-    packed = coded.encode(symbols)
-    escaped = torch.from_numpy(symbols == coded.ESCAPE)
-    whole = whole.cpu().reshape(-1, *symbols.shape[1:])[: len(symbols)]
-    as_is = whole[escaped] if escaped.any() else whole.new_empty(0)
+    counted = tried.counted.trimmed() if trims else tried.counted
+    symbols, found, packed = tried.symbols[: counted.shape[0]], tried.shifts, coded.encode(counted)
+    as_is = torch.empty(0)
+    if counted.num_escaped:
+        values = (tried.values if whole is None else whole()).cpu().reshape(-1, *symbols.shape[1:])
+        as_is = values[: len(symbols)][torch.from_numpy(symbols == coded.ESCAPE)]
     parts = [torch.from_numpy(np.array(part)) for part in (packed.words, packed.levels, packed.tables)]
-    sections = [torch.tensor([scale, step], dtype=torch.float64), as_is, *parts]
+    sections = [torch.tensor([scale, tried.step], dtype=torch.float64), as_is, *parts]
     params = found.near & 255, found.far & 255
-    return Packed(sections, params, symbols, steps.levels(step, found.near, found.far))
+    return Packed(sections, params, symbols, steps.levels(tried.step, found.near, found.far))
 
 
-def num_used(symbols: np.ndarray) -> int:
-    """Rows up to the last that is not all zero; at least one."""
-    used = symbols.reshape(len(symbols), -1).any(axis=1).nonzero()[0]
-    return int(used[-1]) + 1 if len(used) else 1
-
-
-def pack_within(
-    values: Tensor, target: Target, step: float, scale: float, whole: Tensor, trims: bool = False
-) -> Packed:
+def pack_within(tried: Try, target: Target, scale: float, whole: Whole = None, trims: bool = False) -> Packed:
     """The same with a step that is coarsened until its bytes are within the target."""
     while True:
-        packed = pack(values, step, scale, whole, trims)
-        if target.bits is None or step >= COARSEST or 8 * packed.nbytes <= target.bits:
+        packed = pack(tried, scale, whole, trims)
+        if target.bits is None or tried.step >= COARSEST or 8 * packed.nbytes <= target.bits:
             return packed
-        step = min(1.01 * step, COARSEST)
+        tried = Try(tried.values, min(1.01 * tried.step, COARSEST))
 
 
-def coded_within(values: Tensor, target: Target, scale: float, whole: Tensor) -> Packed:
+def coded_within(values: Tensor, target: Target, scale: float, whole: Whole = None) -> Packed:
     """Values packed with the step that meets the target. Arguments as for `pack`."""
     part = part_of(values)
-    step = find_step(part, target.of_part(part.numel() / values.numel()))
-    return pack_within(values, target, find_step(values, target, step), scale, whole)
+    step = find_step(part, target.of_part(part.numel() / values.numel())).step
+    return pack_within(find_step(values, target, step), target, scale, whole)
 
 
 def unpack(sections: list[Tensor], params: tuple[int, int], shape: coded.Shape, dtype: torch.dtype, scaled: bool):

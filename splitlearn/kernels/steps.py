@@ -87,6 +87,43 @@ def restore(symbols: np.ndarray, values: Tensor) -> Tensor:
     return out
 
 
+def gains(values: Tensor, symbols: np.ndarray, table: Tensor) -> Tensor:
+    """E[v v̂] / E[v²], from 0 to 1, of each row and band of values (R, F, S, m), v̂ being what their symbols stand for.
+
+    Args:
+        values: float32, contiguous, on any device.
+        symbols: uint8, of the same shape.
+        table: (256,) float32.
+
+    Returns:
+        (R, F, 1, 1) float32 on the CPU.
+    """
+    if values.device.type != "cpu":
+        found = restore(symbols, table).to(values.device)
+        products, squares = ((one * values).sum((2, 3)) for one in (found, values))
+    else:
+        num_rows, num_bands = symbols.shape[:2]
+        rows = values.numpy().reshape(num_rows * num_bands, -1), symbols.reshape(num_rows * num_bands, -1)
+        products, squares = torch.from_numpy(_products(*rows, table.numpy())).view(2, num_rows, num_bands)
+    return (products / squares.clamp_min(1e-30)).clamp_(0, 1).float().cpu()[:, :, None, None]
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def _products(values, symbols, table):
+    """Σ v v̂ and Σ v² of each row."""
+    found = np.zeros((2, values.shape[0]))
+    for r in range(values.shape[0]):
+        for start in range(0, values.shape[1], BLOCK):
+            block, of_block = values[r, start : start + BLOCK], symbols[r, start : start + BLOCK]
+            product = square = np.float32(0)
+            for i in range(block.size):
+                product += block[i] * table[of_block[i]]
+                square += block[i] * block[i]
+            found[0, r] += product
+            found[1, r] += square
+    return found
+
+
 @compiled
 def _restore(symbols, values, out):
     for i in range(symbols.size):
@@ -112,8 +149,9 @@ def _moments(values, inverse):
     zero, unit, largest = np.float32(0), np.float32(1), np.float32(LARGEST)
     for start in range(0, values.size, BLOCK):  # in single precision within a block, where the sums are short
         s1 = s2 = c1 = c2 = q0 = q1 = q2 = zero
-        for i in range(start, min(start + BLOCK, values.size)):
-            steps = abs(values[i]) * inverse
+        block = values[start : start + BLOCK]
+        for i in range(block.size):
+            steps = abs(block[i]) * inverse
             whole = np.floor(steps + OFFSET)
             beyond = steps - whole
             one = unit if whole == unit else zero

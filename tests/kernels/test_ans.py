@@ -29,31 +29,31 @@ def drawn(seed: int, rows: int, columns: int, spread: float, bands: int = 1, sam
 )
 def test_what_is_decoded_is_what_was_encoded(seed, rows, columns, spread, bands, samples):
     symbols = drawn(seed, rows, columns, spread, bands, samples)
-    assert np.array_equal(coded.decode(coded.encode(symbols), symbols.shape), symbols)
+    assert np.array_equal(coded.decode(coded.encode(coded.counted(symbols)), symbols.shape), symbols)
 
 
 @pytest.mark.parametrize("spread", [0.15, 0.5, 2.0, 10.0])
 def test_it_takes_what_its_symbols_say_and_no_more(spread):
     symbols = drawn(0, 32, 2_000, spread, 1, 10)
-    found = coded.encode(symbols)
-    _, _, _, counts = coded.measured(symbols)
+    found = coded.encode(coded.counted(symbols))
+    counts = coded.counted(symbols).counts
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     ideal = -(counts * np.log2(np.where(shares > 0, shares, 1))).sum()
     assert ideal <= 8 * found.words.nbytes < 1.01 * ideal and 8 * found.nbytes < 1.03 * ideal
-    assert coded.cost_bits(symbols) == pytest.approx(8 * found.nbytes, rel=0.01)
+    assert coded.counted(symbols).cost_bits == pytest.approx(8 * found.nbytes, rel=0.01)
 
 
 def test_bands_and_samples_are_told_apart():
     """Symbols whose spread differs between bands and samples take less where these are said."""
     symbols = drawn(0, 8, 50, 2.0, 4, 40)
-    told = coded.encode(symbols).nbytes
-    assert told < 0.93 * coded.encode(symbols.reshape(8, 4, 1, -1)).nbytes
-    assert told < 0.93 * coded.encode(symbols.reshape(8, 1, 40, -1).copy()).nbytes
+    told = coded.encode(coded.counted(symbols)).nbytes
+    assert told < 0.93 * coded.encode(coded.counted(symbols.reshape(8, 4, 1, -1))).nbytes
+    assert told < 0.93 * coded.encode(coded.counted(symbols.reshape(8, 1, 40, -1).copy())).nbytes
 
 
 def test_few_symbols_take_no_table():
     """What both ends know is enough where a table would cost more than it saves."""
-    found = coded.encode(drawn(0, 16, 4, 0.7, 1, 4))
+    found = coded.encode(coded.counted(drawn(0, 16, 4, 0.7, 1, 4)))
     assert found.tables.max() == 0 and found.tables.nbytes < 16
 
 
@@ -85,7 +85,7 @@ def test_frequencies_add_up_and_forget_no_symbol(seed, data):
 @given(data=st.data())
 def test_words_that_are_not_whole_are_refused(data):
     symbols = drawn(1, 5, 120, 1.0)
-    found = coded.encode(symbols)
+    found = coded.encode(coded.counted(symbols))
     words = found.words.copy()
     change = data.draw(st.sampled_from(["shorter", "longer", "other", "none"]))
     if change == "shorter":
@@ -102,9 +102,9 @@ def test_words_that_are_not_whole_are_refused(data):
 
 def test_rows_of_zeros_are_not_coded():
     symbols = np.zeros((64, 1, 1, 5000), np.uint8)
-    nothing = coded.encode(symbols)
+    nothing = coded.encode(coded.counted(symbols))
     assert nothing.words.nbytes == 2 * ans.HEAD and nothing.tables.nbytes == 0
     symbols[:8] = drawn(0, 8, 5000, 1.0)
-    with_zeros, without = coded.encode(symbols), coded.encode(symbols[:8].copy())
+    with_zeros, without = coded.encode(coded.counted(symbols)), coded.encode(coded.counted(symbols[:8].copy()))
     assert np.array_equal(with_zeros.words, without.words)
     assert np.array_equal(coded.decode(with_zeros, symbols.shape), symbols)
