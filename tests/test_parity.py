@@ -112,6 +112,10 @@ def assert_equals_the_simulation(folder, *overrides):
         ),
         ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
         ["compressor=klt", "compressor@downlink=linked", "partition=dirichlet"],
+        pytest.param(
+            ["compressor=klt", "compressor.weighted=0.3", "compressor.refresh=3", "compressor@downlink=linked"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["compressor=klt", "compressor@downlink=klt", "topology=sequential"], marks=pytest.mark.slow),
         pytest.param(
             [

@@ -52,6 +52,7 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         ["topology=sequential", "partition=dirichlet", "compressor=rt"],
         ["compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"],
         ["topology=sequential", "compressor=klt", "compressor.refresh=3", "compressor@downlink=klt"],
+        ["compressor=klt", "compressor.refresh=4", "compressor.weighted=0.3", "compressor@downlink=linked"],
         pytest.param(
             [
                 "exchange=u_shaped",

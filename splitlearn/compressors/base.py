@@ -157,6 +157,11 @@ class Compressor:
         """What is wrong with a state that somebody sent, for tensors of this shape; None where nothing is."""
         return self.keeper.flaw_of(state, shape)
 
+    learns: ClassVar[bool] = False  # goes by the gradients of what it sent
+
+    def learn(self, gradient: Tensor) -> None:
+        """The gradient of the tensor that was sent has come back, before any gain; only for one that learns."""
+
     def basis_nbytes(self, payload: Payload) -> int:
         """Of a payload's bytes, those of vectors of a basis."""
         return self._transform.basis_nbytes(payload.sections)

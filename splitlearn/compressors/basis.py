@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splitlearn.compressors import moments
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
 from splitlearn.kernels.channels import matrix_shape
@@ -33,11 +34,10 @@ And of a sender alone:
 moments (float32, (C, C)): of its maps of late.
 step (int): maps so far.
 debt (float): bits of vectors that the payloads to come make up for.
+gradients (float32, (C, C)): moments of these maps' gradients of late, if it looks at them and one has come.
 """
 
-SENDER = {"moments": torch.float32, "step": int, "debt": float}
-KEEP = 0.9, 0.99  # of the moments, from one map to the next; the more, the fewer columns a map has
-COLUMNS = 4096  # that moments are taken of, or 16 for each channel
+SENDER = {"moments", "step", "debt"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class SharedBasis:
     Args:
         refresh: maps after which its sender fits a new one; the first ones are after 1, 4 and 16.
         bits: of a number of a vector.
+        weighted: share of the maps' gradients in the moments that a basis is fitted to; 0 for the maps alone.
 
     Attributes:
         state: None before the first map.
@@ -87,8 +88,8 @@ class SharedBasis:
 
     keeps_state = True
 
-    def __init__(self, refresh: int, bits: int):
-        self.refresh, self.bits = refresh, bits
+    def __init__(self, refresh: int, bits: int, weighted: float = 0.0):
+        self.refresh, self.bits, self.weighted = refresh, bits, weighted
         self.state: State | None = None
         self._made: tuple[Tensor | None, dict[int, Tensor]] = None, {}  # see _orthonormal
 
@@ -108,11 +109,11 @@ class SharedBasis:
         if kind == NONE:
             return Plan(kind, len(matrix))
         if kind == KEPT:
-            self.state = learned(self.state, matrix, self.refresh, self.bits)
+            self.state = moments.learned(self.state, matrix, self.refresh, self.bits, self.weighted)
             integers = self.state["integers"]
             basis = self._orthonormal(integers, len(integers))
             return Plan(kind, len(integers), self.state["number"], self.state["sent"], integers, basis)
-        integers = bases.to_integers(bases.eigenvectors(_moments_of(matrix)), self.bits)
+        integers = bases.to_integers(bases.eigenvectors(moments.of(matrix)), self.bits)
         return Plan(OWN, len(matrix), integers=integers, basis=bases.orthonormal(integers))
 
     def cost_bits(self, plan: Plan, num_used: int) -> float:
@@ -133,6 +134,11 @@ class SharedBasis:
             brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
             debt = self.state["debt"] * (1 - 1 / self.refresh) + brought
             self.state = {**self.state, "sent": max(plan.sent, num_used), "debt": debt}
+
+    def learn(self, gradient: Tensor) -> None:
+        """The gradient of a map that was sent has come back, before any gain."""
+        if self.state and "moments" in self.state:
+            self.state = moments.with_gradient(self.state, gradient)
 
     # The receiver's
 
@@ -192,28 +198,6 @@ class SharedBasis:
         return made[number]
 
 
-def learned(state: State | None, matrix: Tensor, refresh: int, bits: int) -> State:
-    """The sender's state after another map, (C, M) float32: with a new basis where it is time for one."""
-    num_channels, num_columns = matrix.shape
-    found = _moments_of(matrix)
-    if state is None or len(state["moments"]) != num_channels:
-        step, moments, before = 1, found, None
-        state = {"number": 0, "debt": 0.0}
-    else:
-        step, before = state["step"] + 1, state["integers"]
-        keep = min(max(KEEP[0], 1 - num_columns / (16 * num_channels)), KEEP[1], (step - 1) / step)
-        moments = keep * state["moments"] + (1 - keep) * found
-    state = {**state, "step": step, "moments": moments}
-    if step % refresh == 0 or step in (1, 4, 16):
-        vectors = bases.eigenvectors(moments, before)
-        state |= {"number": state["number"] + 1, "sent": 0, "integers": bases.to_integers(vectors, bits)}
-    return state
-
-
-def _moments_of(matrix: Tensor) -> Tensor:
-    return bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
-
-
 def checksum(integers: Tensor) -> int:
     return zlib.crc32(integers.contiguous().numpy())
 
@@ -223,7 +207,7 @@ def flaw(state: Any, num_channels: int) -> str | None:
     if not isinstance(state, dict) or not {"number", "sent", "integers"} <= state.keys():
         return "it is no basis"
     rest = {name: value for name, value in state.items() if name not in ("number", "sent", "integers")}
-    if rest and rest.keys() != SENDER.keys():
+    if rest and rest.keys() - {"gradients"} != SENDER:
         return f"beside its basis it has {', '.join(map(str, rest))}"
     numbers = [state["number"], state["sent"], *(state[name] for name in ("step",) if rest)]
     if not all(type(value) is int and 0 <= value < 1 << 32 for value in numbers):
@@ -235,12 +219,12 @@ def flaw(state: Any, num_channels: int) -> str | None:
     if tuple(integers.shape) != (rows, num_channels) or state["sent"] > rows or integers.device.type != "cpu":
         return f"its basis is of shape {tuple(integers.shape)}, where there are {num_channels} channels"
     if rest:
-        moments = state["moments"]
-        if not isinstance(moments, Tensor) or (moments.dtype, tuple(moments.shape)) != (
-            torch.float32,
-            (num_channels, num_channels),
-        ):
-            return "its moments are no float32 matrix of the channels"
-        if not moments.isfinite().all() or type(state["debt"]) is not float or not 0 <= state["debt"] < 1e15:
-            return "its moments are not finite"
+        wanted = torch.float32, (num_channels, num_channels)
+        for one in (state["moments"], state.get("gradients", state["moments"])):
+            if not isinstance(one, Tensor) or (one.dtype, tuple(one.shape)) != wanted:
+                return "its moments are no float32 matrix of the channels"
+            if not one.isfinite().all():
+                return "its moments are not finite"
+        if type(state["debt"]) is not float or not 0 <= state["debt"] < 1e15:
+            return "its debt is not finite"
     return None

@@ -39,20 +39,26 @@ def check_linked(uplink: Compressor, downlink: Compressor, keys: tuple[str, str]
 class WayBack:
     """
     Attributes:
-        trace: of the codec, with gains only where they are wanted.
+        sender: the codec of what was sent, which may go by the gradient.
+        trace: of it, with gains only where they are wanted.
         decoded: what arrived, where the gradient is gated by that.
         gains: (C,) float32 of the channels, where the codec left no trace and they are wanted.
     """
 
+    sender: Compressor
     trace: Trace | None = None
     decoded: Tensor | None = None
     gains: Tensor | None = None
 
     def decode(self, codec: Compressor, payload: Payload, *context) -> Tensor:
         """The gradient that a payload holds, as it is to be applied. `context` as for Compressor.decode."""
-        codec = codec.linked_to(self.trace)
+        has_gains = self.trace is not None and self.trace.gains is not None
+        follow = has_gains and (self.sender.learns or not codec.is_linked)  # linked has them at hand
+        codec = codec.linked_to(replace(self.trace, gains=None) if follow else self.trace)
         gradient = codec.decode(payload, *context)
-        if self.trace is not None and self.trace.gains is not None and not codec.is_linked:
+        if self.sender.learns:
+            self.sender.learn(gradient)
+        if follow:
             gradient = self.trace.gained(gradient)
         if self.gains is not None:
             rows = by_channel(gradient) * self.gains.to(gradient.device, gradient.dtype).unsqueeze(1)
@@ -71,7 +77,7 @@ def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = Fa
     needs = wants_decoded or backward == "gated" or (backward == "gain" and trace is None)
     decoded = codec.decode(payload, x.device) if needs else None
     gains = channel_gains(x, decoded) if backward == "gain" and trace is None else None
-    return payload, WayBack(trace, decoded if backward == "gated" else None, gains), decoded
+    return payload, WayBack(codec, trace, decoded if backward == "gated" else None, gains), decoded
 
 
 def channel_gains(x: Tensor, decoded: Tensor) -> Tensor:

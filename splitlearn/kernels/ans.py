@@ -157,7 +157,7 @@ def _encode(symbols, classes, tables, starts, inverses):
 
 @compiled
 def _slots(tables):
-    """Of each of a table's 2^12 slots: its symbol, and 2^8 times its frequency less 1, and 2^20 times its place in it."""
+    """Of each of a table's 2^12 slots its symbol, 2^8 times its frequency less 1, and 2^20 times its place in it."""
     slots = np.zeros((tables.shape[0], TOTAL), np.uint32)
     for k in range(tables.shape[0]):
         at = 0

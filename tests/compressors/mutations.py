@@ -35,6 +35,7 @@ OTHER_OPTIONS = {  # of any compressor that has an option of this name
     "length": [1, 7],
     "groups": [3],
     "rank": [1],
+    "weighted": [0.3],
     "matrix": ["channels"],
     "block": [64, 100],
     "scale": ["bf16"],

@@ -271,6 +271,8 @@ def test_which_basis_a_map_has_is_a_matter_of_its_size():
         ({"moments": torch.full((24, 24), torch.nan)}, "not finite"),
         ({"debt": -1.0}, "not finite"),
         ({"more": 1}, "beside its basis"),
+        ({"gradients": torch.zeros(24, 23)}, "no float32 matrix"),
+        ({"gradients": torch.full((24, 24), torch.inf)}, "not finite"),
     ],
 )
 def test_what_is_no_state_is_found(changes, why):
@@ -343,6 +345,65 @@ def test_gain_of_a_codec_without_a_basis_is_that_of_its_channels():
     torch.testing.assert_close(found, gradient * gains.view(-1, 1, 1))
 
 
+def weighted(share: float, **options) -> KarhunenLoeve:
+    return KarhunenLoeve(0.65, refresh=4, weighted=share, **options)
+
+
+def errors_of_the_way_back(share: float, downlink) -> tuple[float, float]:
+    """Of the last map and its gradient, which is large where the maps are small."""
+    codec, directions = weighted(share), noise(3, 24)
+    for _ in range(9):
+        x = MAPS["image"]()
+        gradient = torch.einsum("kc,bkhw->bchw", directions, noise(32, 3, 8, 8))
+        decoded, found = through(x, gradient, downlink, "auto", codec)
+    return error_of(decoded, x), error_of(found, gradient)
+
+
+@pytest.mark.parametrize("downlink", [None, Linked(0.65)], ids=["none", "linked"])
+def test_a_basis_that_knows_of_gradients_lets_more_of_them_through(downlink):
+    plain, knowing = errors_of_the_way_back(0.0, downlink), errors_of_the_way_back(0.5, downlink)
+    assert knowing[1] < 0.85 * plain[1]
+    assert plain[0] < knowing[0] < 2 * plain[0]  # what the map pays for it
+
+
+def test_what_is_known_of_gradients_is_state():
+    """Going on from it gives the same payloads, going back forgets what came since, and a receiver takes it over."""
+    maps, gradients = [MAPS["image"]() for _ in range(9)], [noise(32, 24, 8, 8) for _ in range(9)]
+    whole, states, expected = weighted(0.5), [], []
+    for x, gradient in zip(maps, gradients, strict=True):
+        states.append(whole.state_dict())
+        expected.append(sent(whole, x).tensor)
+        whole.learn(gradient)
+    assert "gradients" not in weighted(0.5).state_dict() and "gradients" in states[1]
+    assert whole.flaw_of(whole.state_dict(), (1, 24, 8, 8)) is None
+    for start in (1, 3, 5, 8):
+        receiver = weighted(0.5)
+        receiver.load_state_dict(states[start])
+        for other in (weighted(0.5), whole):
+            other.load_state_dict(states[start])
+            for x, gradient, wire in zip(maps[start:], gradients[start:], expected[start:], strict=True):
+                payload = sent(other, x)
+                other.learn(gradient)
+                assert torch.equal(payload.tensor, wire)
+        receiver.decode(Payload.parse(expected[start]))
+    unknowing = weighted(0.5)
+    same = [torch.equal(sent(unknowing, x).tensor, wire) for x, wire in zip(maps, expected, strict=True)]
+    assert same[:3] == 3 * [True] and not any(same[3:])
+
+
+def test_a_gradient_that_says_nothing_changes_nothing():
+    codec = weighted(0.5)
+    codec.learn(noise(32, 24, 8, 8))  # of no map
+    assert codec.state_dict() == {}
+    sent(codec, MAPS["image"]())
+    before = codec.state_dict()
+    for gradient in (torch.zeros(32, 24, 8, 8), torch.full((32, 24, 8, 8), torch.nan), noise(32, 12, 8, 8)):
+        codec.learn(gradient)
+        assert codec.state_dict() is before
+    codec.learn(1e-30 * noise(32, 24, 8, 8))
+    assert codec.state_dict()["gradients"].trace() == pytest.approx(1)
+
+
 def test_components_that_did_not_arrive_get_no_gradient():
     x, gradient = MAPS["image"](), noise(32, 24, 8, 8)
     for downlink in (None, Linked(1.0)):
@@ -355,9 +416,10 @@ def test_components_that_did_not_arrive_get_no_gradient():
 
 
 @pytest.mark.parametrize("backward", ["auto", "straight_through", "gated", "gain"])
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("name", ["image", "tokens", "features"])
-def test_send_and_receive_are_compress_with_a_wire_between(backward, name):
-    uplinks, downlinks = [KarhunenLoeve(0.65) for _ in range(3)], [Linked(0.65) for _ in range(3)]
+def test_send_and_receive_are_compress_with_a_wire_between(backward, name, share):
+    uplinks, downlinks = [weighted(share) for _ in range(3)], [Linked(0.65) for _ in range(3)]
     for _ in range(5):
         x = MAPS[name]()
         weights = noise(*x.shape)
@@ -409,6 +471,7 @@ def test_within_autocast_it_codes_in_full_precision():
         ({"block": 3}, "block=3"),
         ({"refresh": 0}, "refresh=0"),
         ({"basis_bits": 9}, "basis_bits=9"),
+        ({"weighted": 1.5}, "weighted=1.5"),
     ],
 )
 def test_options_out_of_range_are_refused(options, why):
