@@ -13,7 +13,7 @@ from splitlearn.kernels import stepping, steps
 
 def num_worthwhile(plan: Plan, symbols: np.ndarray, least: float) -> int:
     """Components up to the last that has so many symbols, (K, F, S, m), that its vector is worth its bits."""
-    found = np.count_nonzero(symbols.reshape(len(symbols), -1), axis=1)
+    found = steps.num_beyond(symbols).sum(1)
     enough = (found >= max(1, least)).nonzero()[0]
     known = found[: plan.sent].nonzero()[0]
     return min(plan.most, max(int(last[-1]) + 1 if len(last) else 1 for last in (enough, known)))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from splitlearn.kernels import steps
 from splitlearn.kernels.bases import from_bands, to_bands
 from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
 
@@ -81,6 +82,6 @@ def weights_of(symbols: np.ndarray) -> Tensor:
     With u = -ln p it is p (1 + u + u²/2).
     """
     number = np.prod(symbols.shape[2:])
-    shares = torch.from_numpy(np.count_nonzero(symbols, axis=(2, 3))).double() / number
+    shares = torch.from_numpy(steps.num_beyond(symbols)).double() / number
     depth = -shares.clamp_min(1e-9).log()
     return (shares * (1 + depth + depth.square() / 2)).float()[:, :, None, None]

@@ -173,13 +173,16 @@ class Levels:
 
 def _levels(symbols: np.ndarray) -> Levels:
     """Rows, bands and samples are taken to be independent of each other: a mean over each, as a share of the whole."""
-    sums = _sums(symbols.reshape(-1, symbols.shape[3])).reshape(symbols.shape[:3])
-    used = sums.any(axis=(1, 2))
+    num_rows, num_bands, num_samples, num_places = symbols.shape
+    of_rows, of_bands, of_samples = _sums(symbols)
+    used = of_rows > 0
     if not used.any():
-        middle = (np.full(number, MIDDLE, np.uint8) for number in symbols.shape[1:3])
-        return Levels(0, np.zeros(len(sums), np.uint8), *middle)
-    sums = sums[used]
-    of_rows, of_bands, of_samples = (sums.mean(axis=axes) / symbols.shape[3] for axes in ((1, 2), (0, 2), (0, 1)))
+        middle = (np.full(number, MIDDLE, np.uint8) for number in (num_bands, num_samples))
+        return Levels(0, np.zeros(num_rows, np.uint8), *middle)
+    num_used = int(used.sum())
+    of_rows = of_rows[used] / (num_bands * num_samples) / num_places
+    of_bands = of_bands / (num_used * num_samples) / num_places
+    of_samples = of_samples / (num_used * num_bands) / num_places
     levels = _level(of_rows) + ZERO_LEVEL
     base = int((levels.max() - 15).clip(0, NUM_LEVELS - 1))
     rows = np.zeros(len(used), np.uint8)
@@ -194,14 +197,22 @@ def _level(magnitudes: np.ndarray) -> np.ndarray:
 
 @compiled
 def _sums(symbols):
-    """The sum of the magnitudes in each row."""
-    sums = np.zeros(symbols.shape[0], np.int64)
-    for r in range(symbols.shape[0]):
-        total = 0
-        for symbol in symbols[r]:
-            total += (np.int64(symbol) + 1) >> 1
-        sums[r] = total
-    return sums
+    """The sums of the magnitudes of each row, each band and each sample."""
+    num_rows, num_bands, num_samples, _ = symbols.shape
+    of_rows, of_bands = np.zeros(num_rows, np.int64), np.zeros(num_bands, np.int64)
+    of_samples = np.zeros(num_samples, np.int64)
+    for r in range(num_rows):
+        for f in range(num_bands):
+            whole = 0
+            for s in range(num_samples):
+                total = 0
+                for symbol in symbols[r, f, s]:
+                    total += (np.int64(symbol) + 1) >> 1
+                of_samples[s] += total
+                whole += total
+            of_rows[r] += whole
+            of_bands[f] += whole
+    return of_rows, of_bands, of_samples
 
 
 # Tables

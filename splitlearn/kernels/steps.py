@@ -87,6 +87,11 @@ def restore(symbols: np.ndarray, values: Tensor) -> Tensor:
     return out
 
 
+def num_beyond(symbols: np.ndarray) -> np.ndarray:
+    """(R, F) int64: how many of the symbols of each row and band, uint8 (R, F, S, m), are not 0 steps."""
+    return _num_beyond(symbols.reshape(symbols.shape[0] * symbols.shape[1], -1)).reshape(symbols.shape[:2])
+
+
 def gains(values: Tensor, symbols: np.ndarray, table: Tensor) -> Tensor:
     """E[v v̂] / E[v²], from 0 to 1, of each row and band of values (R, F, S, m), v̂ being what their symbols stand for.
 
@@ -106,6 +111,17 @@ def gains(values: Tensor, symbols: np.ndarray, table: Tensor) -> Tensor:
         rows = values.numpy().reshape(num_rows * num_bands, -1), symbols.reshape(num_rows * num_bands, -1)
         products, squares = torch.from_numpy(_products(*rows, table.numpy())).view(2, num_rows, num_bands)
     return (products / squares.clamp_min(1e-30)).clamp_(0, 1).float().cpu()[:, :, None, None]
+
+
+@compiled
+def _num_beyond(symbols):
+    found = np.zeros(symbols.shape[0], np.int64)
+    for r in range(symbols.shape[0]):
+        number = 0
+        for symbol in symbols[r]:
+            number += symbol != 0
+        found[r] = number
+    return found
 
 
 @compiled(fastmath={"reassoc", "nsz"})
