@@ -61,7 +61,7 @@ AT_LEAST_ONE_OR_NONE = (
     "server.num_threads",
 )
 TEXT = ("rpc.host", "tls.server_name")
-TEXT_OR_NONE = ("log.wandb", "log.mlflow", "tls.folder", "tls.cert", "tls.key", "tls.ca")
+TEXT_OR_NONE = ("data.test_root", "log.wandb", "log.mlflow", "tls.folder", "tls.cert", "tls.key", "tls.ca")
 ABOVE_ZERO_OR_NONE = ("clip_norm", "link.up_mbits", "link.down_mbits")
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s", "partition.alpha")
 

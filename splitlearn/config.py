@@ -75,7 +75,7 @@ def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
         if "Error locating target" in str(error):
             raise UserError(f"{key}._target_={cfg[key]._target_} is not found: it has to be importable") from None
         why = str(cause).split("\n")[0]
-        if isinstance(cause, ValueError) and cfg[key]._target_.startswith("splitlearn."):
+        if isinstance(cause, ValueError) and any(why.startswith(f"{name}") for name in cfg[key]):
             raise UserError(f"{key}.{cause}") from None  # it begins with the option
         raise UserError(f"{options_of(cfg, key)} does not fit {cfg[key]._target_}: {why}") from None
 

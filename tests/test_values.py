@@ -15,6 +15,8 @@ VARIANTS = [
     [],
     ["optimizer=adam", "data=image_folder", "partition=dirichlet", "schedule=multistep"],
     ["data=cifar100", "topology=sequential", "schedule=step", "exchange=u_shaped"],
+    ["task=causal_lm"],
+    ["task=causal_lm", "data=text", "data.root=folder"],
     ["schedule=constant", "arch=vgg_slim", "compressor=qu", "compressor@downlink=sp"],
 ]
 BAD = ["abc", "", -1, 1.5, True, None, [1, 2], {"a": 1}, math.nan, math.inf, 10**30]

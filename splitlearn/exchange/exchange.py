@@ -71,6 +71,11 @@ class Exchange:
     rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
     evaluation_rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
 
+    @property
+    def sends_targets(self) -> bool:
+        """Whether a step has the targets in it."""
+        return any(asked.has_targets() for asked, _ in self.rounds)
+
     def cuts(self, cfg: DictConfig) -> list[str]:
         """Where the network is cut, as `cut` names it; the client holds the first part, the server the next."""
         if not isinstance(cfg.cut, str):

@@ -82,13 +82,14 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     Raises:
         UserError: the network does not fit the data, or a cut is not possible.
     """
-    task = task_from(cfg)
+    task, exchange = task_from(cfg), exchange_from(cfg)
     rest, first = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
     example, notes = first, task.pretrain(cfg, rest, about) if pretrained else []
-    plain, model, parts, points, cuts = rest, rest, [], [], exchange_from(cfg).cuts(cfg)
+    notes += [task.revealed] * bool(task.revealed and exchange.sends_targets)
+    plain, model, parts, points, cuts = rest, rest, [], [], exchange.cuts(cfg)
     for cut, channels in zip(cuts, bottlenecks(cfg, len(cuts)), strict=True):
         try:
-            path = _last(rest, example) if cut == LAST else task.cut_path(cfg, cut, plain)
+            path = task.last_cut(plain) or _last(rest, example) if cut == LAST else task.cut_path(cfg, cut, plain)
             part, following = split(rest, path, example)
         except UserError as error:
             if points:

@@ -32,6 +32,10 @@ class Part:
     def body(self) -> tuple:
         return tuple(getattr(self, field.name) for field in fields(self))
 
+    @classmethod
+    def has_targets(cls) -> bool:
+        return Targets in _hints(cls).values()
+
     def targets_bytes(self) -> int:
         """Bytes of targets in it."""
         return self._bytes_of(Targets)

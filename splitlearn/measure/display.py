@@ -12,6 +12,7 @@ from rich.table import Table
 
 from splitlearn.console import Console
 from splitlearn.measure.evaluation import over_in_words, parts_in_words
+from splitlearn.measure.stopwatch import Speed
 
 if TYPE_CHECKING:
     from splitlearn.exchange.channel import ChannelSpec
@@ -24,6 +25,7 @@ class Display:
     def __init__(self):
         self.console = Console(highlight=False)
         self._progress: Progress | None = None
+        self._speed = Speed()
 
     def headline(self, text: str, data: str, folder: str) -> None:
         self.console.print(f"[bold]splitlearn[/] {text}")
@@ -37,6 +39,10 @@ class Display:
     def tell(self, text: str) -> None:
         """A line as it is, from any thread."""
         self.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
+    def show(self, text: str) -> None:
+        """What the trained network gives, as it is."""
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def start(self, num_epochs: int, num_steps: int, done: int, num_clients: int) -> None:
         """Shows progress, after `done` steps, through epochs of `num_steps` steps of up to `num_clients` clients."""
@@ -54,9 +60,14 @@ class Display:
             )
             self._progress.start()
 
-    def step(self, loss: float, up_bytes: int, down_bytes: int) -> None:
+    def step(self, line: dict[str, Any], task: Task, num_samples: int, up_bytes: int, down_bytes: int) -> None:
+        """A step of so many samples in all: `line` has its loss and metrics."""
         if self._progress:
-            figures = f"loss {loss:.3f} · up {size(up_bytes)} · down {size(down_bytes)}"
+            self._speed.add(task.units(num_samples))
+            first = task.metrics[0]
+            shown = f" · {first.title} {first.form(line[first.name])}" if first.name in line else ""
+            figures = f"loss {line['loss']:.3f}{shown} · {self._speed.now():,.0f} {task.unit}/s"
+            figures += f" · up {size(up_bytes)} · down {size(down_bytes)}"
             done = self._progress.tasks[0].completed
             self._progress.update(self._task, advance=1, epoch=int(done // self.num_steps) + 1, figures=figures)
 

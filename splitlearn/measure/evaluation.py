@@ -36,7 +36,7 @@ def _means(outcomes: list[Outcome], task: Task) -> dict[str, Any]:
     totals: Counter[str] = Counter()
     for outcome in outcomes:
         totals.update(outcome.sums)
-    return {**{name: totals[name] / num_samples for name in task.evaluated}, "samples": num_samples}
+    return {**task.means({name: totals[name] for name in task.evaluated}, num_samples), "samples": num_samples}
 
 
 def confusion_of(outcomes: Iterable[Outcome], number: int) -> Tensor | None:

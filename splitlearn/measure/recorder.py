@@ -152,8 +152,8 @@ class Recorder:
             return self._write("step", line, progress.step, "train")
         num_samples = sum(one.outcome.num_samples for one in measured)
         line["loss"] = fmean(one.outcome.loss for one in measured)
-        for name in self.task.train_metrics:
-            line[name] = sum(one.outcome.sums[name] for one in measured) / num_samples
+        sums = {name: sum(one.outcome.sums[name] for one in measured) for name in self.task.train_metrics}
+        line.update(self.task.means(sums, num_samples))
         line["learning_rate"] = learning_rate
         for spec in self.specs:
             found = [t for one in measured for t in one.transfers if t.channel == spec.name]
@@ -168,7 +168,7 @@ class Recorder:
             self._in_epoch.update(samples=number, loss=outcome.loss * number)
             self._in_epoch.update({name: outcome.sums[name] for name in self.task.train_metrics})
             self.ledger.totals.update(batches=1)
-        self.display.step(line["loss"], self.ledger.of_run("up"), self.ledger.of_run("down"))
+        self.display.step(line, self.task, num_samples, self.ledger.of_run("up"), self.ledger.of_run("down"))
 
     def evaluation(self, epoch: int, outcomes: list[tuple[int | None, Outcome]], in_all: int | None) -> None:
         """What all batches of test samples came to (see evaluation_of)."""
@@ -192,7 +192,7 @@ class Recorder:
             "epoch": epoch,
             "step": self.step_number,
             "seconds": now - self.epoch_started_at,
-            **{name: total / samples for name, total in self._in_epoch.items()},
+            **self.task.means(self._in_epoch, samples),
             **{f"{name}_bytes": total for name, total in self.ledger.traffic.items()},
             **{f"{phase.replace(' ', '_')}_s": seconds.get(phase, 0.0) for phase in PHASES},
         }

@@ -46,7 +46,7 @@ class Screen:
         """The epoch's line."""
         line: dict[str, Any] = {"seconds": time.perf_counter() - self._started_at}
         if samples := self._sums.pop("samples", 0):
-            line.update({name: total / samples for name, total in self._sums.items()})
+            line.update(task.means(self._sums, samples))
         self.tell(epoch_line(epoch, num_epochs, line, task, self._bytes["up"], self._bytes["down"]))
         self.start()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,3 +41,21 @@ class Stopwatch:
         if self._phases:
             self.seconds[self._phases[-1]] += now - self._since
         self._since = now
+
+
+class Speed:
+    """How many of something there are in a second, over the last ones."""
+
+    def __init__(self, over: int = 30):
+        self._seen: deque[tuple[float, int]] = deque(maxlen=over)
+
+    def add(self, number: int) -> None:
+        """So many more are done now."""
+        self._seen.append((time.perf_counter(), number))
+
+    def now(self) -> float:
+        """0 where nothing is known yet."""
+        if len(self._seen) < 2:
+            return 0.0
+        (first, before), (last, _) = self._seen[0], self._seen[-1]
+        return (sum(number for _, number in self._seen) - before) / max(last - first, 1e-9)

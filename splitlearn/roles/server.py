@@ -15,6 +15,7 @@ import torch
 from omegaconf import DictConfig
 from rich.markup import escape
 
+from splitlearn import saved
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import evaluates
 from splitlearn.errors import PeerError, typed
@@ -157,6 +158,8 @@ class Server:
         own = self.own_test and self.own_test.data.origin
         self.recorder.unreadable = unreadable_of(self.roster.members, own)
         self.recorder.finish()
+        if shown := self.task.demonstrate(self.cfg, lambda: saved.load(self.recorder.folder).model()):
+            self.recorder.display.show(shown)
         for client in self.roster.due(self.roster.here(), Goodbye, "did not say goodbye"):
             with self.roster.excusing(client):
                 request, _ = self.roster.take(client, Goodbye)

@@ -149,6 +149,13 @@ def loader_of(dataset: Dataset, part: np.ndarray, client: int, cfg: DictConfig, 
     )
 
 
+def limited(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
+    """A random part of `num_samples`; the whole where there are no more, or `num_samples` is None."""
+    if num_samples is None or num_samples >= len(dataset):
+        return dataset
+    return Subset(dataset, np.sort(np.random.default_rng(seed).permutation(len(dataset))[:num_samples]))
+
+
 def client_data(
     train: Dataset, test: Dataset, about: dict[str, Any], client: int, num_clients: int, cfg: DictConfig
 ) -> ClientData:

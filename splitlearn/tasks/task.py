@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,19 +19,21 @@ NAMED_CUTS = {"shallow": 0.25, "medium": 0.5, "deep": 0.75}  # how far along the
 
 @dataclass(frozen=True)
 class Metric:
-    """Something that is measured besides the loss, as a mean over the samples.
+    """Something that is measured besides the loss, as a mean over the samples, or as a function of such a mean.
 
     Attributes:
         name: in files and in `Task.score`, such as "top1".
         title: for people, such as "accuracy".
         higher_is_better: which way is better.
         is_share: from 0 to 1, and shown as a percentage.
+        of_mean: what is made of the mean over all samples, such as a perplexity of a loss.
     """
 
     name: str
     title: str
     higher_is_better: bool = True
     is_share: bool = True
+    of_mean: Callable[[float], float] = float
 
     def form(self, value: float) -> str:
         """A value for people."""
@@ -70,10 +72,14 @@ class Task(ABC):
     Attributes:
         metrics: all that `score` gives besides the loss. The first is what "better" means and what a run returns.
         train_metrics: names of those that are measured in every training step.
+        unit: what people count when they ask how fast it is, such as images.
+        revealed: what to tell the user of an exchange that sends the targets to the server; "": nothing.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     train_metrics: ClassVar[tuple[str, ...]]
+    unit: ClassVar[str] = "samples"
+    revealed: ClassVar[str] = ""
 
     def check(self, cfg: DictConfig) -> None:  # noqa: B027
         """Raises UserError for what can be seen to be wrong with its options before anything is started."""
@@ -167,6 +173,10 @@ class Task(ABC):
     def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
         """The path of the module that `cut` (shallow, medium, deep, or a path already) stands for in this network."""
 
+    def last_cut(self, model: nn.Module) -> str | None:
+        """The path of the module after which cut_back=last returns to the client; None: the last that can be cut."""
+        return None
+
     # A batch
 
     def to_device(self, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -199,6 +209,10 @@ class Task(ABC):
         """How many samples these targets, packed or not, are of."""
         return len(targets)
 
+    def units(self, num_samples: int) -> int:
+        """How many of what `unit` says are in so many samples."""
+        return num_samples
+
     # What is optimised and measured
 
     @property
@@ -216,6 +230,15 @@ class Task(ABC):
 
         That loss is the test samples', without what the options of the task add to the loss in training.
         """
+
+    def means(self, sums: Mapping[str, float], num_samples: int) -> dict[str, float]:
+        """Loss and metrics over so many samples, from their sums over them."""
+        of_mean = {metric.name: metric.of_mean for metric in self.metrics}
+        return {name: of_mean.get(name, float)(total / num_samples) for name, total in sums.items()}
+
+    def demonstrate(self, cfg: DictConfig, model: Callable[[], nn.Module]) -> str:
+        """What people should see of the trained network, which `model` gives whole, at the end; "": nothing."""
+        return ""
 
     def told_apart(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """What each sample is, and what the outputs take it for: classes, (B, 2) int64; None where there are none."""

@@ -17,6 +17,7 @@ from splitlearn.tasks.image_classification import custom
 from splitlearn.tasks.image_classification.folders import Folder, Part, given_classes, layout_of
 from splitlearn.tasks.image_classification.images import ImageLoader
 from splitlearn.tasks.image_classification.transforms import Pipeline
+from splitlearn.tasks.loading import limited
 
 Built = tuple[Dataset, Dataset, list[str]]
 Tell = Callable[[str], None]
@@ -44,14 +45,7 @@ def build(cfg: DictConfig, seed: int, tell: Tell = lambda note: None) -> Built:
         what = cfg.get("_target_") or cfg.root or cfg.name
         number = len(classes)
         raise UserError(f"data.num_classes={cfg.num_classes} but {what} has {number} classes: set {number}, or null")
-    return _limit(train, cfg.max_train_samples, seed), _limit(test, cfg.max_test_samples, seed), classes
-
-
-def _limit(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
-    """A random part of `num_samples`; the whole where there are no more, or `num_samples` is None."""
-    if num_samples is None or num_samples >= len(dataset):
-        return dataset
-    return Subset(dataset, np.sort(np.random.default_rng(seed).permutation(len(dataset))[:num_samples]))
+    return limited(train, cfg.max_train_samples, seed), limited(test, cfg.max_test_samples, seed), classes
 
 
 def _root(cfg: DictConfig) -> Path:

@@ -43,6 +43,7 @@ class ImageClassification(Task):
 
     metrics: ClassVar = (Metric("top1", "accuracy"), Metric("top5", "top-5"))
     train_metrics: ClassVar = ("top1",)
+    unit: ClassVar = "images"
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Any = None):
         if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
@@ -58,6 +59,8 @@ class ImageClassification(Task):
         self.class_weights = None if class_weights in (None, "balanced") else torch.tensor([*class_weights]).float()
 
     def check(self, cfg: DictConfig) -> None:
+        if "image_size" not in cfg.data:
+            raise UserError(f"data={cfg.data.name} has no images: task=causal_lm learns from it")
         if self.counts and cfg.membership.open:
             raise UserError(
                 "task.class_weights=balanced does not go with membership.open=true, where nobody knows which samples"

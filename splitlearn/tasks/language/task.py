@@ -1,0 +1,218 @@
+"""Causal language modelling: each token of a text is predicted from those before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from splitlearn.errors import UserError
+from splitlearn.tasks.language import networks, texts
+from splitlearn.tasks.language.gpt import generate
+from splitlearn.tasks.language.tokens import tokenizer_from
+from splitlearn.tasks.loading import client_data, limited, test_data
+from splitlearn.tasks.task import ClientData, Metric, Task
+
+MAX_VOCABULARY = 1 << 24  # what a client may make the server build
+MAX_DIGEST = 64
+MAX_BYTES_PER_TOKEN = 1e6
+WIDEST = 700.0  # nats, of which a float holds the exponential
+TEMPERATURE = 0.8  # of the text at the end of a run
+
+
+def perplexity(nats: float) -> float:
+    """Of a mean loss."""
+    return math.exp(min(nats, WIDEST))
+
+
+class CausalLM(Task):
+    """Inputs are (B, T) int64 tokens, targets (B, T) the tokens after them, outputs (B, T, V) scores.
+
+    A sample is a window. All have T tokens, so that the mean over samples is the mean over tokens.
+
+    Args:
+        context: T, tokens of a window: all that the network sees at once.
+        label_smoothing: the part of a target that is shared out over all tokens, in training.
+        sample_tokens: of the text that the finished network writes at the end of a run; 0: none.
+
+    Raises:
+        ValueError: an option is not one of these.
+    """
+
+    metrics: ClassVar = (
+        Metric("perplexity", "perplexity", higher_is_better=False, is_share=False, of_mean=perplexity),
+        Metric("accuracy", "next-token accuracy"),
+        Metric("bits_per_byte", "bits per byte", higher_is_better=False, is_share=False),
+    )
+    train_metrics: ClassVar = ("perplexity", "accuracy")
+    unit: ClassVar = "tokens"
+    revealed: ClassVar = (
+        "the targets are the text, and they are sent: the server sees all of it (exchange=u_shaped keeps it on the"
+        " clients)"
+    )
+
+    def __init__(self, context: int = 64, label_smoothing: float = 0.0, sample_tokens: int = 300):
+        if type(context) is not int or context < 1:
+            raise ValueError(f"context={context} must be a whole number, at least 1")
+        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing={label_smoothing} must be a number from 0, and below 1")
+        if type(sample_tokens) is not int or sample_tokens < 0:
+            raise ValueError(f"sample_tokens={sample_tokens} must be a whole number, at least 0")
+        self.context, self.label_smoothing, self.sample_tokens = context, label_smoothing, sample_tokens
+        self.bytes_per_token = 1.0
+
+    def check(self, cfg: DictConfig) -> None:
+        if cfg.data.get("name") not in texts.NAMES:
+            raise UserError(f"data={cfg.data.get('name')} is no text: task=causal_lm needs {' or '.join(texts.NAMES)}")
+
+    # Data
+
+    def load(self, cfg: DictConfig, client: int, num_clients: int) -> ClientData:
+        return client_data(*self._build(cfg), client, num_clients, cfg)
+
+    def load_test(self, cfg: DictConfig) -> ClientData:
+        return test_data(*self._build(cfg), cfg)
+
+    def _build(self, cfg: DictConfig) -> tuple[Any, Any, dict[str, Any]]:
+        tokenizer = tokenizer_from(cfg.data.tokenizer)
+        found = texts.build(cfg.data, tokenizer, self.context)
+        train = limited(found.train, cfg.data.max_train_samples, cfg.seed)
+        test = limited(found.test, cfg.data.max_test_samples, cfg.seed)
+        return train, test, self._about(tokenizer.vocab_size, tokenizer.digest, found.bytes_per_token)
+
+    def _about(self, vocab_size: int, digest: str, bytes_per_token: float) -> dict[str, Any]:
+        return {
+            "vocab_size": vocab_size,
+            "tokenizer": digest,
+            "context": self.context,
+            "bytes_per_token": bytes_per_token,
+        }
+
+    def check_about(self, about: Any) -> None:
+        if not isinstance(about, dict) or about.keys() != self._about(1, "", 1.0).keys():
+            raise ValueError("it does not say which tokens there are, how many a window has, and nothing else")
+        if type(about["vocab_size"]) is not int or not 1 <= about["vocab_size"] <= MAX_VOCABULARY:
+            raise ValueError(f"vocab_size is not a number from 1 to {MAX_VOCABULARY}")
+        if type(about["tokenizer"]) is not str or len(about["tokenizer"]) > MAX_DIGEST:
+            raise ValueError(f"its tokenizer is no word of up to {MAX_DIGEST} letters")
+        if type(about["context"]) is not int or about["context"] != self.context:
+            raise ValueError(f"its windows do not have {self.context} tokens")
+        if type(about["bytes_per_token"]) is not float or not 0 < about["bytes_per_token"] <= MAX_BYTES_PER_TOKEN:
+            raise ValueError(f"bytes_per_token is not a number up to {MAX_BYTES_PER_TOKEN:.0f}")
+
+    def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
+        if (one["tokenizer"], one["vocab_size"]) == (other["tokenizer"], other["vocab_size"]):
+            return None
+        pair = (f"{about['tokenizer']} ({about['vocab_size']} tokens)" for about in (other, one))
+        return "it has another tokenizer, {} instead of {}: set data.tokenizer to the same on all ranks".format(*pair)
+
+    def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
+        mean = sum(about["bytes_per_token"] for about in abouts) / len(abouts)
+        return abouts[0] | {"bytes_per_token": mean}
+
+    def know(self, about: dict[str, Any]) -> None:
+        self.bytes_per_token = about["bytes_per_token"]
+
+    def default_about(self, cfg: DictConfig) -> dict[str, Any]:
+        try:
+            tokenizer = tokenizer_from(cfg.data.tokenizer)
+        except UserError:  # a server needs none: the clients say which tokens there are
+            return self._about(256, "", 1.0)
+        return self._about(tokenizer.vocab_size, tokenizer.digest, 1.0)
+
+    def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
+        return f"{about['vocab_size']:,} different tokens ({cfg.data.tokenizer}), windows of {self.context}"
+
+    # Network
+
+    def example(self, cfg: DictConfig) -> Tensor:
+        return networks.example(self.context)
+
+    def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(cfg.seed)
+            return networks.build(cfg.arch, about["vocab_size"], self.context)
+
+    def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:
+        expected = 2, self.context, about["vocab_size"]
+        if tuple(outputs.shape) != expected:
+            found = "×".join(map(str, outputs.shape))
+            raise UserError(
+                f"arch {cfg.arch.name} gives a {found} tensor, where 2×{expected[1]}×{expected[2]} is needed"
+            )
+
+    def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
+        return networks.cut_path(cut, model, self.context)
+
+    def last_cut(self, model: nn.Module) -> str | None:
+        return networks.last_cut(model)
+
+    # A batch
+
+    def pack(self, targets: Tensor) -> Tensor:
+        largest = int(targets.max())
+        return targets.to(
+            "cpu", torch.uint8 if largest < 1 << 8 else torch.uint16 if largest < 1 << 16 else torch.int32
+        )
+
+    def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
+        if not isinstance(packed, Tensor) or packed.dtype not in (torch.uint8, torch.uint16, torch.int32):
+            raise ValueError("the targets are no tensor of tokens")
+        if packed.device.type != "cpu" or packed.layout != torch.strided or packed.requires_grad:
+            raise ValueError("the targets are no plain tensor on the CPU")
+        if packed.dim() != 2 or packed.shape[1] != self.context or not 1 <= len(packed) <= max_samples:
+            raise ValueError(
+                f"the targets have the shape {'×'.join(map(str, packed.shape))}, where a batch has 1 to {max_samples}"
+                f" windows of {self.context} tokens"
+            )
+        lowest, highest = (int(token) for token in packed.long().aminmax())
+        if not 0 <= lowest <= highest < about["vocab_size"]:
+            raise ValueError(f"the targets are from {lowest} to {highest}; there are {about['vocab_size']} tokens")
+
+    def units(self, num_samples: int) -> int:
+        return num_samples * self.context
+
+    # What is optimised and measured
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), label_smoothing=self.label_smoothing)
+
+    @torch.no_grad()
+    def score(self, outputs: Tensor, targets: Tensor, names: Iterable[str]) -> dict[str, float]:
+        names, found = set(names), {}
+        if names - {"accuracy"}:
+            nats = F.cross_entropy(outputs.float().flatten(0, 1), targets.flatten(), reduction="sum").item()
+            nats /= targets.shape[1]  # a sample's is the mean over its tokens
+            found = {"loss": nats, "perplexity": nats, "bits_per_byte": nats / math.log(2) / self.bytes_per_token}
+        if "accuracy" in names:
+            found["accuracy"] = (outputs.argmax(2) == targets).sum().item() / targets.shape[1]
+        return {name: value for name, value in found.items() if name in names}
+
+    # For people
+
+    def demonstrate(self, cfg: DictConfig, model: Callable[[], nn.Module]) -> str:
+        if not self.sample_tokens:
+            return ""
+        try:
+            return self.written(cfg, model(), "\n", self.sample_tokens, TEMPERATURE, cfg.seed)
+        except UserError:  # a server need not have the tokenizer
+            return ""
+
+    def written(
+        self, cfg: DictConfig, model: nn.Module, prompt: str, num_tokens: int, temperature: float, seed: int
+    ) -> str:
+        """What the network writes after a prompt (see gpt.generate).
+
+        Raises:
+            UserError: the tokenizer cannot be loaded, or the prompt has no token.
+        """
+        tokenizer = tokenizer_from(cfg.data.tokenizer)
+        start = torch.from_numpy(tokenizer.encode(prompt.encode())).long()
+        if not len(start):
+            raise UserError("the prompt has no token: give one or more letters")
+        return tokenizer.decode(generate(model, start, num_tokens, self.context, temperature, seed).tolist())
