@@ -74,7 +74,7 @@ def check(cfg: DictConfig) -> None:
             one_of = ", ".join(map(kinds.shown, choices))
             raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
     tabled = {*CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE}
-    kinds.check(cfg, but={*tabled, "warmup.epochs", "warmup.from"})
+    kinds.check(cfg, but={*tabled, "cut", "cut_back", "warmup.epochs", "warmup.from"})
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from hydra.utils import instantiate
@@ -78,11 +78,11 @@ class Exchange:
 
     def cuts(self, cfg: DictConfig) -> list[str]:
         """Where the network is cut, as `cut` names it; the client holds the first part, the server the next."""
-        if not isinstance(cfg.cut, str):
+        if not is_one(cfg.cut):
             raise UserError(
                 f"cut={cfg.cut}: exchange={self.name} cuts the network once; give one path, such as cut=medium"
             )
-        return [cfg.cut]
+        return [str(cfg.cut)]
 
     def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:
         """The client's half of a training step: leaves gradients in its parts' parameters."""
@@ -101,6 +101,11 @@ class Exchange:
     def server_evaluation(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
         """The server's half of a batch of test samples."""
         raise NotImplementedError
+
+
+def is_one(cut: Any) -> bool:
+    """Whether it names a single cut: a word, or the number of a block."""
+    return isinstance(cut, str) or type(cut) is int
 
 
 def exchange_from(cfg: DictConfig) -> Exchange:

@@ -15,13 +15,14 @@ Source: Vepakomma et al. 2018, "Split learning for health", arXiv:1812.00564, co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
 
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import ChannelSpec, require_finite
-from splitlearn.exchange.exchange import Exchange, Outcome
+from splitlearn.exchange.exchange import Exchange, Outcome, is_one
 from splitlearn.exchange.parts import Loss, Nothing, Part, Sums, TestSums, Wire
 
 
@@ -54,10 +55,10 @@ class UShaped(Exchange):
     evaluation_rounds = ((Payload, Payload), (Scores, Nothing))
 
     def cuts(self, cfg: DictConfig) -> list[str]:
-        cuts = [cfg.cut, cfg.cut_back] if isinstance(cfg.cut, str) else list(cfg.cut)
-        if len(cuts) != 2:
+        cuts = [cfg.cut, cfg.cut_back] if is_one(cfg.cut) or not cfg.cut else cfg.cut
+        if not isinstance(cuts, Sequence) or len(cuts) != 2 or not all(map(is_one, cuts)):
             raise UserError(f"cut={cfg.cut}: give two cuts, cut=[<first>,<second>], or cut=<first> cut_back=<second>")
-        return cuts
+        return [*map(str, cuts)]
 
     def client(self, parts, channels, task, inputs, targets):
         smashed = parts[0](inputs)

@@ -20,6 +20,7 @@ from splitlearn.tasks.task import ClientData, Metric, Task
 
 MAX_VOCABULARY = 1 << 24  # what a client may make the server build
 MAX_DIGEST = 64
+DTYPES = {torch.uint8: 1 << 8, torch.uint16: 1 << 16, torch.int32: 1 << 31}  # of packed targets, and their ends
 MAX_BYTES_PER_TOKEN = 1e6
 WIDEST = 700.0  # nats, of which a float holds the exponential
 TEMPERATURE = 0.8  # of the text at the end of a run
@@ -141,10 +142,8 @@ class CausalLM(Task):
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:
         expected = 2, self.context, about["vocab_size"]
         if tuple(outputs.shape) != expected:
-            found = "×".join(map(str, outputs.shape))
-            raise UserError(
-                f"arch {cfg.arch.name} gives a {found} tensor, where 2×{expected[1]}×{expected[2]} is needed"
-            )
+            found, needed = ("×".join(map(str, shape)) for shape in (outputs.shape, expected))
+            raise UserError(f"arch {cfg.arch.name} gives a {found} tensor, where {needed} is needed")
 
     def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
         return networks.cut_path(cut, model, self.context)
@@ -156,12 +155,10 @@ class CausalLM(Task):
 
     def pack(self, targets: Tensor) -> Tensor:
         largest = int(targets.max())
-        return targets.to(
-            "cpu", torch.uint8 if largest < 1 << 8 else torch.uint16 if largest < 1 << 16 else torch.int32
-        )
+        return targets.to("cpu", next(dtype for dtype, end in DTYPES.items() if largest < end))
 
     def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
-        if not isinstance(packed, Tensor) or packed.dtype not in (torch.uint8, torch.uint16, torch.int32):
+        if not isinstance(packed, Tensor) or packed.dtype not in DTYPES:
             raise ValueError("the targets are no tensor of tokens")
         if packed.device.type != "cpu" or packed.layout != torch.strided or packed.requires_grad:
             raise ValueError("the targets are no plain tensor on the CPU")
