@@ -57,6 +57,7 @@ def main() -> None:
             before = OmegaConf.load(started_with)
             cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
         task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
+        task.know(run.about)
         if cfg.evaluate.get("on") == "server":
             loaders = [task.load_test(cfg).test]
         else:

@@ -26,7 +26,7 @@ CHOICES = {
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
     "topology.weighting": ("uniform", "samples"),
-    "partition.name": ("auto", "iid", "dirichlet", "none"),
+    "partition.name": ("auto", "iid", "dirichlet", "natural", "none"),
     "nonfinite": ("stop", "skip"),
     "schedule.per": ("epoch", "step"),
     "pipeline_depth": (1, 2),

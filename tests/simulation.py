@@ -3,11 +3,14 @@
 import copy
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import splitlearn
 from splitlearn.compose import compose as composed
@@ -17,6 +20,8 @@ from splitlearn.seeds import derive, generator
 from splitlearn.segments import bottleneck
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
+from splitlearn.tasks.language import texts
+from splitlearn.tasks.language.gpt import GPT
 from splitlearn.tasks.loading import loaders
 
 State = dict[str, torch.Tensor]
@@ -28,8 +33,38 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def optimizer_of(module: nn.Module, cfg: DictConfig) -> torch.optim.Optimizer:
-    options = {key: value for key, value in cfg.optimizer.items() if key != "_target_"}
-    return torch.optim.SGD(module.parameters(), **options)
+    options = {key: value for key, value in cfg.optimizer.items() if key not in ("_target_", "decay")}
+    if "decay" not in cfg.optimizer:
+        return torch.optim.SGD(module.parameters(), **options)
+    without = cfg.optimizer.decay == "matrices"
+    rates = [0.0 if without and one.dim() == 1 else cfg.optimizer.weight_decay for one in module.parameters()]
+    pairs = zip(module.parameters(), rates, strict=True)
+    return torch.optim.AdamW([{"params": [one], "weight_decay": rate} for one, rate in pairs], **options)
+
+
+def is_of_text(cfg: DictConfig) -> bool:
+    return cfg.task._target_.endswith(".CausalLM")
+
+
+def loader_of(cfg: DictConfig, number: int, num_clients: int) -> tuple[DataLoader, dict]:
+    """A client's training samples, and what the network has to know of them."""
+    if is_of_text(cfg):
+        text = b"".join(texts.plays()[0].values())
+        size = cfg.task.context + 1
+        windows = torch.tensor(list(text[: len(text) // size * size])).view(-1, size)
+        if (limit := cfg.data.max_train_samples) is not None:
+            windows = windows[np.sort(np.random.default_rng(cfg.seed).permutation(len(windows))[:limit])]
+        data = TensorDataset(windows[:, :-1], windows[:, 1:])
+        about = {"vocab_size": 256, "context": cfg.task.context}
+    else:
+        data, _, classes = sources.build(cfg.data, cfg.seed)
+        about = {"num_classes": len(classes)}
+    return loaders(data, TensorDataset(torch.empty(0)), number, num_clients, cfg)[0], about
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor, **options) -> torch.Tensor:
+    """Of scores (B, C), or (B, T, V)."""
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), **options)
 
 
 def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], State]:
@@ -38,9 +73,11 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
     `dropout` says on which end of the cut its layers are.
     """
     torch.manual_seed(cfg.seed)
-    model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
-    train, test, _ = sources.build(cfg.data, cfg.seed)
-    loader, _ = loaders(train, test, 0, 1, cfg)
+    if is_of_text(cfg):
+        model = GPT(256, cfg.task.context, cfg.arch.depth, cfg.arch.width, cfg.arch.heads, cfg.arch.dropout)
+    else:
+        model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
+    loader, _ = loader_of(cfg, 0, 1)
     if cfg.bottleneck:
         built = network.build(cfg, {"num_classes": 10})
         fit_bottlenecks(cfg, built, [loader])
@@ -52,7 +89,7 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
         for batch, (images, labels) in enumerate(loader, start=1):
             place = (len(losses) + 1, 0) if dropout == "server" else (0, epoch, batch)
             torch.manual_seed(derive(cfg.seed, dropout, *place))
-            loss = F.cross_entropy(model(images), labels)
+            loss = cross_entropy(model(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -67,7 +104,9 @@ class Updates:
     def __init__(self, module: nn.Module, cfg: DictConfig, num_updates: int):
         self.parameters, self.cfg, self.num_updates = trained(module), cfg, num_updates
         self.optimizer = optimizer_of(module, cfg)
-        if cfg.schedule.per == "step":
+        if cfg.schedule.per == "step" and "T_max" in cfg.schedule:
+            self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, cfg.epochs * num_updates)
+        elif cfg.schedule.per == "step":
             options = {"max_lr": cfg.optimizer.lr, "total_steps": cfg.epochs * num_updates}
             self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, **options)
         else:
@@ -87,16 +126,18 @@ class Updates:
             parameter.grad = total / self.share
         if self.cfg.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip_norm)
-        (group,) = self.optimizer.param_groups
-        rate = group["lr"]
-        group["lr"] = rate * self.warmup()
+        groups = self.optimizer.param_groups
+        rate = groups[0]["lr"]
+        for group in groups:
+            group["lr"] = rate * self.warmup()
         self.optimizer.step()
-        group["lr"] = rate
+        for group in groups:
+            group["lr"] = rate
         self.optimizer.zero_grad()
         self.sums, self.share = None, 0.0
 
     def warmup(self) -> float:
-        start, number = self.cfg.warmup["from"], self.cfg.warmup.epochs * self.num_updates
+        start, number = self.cfg.warmup["from"], round(self.cfg.warmup.epochs * self.num_updates)
         return start + (1 - start) * self.updates / number if self.updates < number else 1.0
 
     def end_update(self) -> None:
@@ -106,15 +147,15 @@ class Updates:
             self.schedule.step()
 
 
-def loss_of(cfg: DictConfig, train, num_classes: int):
-    weights = cfg.task.class_weights
+def loss_of(cfg: DictConfig):
+    weights = cfg.task.get("class_weights")
     if weights == "balanced":
+        train, _, classes = sources.build(cfg.data, cfg.seed)
+        num_classes = len(classes)
         counts = [sum(int(label) == number for _, label in train) for number in range(num_classes)]
         weights = [len(train) / num_classes / count for count in counts]
     weights = None if weights is None else torch.tensor(list(weights))
-    return lambda outputs, labels: F.cross_entropy(
-        outputs, labels, weight=weights, label_smoothing=cfg.task.label_smoothing
-    )
+    return partial(cross_entropy, weight=weights, label_smoothing=cfg.task.label_smoothing)
 
 
 def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
@@ -122,10 +163,9 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
 
     With membership.sample, those that are drawn begin their epoch with the newest weights and a new optimizer.
     """
-    train, test, classes = sources.build(cfg.data, cfg.seed)
     numbers = range(cfg.num_clients)
-    of_clients = [loaders(train, test, number, cfg.num_clients, cfg)[0] for number in numbers]
-    built = network.build(cfg, {"num_classes": len(classes)})
+    of_clients, abouts = zip(*(loader_of(cfg, number, cfg.num_clients) for number in numbers), strict=True)
+    built = network.build(cfg, abouts[0])
     fit_bottlenecks(cfg, built, of_clients)
     first, server = built.client, built.server
     clients = [copy.deepcopy(first) for _ in numbers]
@@ -134,7 +174,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
     updates = [Updates(client, cfg, num_updates) for client in clients]
     server_updates = Updates(server, cfg, num_updates)
     everybody = [*updates, server_updates]
-    loss_function = loss_of(cfg, train, len(classes))
+    loss_function = loss_of(cfg)
     uplinks = [compressor_from(cfg, "compressor") for number in numbers]
     downlinks = [compressor_from(cfg, "downlink") for number in numbers]
     is_u_shaped = len(built.cuts) == 2

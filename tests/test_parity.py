@@ -59,6 +59,16 @@ def test_so_does_one_with_a_bottleneck(overrides, tmp_path):
     assert_trains_the_uncut_model(tmp_path, "bottleneck=16", *overrides)
 
 
+GPT = ["task=causal_lm", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=12", "task.sample_tokens=0"]
+
+
+@pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])
+@pytest.mark.parametrize("cut", ["0", "2"])
+def test_so_does_one_of_text(exchange, cut, tmp_path):
+    plain = ["clip_norm=null", "schedule=cosine", "warmup.epochs=0"]  # a norm of all the network's is nobody's
+    assert_trains_the_uncut_model(tmp_path, *GPT, *plain, f"exchange={exchange}", f"cut={cut}")
+
+
 def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
     samples = "data.max_train_samples=21"  # 3 steps an epoch, the last of 5 samples
     cfg = compose(*overrides, "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL)
@@ -137,6 +147,8 @@ def assert_equals_the_simulation(folder, *overrides):
         pytest.param(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"], marks=pytest.mark.slow),
         ["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"],
         ["bottleneck=9", "compressor=qu", "topology=sequential", "freeze=block1", "bottleneck_batches=2"],
+        [*GPT, "warmup.epochs=0.5", "task.label_smoothing=0.1", "compressor=qu", "partition=iid"],
+        [*GPT, "exchange=labels_up", "topology.average=step", "freeze=embedding", "optimizer.decay=all"],
         ["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"],
     ],
     ids=lambda overrides: " ".join(overrides),

@@ -25,20 +25,29 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
     """Indices of each client's samples: every sample in exactly one part, no part empty.
 
     partition=iid (or auto): even parts at random, as in the MS paper. partition=dirichlet: each class is shared out in
-    proportions drawn from Dirichlet(alpha); the smaller alpha, the less alike the clients.
+    proportions drawn from Dirichlet(alpha); the smaller alpha, the less alike the clients. partition=natural: each
+    client has some classes, or some of the texts, whole.
 
-    Source: Hsu et al. 2019, arXiv:1909.06335 (Dirichlet).
+    Sources: Hsu et al. 2019, arXiv:1909.06335 (Dirichlet); Caldas et al. 2018, arXiv:1812.01097 (LEAF's natural parts).
     """
     if len(dataset) < num_clients:
         raise UserError(f"{len(dataset)} samples cannot be shared out over num_clients={num_clients}")
     rng = np.random.default_rng([seed, num_clients])
-    if cfg.name != "dirichlet":
+    if cfg.name not in ("dirichlet", "natural"):
         return [np.sort(part) for part in np.array_split(rng.permutation(len(dataset)), num_clients)]
-    if cfg.alpha <= 0:
-        raise UserError(f"partition.alpha={cfg.alpha} must be above 0")
     targets = labels(dataset)
     if targets is None:
         targets = np.array([int(dataset[index][1]) for index in range(len(dataset))])
+    if cfg.name == "natural":
+        groups = rng.permutation(np.unique(targets))
+        if len(groups) < num_clients:
+            raise UserError(
+                f"partition=natural has {len(groups)} classes or texts for num_clients={num_clients}: lower num_clients,"
+                " or set partition=iid"
+            )
+        return [np.flatnonzero(np.isin(targets, part)) for part in np.array_split(groups, num_clients)]
+    if cfg.alpha <= 0:
+        raise UserError(f"partition.alpha={cfg.alpha} must be above 0")
     for _ in range(100):
         parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
         for label in np.unique(targets):
