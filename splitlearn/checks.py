@@ -51,6 +51,7 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ONE_OR_NONE = (
     "membership.sample",
+    "samples_per_epoch",
     "early_stopping.patience",
     "checkpoint.every_epochs",
     "checkpoint.every_steps",

@@ -25,6 +25,9 @@ NUM_NAMED = 5  # of samples that are left out
 class EpochBatches(Sampler):
     """The batches of one epoch, from any batch on: lists of (epoch, index). A client's order is its own each epoch.
 
+    An epoch of fewer samples than there are goes on where the one before it has ended: all have their turn before one
+    comes again.
+
     Order and augmentation are drawn anew from the seed for each epoch and batch, so that a run goes on from any batch
     without the state of a generator, and with any number of loading processes.
     """
@@ -37,8 +40,10 @@ class EpochBatches(Sampler):
         client: int,
         shuffle: bool = True,
         last_batch: str = "keep",
+        in_epoch: int | None = None,
     ):
-        self.num_samples, self.sizes = num_samples, batch_sizes(num_samples, batch_size, last_batch)
+        self.num_samples, self.in_epoch = num_samples, min(in_epoch or num_samples, num_samples)
+        self.sizes = batch_sizes(self.in_epoch, batch_size, last_batch)
         self.seed, self.client, self.shuffle = seed, client, shuffle
         self.start_at(1)
 
@@ -50,13 +55,21 @@ class EpochBatches(Sampler):
         return len(self.sizes)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = torch.arange(self.num_samples)
-        if self.shuffle:
-            stream = generator(self.seed, "shuffle", self.client, self.epoch)
-            order = torch.randperm(self.num_samples, generator=stream)
+        order = self._order()
         starts = [0, *accumulate(self.sizes)]
         for start, end in list(pairwise(starts))[self.batch :]:
             yield [(self.epoch, index) for index in order[start:end].tolist()]
+
+    def _order(self) -> torch.Tensor:
+        if not self.shuffle or not self.num_samples:
+            return torch.arange(self.in_epoch)
+        first = (self.epoch - 1) * self.in_epoch  # of all that are drawn in the run
+        start = first % self.num_samples
+        number, orders = first // self.num_samples + 1, []
+        while sum(map(len, orders)) < start + self.in_epoch:
+            stream = generator(self.seed, "shuffle", self.client, number + len(orders))
+            orders.append(torch.randperm(self.num_samples, generator=stream))
+        return torch.cat(orders)[start : start + self.in_epoch]
 
 
 class Samples(Dataset):
@@ -142,6 +155,7 @@ def loader_of(dataset: Dataset, part: np.ndarray, client: int, cfg: DictConfig, 
             client,
             shuffle,
             last_batch,
+            cfg.get("samples_per_epoch") if shuffle else None,
         ),
         generator=torch.Generator(),  # else starting the loading processes would draw from the global one
         num_workers=cfg.data.num_workers,
@@ -184,7 +198,7 @@ def client_data(
         *(sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)),
         *(len(of_train.unreadable), len(of_test.unreadable)),
     )
-    return ClientData(*parts, about, len(of_train), len(of_test), origin)
+    return ClientData(*parts, about, parts[0].batch_sampler.in_epoch, len(of_test), origin)
 
 
 def test_data(train: Dataset, test: Dataset, about: dict[str, Any], cfg: DictConfig) -> ClientData:

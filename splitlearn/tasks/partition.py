@@ -42,8 +42,8 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
         groups = rng.permutation(np.unique(targets))
         if len(groups) < num_clients:
             raise UserError(
-                f"partition=natural has {len(groups)} classes or texts for num_clients={num_clients}: lower num_clients,"
-                " or set partition=iid"
+                f"partition=natural has {len(groups)} classes or texts for num_clients={num_clients}: lower"
+                " num_clients, or set partition=iid"
             )
         return [np.flatnonzero(np.isin(targets, part)) for part in np.array_split(groups, num_clients)]
     if cfg.alpha <= 0:

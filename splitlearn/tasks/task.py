@@ -51,7 +51,7 @@ class ClientData:
         train, test: give batches as `Task.to_device` takes them; `batch_sampler.start_at(epoch, batch)` says where the
             next iteration begins.
         about: what the network must know of the data, and the server is told.
-        num_train, num_test: samples.
+        num_train, num_test: samples, for training those of an epoch.
         origin: the data set that they are of; None where clients' data need not be compared.
     """
 

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -5,7 +6,7 @@ from samples import image_folder, numbered
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.loading import client_data, loaders
+from splitlearn.tasks.loading import client_data, loader_of, loaders
 
 
 def seen(loader, epoch=1, batch=0):
@@ -139,3 +140,20 @@ def test_without_training_samples_it_is_one_sentence(folder, config):
     train, test, _ = sources.build(cfg.data, 0)
     with pytest.raises(UserError, match=r"^data.root=\S+ holds no training samples: client 3 needs some"):
         client_data(train, test, {}, 3, 8, cfg)
+
+
+def test_epochs_of_fewer_samples_go_on_with_the_others(config):
+    cfg = config("batch_size=4", "samples_per_epoch=10")
+    loader = loader_of(numbered(24), np.arange(24), 0, cfg, shuffle=True)
+    assert [len(batch) for batch in loader.batch_sampler] == [4, 4, 2] and len(loader) == 3
+    seen = []
+    for epoch in range(1, 13):
+        loader.batch_sampler.start_at(epoch)
+        seen += [index for batch in loader.batch_sampler for _, index in batch]
+    for start in range(0, 120, 24):  # each pass has all of them
+        assert sorted(seen[start : start + 24]) == list(range(24))
+    loader.batch_sampler.start_at(3, 1)
+    assert [[index for _, index in batch] for batch in loader.batch_sampler] == [seen[24:28], seen[28:30]]
+    whole = loader_of(numbered(24), np.arange(24), 0, config("samples_per_epoch=99"), shuffle=True)
+    whole.batch_sampler.start_at(2)
+    assert [index for batch in whole.batch_sampler for _, index in batch] == seen[24:48]
