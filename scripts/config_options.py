@@ -127,9 +127,14 @@ def option_in(path: Path) -> Option:
     keys, defaults = source.keys(), source.defaults()
     about = source.about or (f"`{keys['_target_'].value}`" if "_target_" in keys else "")
     if source.is_global:
+        own = {name: key for name, key in keys.items() if name.startswith(f"{path.parent.name}.")}
+        others = {name: key for name, key in keys.items() if name not in own}
         sets = [f"{group}={key.value}" for group, key in defaults.items() if group]
-        sets += [f"{name.removeprefix('hydra.sweeper.params.')}={key.value}" for name, key in keys.items() if key.value]
-        return Option(about, sets=sets)
+        sets += [
+            f"{name.removeprefix('hydra.sweeper.params.')}={key.value}" for name, key in others.items() if key.value
+        ]
+        own = {name.partition(".")[2]: key for name, key in own.items()}
+        return Option(about, {name: key for name, key in own.items() if name not in INTERNAL and key.value}, sets)
     if base := defaults.get(""):
         inherited = option_in(path.with_name(f"{base.value}.yaml"))
         for name, key in keys.items():

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from statistics import fmean, stdev
 
-from report_runs import Cell, Cells, gaps, group, load, varying
+from report_runs import Cell, Cells, gaps, group, load, unit, varying
 from tables import markdown
 
 from splitlearn.measure.display import size
@@ -26,14 +26,14 @@ except ImportError as error:
     sys.exit(f"{error.name} is missing: pip install -e '.[plots]'")
 
 DEFINITION = """\
-Table 1 is the traffic that a compressor saves until it is as good as none. The accuracy to reach is the {which} test \
-accuracy of no compression at the same cut with the same seed{less}. A run's traffic is what it has sent in training \
-until the first evaluation that reaches this accuracy: measured payloads, headers included, without labels, weights \
+Table 1 is the traffic that a compressor saves until it is as good as none. The {title} to reach is the {which} test \
+{title} of no compression at the same cut with the same seed{less}. A run's traffic is what it has sent in training \
+until the first evaluation that reaches it: measured payloads, headers included, without labels, weights \
 and evaluations. The saving is the traffic of no compression until it first reaches it, over the compressor's; INF: \
 never reached. With several seeds it is the mean over those that reach it, with the least and the greatest, and INF \
 unless most of them do."""
 TIME = """\
-Minutes until that accuracy is reached, over links of so many Mbit/s both ways, a link a client: an estimate, of the \
+Minutes until that is reached, over links of so many Mbit/s both ways, a link a client: an estimate, of the \
 seconds that the run took where it was run and the time that all bytes of one client's link take at that rate."""
 ALL_RUNS = """\
 Means over the seeds; bits an element and error: uplink. With a bottleneck, which makes another network, elements and \
@@ -47,9 +47,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a sweep, or of several")
     parser.add_argument("--out", type=Path, help="default: report/ in that folder")
     parser.add_argument(
-        "--baseline", choices=["final", "best"], default="final", help="which accuracy is to be reached"
+        "--baseline",
+        choices=["final", "best"],
+        default="final",
+        help="which accuracy, or other first metric, is to be reached",
     )
-    parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="less than the baseline's")
+    parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="worse than the baseline's")
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 20, 5], metavar="MBITS", help="of the links")
     arguments = parser.parse_args()
 
@@ -64,8 +67,8 @@ def main() -> None:
             cell.compare(none, arguments.baseline == "best", arguments.tolerance)
     troubles += gaps(runs, varied)
 
-    less = f", less {arguments.tolerance:g} points" if arguments.tolerance else ""
-    definition = DEFINITION.format(which=arguments.baseline, less=less)
+    less = f", or worse by {arguments.tolerance:g} points" if arguments.tolerance else ""
+    definition = DEFINITION.format(which=arguments.baseline, less=less, title=finished[0].metric.title)
     out = arguments.out or arguments.folder / "report"
     out.mkdir(parents=True, exist_ok=True)
     print(write(out, cells, definition, arguments.rates, troubles))
@@ -81,8 +84,9 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
         for link, name in LINKS.items():
             tables.append((f"Table 1, {name}: {setting}", definition, ["", *cuts], table1(cells, columns, link)))
             definition = ""  # once is enough
+        metric = next(cell.metric for key, cell in cells.items() if key[0] == setting)
         header = ["Mbit/s", *(f"{cut}, {rate:g}" for cut in cuts for rate in rates)]
-        tables.append((f"Time to accuracy: {setting}", TIME, header, times(cells, columns, rates)))
+        tables.append((f"Time to {metric.title}: {setting}", TIME, header, times(cells, columns, rates)))
         rows = summary_rows(cells, setting)
         tables.append((f"All runs: {setting}", ALL_RUNS, *rows))
     images = pictures(cells, rates)
@@ -137,7 +141,8 @@ def table1(cells: Cells, columns: list[tuple[str, str]], link: str) -> list[list
     """Rows of the paper's Table 1, a column for each setting and cut, of the traffic of one link."""
     baselines = [cells.get((*column, "none")) for column in columns]
     compressors = dict.fromkeys(name for *column, name in cells if tuple(column) in columns and name != "none")
-    rows = [["accuracy to reach", *(f"{none.target:.2f} %" if none else "–" for none in baselines)]]
+    metric = next(cell.metric for (*column, _), cell in cells.items() if tuple(column) in columns)
+    rows = [[f"{metric.title} to reach", *(f"{none.target:.2f}{unit(metric)}" if none else "–" for none in baselines)]]
     rows += [["none sends until then", *(size(none.sent_by_none(link)) if none else "–" for none in baselines)]]
     for compressor in compressors:
         found = [cells.get((*column, compressor)) for column in columns]
@@ -146,7 +151,7 @@ def table1(cells: Cells, columns: list[tuple[str, str]], link: str) -> list[list
 
 
 def times(cells: Cells, columns: list[tuple[str, str]], rates: list[float]) -> list[list[str]]:
-    """Minutes to the accuracy to reach, a row a compressor, a column a cut and rate."""
+    """Minutes to the result to reach, a row a compressor, a column a cut and rate."""
     rows = []
     for compressor in dict.fromkeys(name for *column, name in cells if tuple(column) in columns):
         found = [cells.get((*column, compressor)) for column in columns]
@@ -156,14 +161,15 @@ def times(cells: Cells, columns: list[tuple[str, str]], rates: list[float]) -> l
 
 def summary_rows(cells: Cells, setting: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of what the runs of one setting ended with."""
-    rows = []
-    for row in summary_csv({key: cell for key, cell in cells.items() if key[0] == setting}):
-        deviation = f" ± {row['accuracy_std']:.2f}" if row["accuracy_std"] != "" else ""
+    own = {key: cell for key, cell in cells.items() if key[0] == setting}
+    rows, metric = [], next(iter(own.values())).metric
+    for row in summary_csv(own):
+        deviation = f" ± {row['result_std']:.2f}" if row["result_std"] != "" else ""
         error = f"{row['relative_error']:.3f}" if row["relative_error"] != "" else "–"
         savings = [f"{row[name]:.2f} ×" for name in ("saving", "saving_both_ways")]
-        accuracy = f"{row['accuracy']:.2f}{deviation} %"
-        rows.append([row["cut"], row["compressor"], accuracy, f"{row['bits_per_element']:.2f}", *savings, error])
-    return ["cut", "compressor", "test accuracy", "bits an element", "saving", "both ways", "error"], rows
+        result = f"{row['result']:.2f}{deviation}{unit(metric)}"
+        rows.append([row["cut"], row["compressor"], result, f"{row['bits_per_element']:.2f}", *savings, error])
+    return ["cut", "compressor", f"test {metric.title}", "bits an element", "saving", "both ways", "error"], rows
 
 
 def table1_csv(cells: Cells) -> list[dict[str, object]]:
@@ -172,8 +178,8 @@ def table1_csv(cells: Cells) -> list[dict[str, object]]:
     for (setting, cut, compressor), cell in cells.items():
         if not cell.races:
             continue
-        row = {"setting": setting, "cut": cut, "compressor": compressor, "accuracy_to_reach": cell.target}
-        row |= {"runs": len(cell.runs), "reached": len(cell.won)}
+        row = {"setting": setting, "cut": cut, "compressor": compressor, "metric": cell.metric.title}
+        row |= {"to_reach": cell.target, "runs": len(cell.runs), "reached": len(cell.won)}
         for link, name in LINKS.items():
             name, savings = name.replace(" ", "_"), cell.savings(link)
             row[f"{name}_saving"] = "INF" if cell.is_never() else fmean(savings)
@@ -187,7 +193,8 @@ def summary_csv(cells: Cells) -> list[dict[str, object]]:
     """What the runs of each cell ended with. Means over the seeds."""
     rows = []
     for (setting, cut, compressor), cell in cells.items():
-        finals = [values[-1] for values in cell.of_runs("accuracy")]
+        best = max if cell.metric.higher_is_better else min
+        finals = [values[-1] for values in cell.of_runs("result")]
         error = [run.summary["uplink"]["relative_error"] for run in cell.runs]
         rows.append(
             {
@@ -195,9 +202,10 @@ def summary_csv(cells: Cells) -> list[dict[str, object]]:
                 "cut": cut,
                 "compressor": compressor,
                 "runs": len(cell.runs),
-                "accuracy": fmean(finals),
-                "accuracy_std": stdev(finals) if len(finals) > 1 else "",
-                "best_accuracy": max(max(values) for values in cell.of_runs("accuracy")),
+                "metric": cell.metric.title,
+                "result": fmean(finals),
+                "result_std": stdev(finals) if len(finals) > 1 else "",
+                "best_result": best(map(best, cell.of_runs("result"))),
                 "bytes_per_batch": cell.mean(lambda summary: summary["uplink"]["bytes_per_batch"]),
                 "bits_per_element": bits_per_element(cell),
                 "saving": cell.mean(lambda summary: summary["uplink"]["saving"]),

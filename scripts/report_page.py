@@ -59,7 +59,7 @@ def page(tables: list, images: dict[str, bytes], troubles: list[str]) -> str:
 def pictures(cells: dict, rates: list[float]) -> dict[str, bytes]:
     """PNG files by title.
 
-    For each setting accuracy against bytes, and error against bits (Fig. 2 of the MS paper); for each cut curves
+    For each setting the first metric against bytes, and error against bits (Fig. 2 of the MS paper); for each cut curves
     (Fig. 3).
     """
     names = list(dict.fromkeys(compressor for *_, compressor in cells))
@@ -70,7 +70,8 @@ def pictures(cells: dict, rates: list[float]) -> dict[str, bytes]:
         by_cut: dict[str, dict] = {}
         for (cut, name), cell in own.items():
             by_cut.setdefault(cut, {})[name] = cell
-        found[f"Accuracy against traffic, {setting}"] = traffic(by_cut, colors)
+        metric = next(iter(own.values())).metric
+        found[f"{metric.title.capitalize()} against traffic, {setting}"] = traffic(by_cut, colors)
         found[f"Error against bits, {setting}"] = errors(own, colors)
         for cut, cells_of in by_cut.items():
             found[f"Curves, {setting}, {cut}"] = curves(cells_of, colors, rates)
@@ -78,14 +79,14 @@ def pictures(cells: dict, rates: list[float]) -> dict[str, bytes]:
 
 
 def traffic(by_cut: dict[str, dict], colors: dict) -> bytes:
-    """Accuracy against bytes: a column for each cut; the uplink above, both ways below."""
+    """The first metric against bytes: a column for each cut; the uplink above, both ways below."""
     figure = Figure(figsize=(1 + 4 * len(by_cut), 6.4), layout="constrained")
     rows = figure.subplots(2, len(by_cut), sharey=True, squeeze=False)
     ways = [("MB sent up", lambda point: point.up), ("MB sent both ways", lambda point: point.both)]
     for row, (x, nbytes) in zip(rows, ways, strict=True):
         for axes, cells in zip(row, by_cut.values(), strict=True):
-            draw(axes, cells, colors, lambda point, nbytes=nbytes: (nbytes(point) / 1e6, point.accuracy))
-            finish(axes, x, "test accuracy, %" if axes is row[0] else None, "log")
+            draw(axes, cells, colors, lambda point, nbytes=nbytes: (nbytes(point) / 1e6, point.result))
+            finish(axes, x, label(cells) if axes is row[0] else None, "log")
     for axes, cut in zip(rows[0], by_cut, strict=True):
         axes.set_title(cut)
     legend(figure, rows[0, 0])
@@ -116,19 +117,20 @@ def errors(cells: dict, colors: dict) -> bytes:
 
 
 def curves(cells: dict, colors: dict, rates: list[float]) -> bytes:
-    """Loss against epochs, and accuracy against epochs, bytes sent, and time over links of these rates."""
+    """Loss against epochs, and the first metric against epochs, bytes sent, and time over links of these rates."""
     number = 4 + len(rates)
     figure = Figure(figsize=(13, 3.6 * -(-number // 3)), layout="constrained")
     axes = figure.subplots(-(-number // 3), 3).flat
+    shown = label(cells)
     panels = [
         ("epoch", "training loss", lambda point: (point.epoch, point.loss), "linear"),
-        ("epoch", "test accuracy, %", lambda point: (point.epoch, point.accuracy), "linear"),
-        ("MB sent up", "test accuracy, %", lambda point: (point.up / 1e6, point.accuracy), "log"),
-        ("minutes as run", "test accuracy, %", lambda point: (point.seconds / 60, point.accuracy), "linear"),
+        ("epoch", shown, lambda point: (point.epoch, point.result), "linear"),
+        ("MB sent up", shown, lambda point: (point.up / 1e6, point.result), "log"),
+        ("minutes as run", shown, lambda point: (point.seconds / 60, point.result), "linear"),
     ]
     for rate in rates:
-        label = f"minutes at {rate:g} Mbit/s, estimated"
-        panels.append((label, "test accuracy, %", lambda point, r=rate: (point.minutes(r), point.accuracy), "log"))
+        time = f"minutes at {rate:g} Mbit/s, estimated"
+        panels.append((time, shown, lambda point, r=rate: (point.minutes(r), point.result), "log"))
     for one, (x, y, value, scale) in zip(axes, panels, strict=False):
         draw(one, cells, colors, value)
         finish(one, x, y, scale)
@@ -136,6 +138,12 @@ def curves(cells: dict, colors: dict, rates: list[float]) -> bytes:
     for one in axes[number:]:
         one.axis("off")
     return drawn(figure)
+
+
+def label(cells: dict) -> str:
+    """Of an axis with the results of cells."""
+    metric = next(iter(cells.values())).metric
+    return f"test {metric.title}" + ", %" * metric.is_share
 
 
 def legend(figure: Figure, axes: Axes) -> None:

@@ -15,10 +15,13 @@ from tables import ROOT  # noqa: F401  makes splitlearn importable
 
 import splitlearn.tasks  # noqa: F401  registers the networks
 from splitlearn import config
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.saved import metrics
+from splitlearn.tasks import Metric, task_from
 
 ORDER = ["shallow", "medium", "deep", "none", "qu", "sp", "rt", "ms", "ms_best"]  # all others come after, by name
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
+WAYS = ("up", "down")
 CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed", *BOTTLENECK}  # others that vary name the setting
 
 
@@ -27,7 +30,7 @@ class Point:
     """A run at one of its evaluations. Bytes and seconds are of the whole run until then."""
 
     epoch: int
-    accuracy: float  # of the test samples, in percent
+    result: float  # the first metric of the test samples; a share in percent
     loss: float  # in training, mean over the epoch
     up: int
     both: int
@@ -50,7 +53,7 @@ class Run:
         self.folder = folder
         saved = folder / "config.yaml"  # Hydra's own is there before the run starts
         self.cfg = OmegaConf.load(saved if saved.exists() else folder / ".hydra" / "config.yaml")
-        self.options = config.shared(self.cfg)
+        self.options, self.metric = config.shared(self.cfg), task_from(self.cfg).metrics[0]
         up, down = choice(self.cfg.compressor), choice(self.cfg.downlink)
         self.compressor = up if down == "none" else f"{up} both ways" if up == down else f"{up} up, {down} down"
         if self.cfg.get("bottleneck"):  # another network, which is compared with the unmodified one
@@ -59,16 +62,16 @@ class Run:
         self.is_finished = (folder / "summary.json").exists()
         if self.is_finished:
             self.summary = json.loads((folder / "summary.json").read_text())
-            self.points = points(folder, config.num_in_epoch(self.cfg))
+            self.points = points(folder, self.cfg, self.metric)
 
     def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
         """Setting (network, data, and the options that are not the same in all runs), cut, and compressor."""
         options = (f"{key}={self.options.get(key)}" for key in varied)
-        return ", ".join([self.cfg.arch.name, self.cfg.data.name, *options]), self.cfg.cut, self.compressor
+        return ", ".join([self.cfg.arch.name, self.cfg.data.name, *options]), str(self.cfg.cut), self.compressor
 
     def reach(self, target: float) -> Point | None:
-        """Where the run first has this accuracy."""
-        return next((point for point in self.points if point.accuracy > target - 1e-9), None)
+        """Where the run first has this result, or a better one."""
+        return next((point for point in self.points if not self.metric.is_better(target, near(point, target))), None)
 
     def progress(self) -> str:
         """How far a run that is not finished has come."""
@@ -77,27 +80,39 @@ class Run:
         return f"not finished: {num_epochs} of {self.cfg.epochs} epochs"
 
 
-def points(folder: Path, num_clients: int) -> list[Point]:
+def near(point: Point, target: float) -> float:
+    """A point's result, or the target where it is so near that sums of floats could differ by it."""
+    return target if abs(point.result - target) < 1e-9 else point.result
+
+
+def unit(metric: Metric) -> str:
+    """What stands behind a result."""
+    return " %" if metric.is_share else ""
+
+
+def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
     """The evaluations of a run, from its metrics.jsonl."""
-    found, accuracies = [], {}
+    found, results, num_clients = [], {}, config.num_in_epoch(cfg)
+    keys = {way: [f"{spec.key}_bytes" for spec in exchange_from(cfg).channels if spec.way == way] for way in WAYS}
     up = down = seconds = link_up = link_down = 0
     for line in metrics(folder):
         if line["kind"] == "step":
             if line["clients"]:  # none where a step was skipped
-                up, down = up + line["uplink_bytes"], down + line["downlink_bytes"]
-                link_up += line["uplink_bytes"] / len(line["clients"])
-                link_down += line["downlink_bytes"] / len(line["clients"])
+                sent, received = (sum(line[key] for key in keys[way]) for way in WAYS)
+                up, down = up + sent, down + received
+                link_up += sent / len(line["clients"])
+                link_down += received / len(line["clients"])
         elif line["kind"] == "evaluation":
-            accuracies[line["epoch"]] = 100 * line["top1"]
+            results[line["epoch"]] = line[metric.name] * (100 if metric.is_share else 1)
         elif line["kind"] == "epoch":
             seconds += line["seconds"]
             link_up += sum(line[f"{name}_bytes"] for name in ("labels_up", "weights_up", "evaluation_up")) / num_clients
             link_down += line["weights_down_bytes"] / num_clients
             link_up += line.get("bottleneck_up_bytes", 0) / num_clients
             link_down += line.get("bottleneck_down_bytes", 0) / num_clients
-            if (accuracy := accuracies.get(line["epoch"])) is not None:
+            if (result := results.get(line["epoch"])) is not None:
                 link = link_up + link_down
-                found.append(Point(line["epoch"], accuracy, line.get("loss", nan), up, up + down, seconds, link))
+                found.append(Point(line["epoch"], result, line.get("loss", nan), up, up + down, seconds, link))
     if not found:
         raise ValueError("no evaluation in metrics.jsonl")
     return found
@@ -118,10 +133,10 @@ def choice(node: DictConfig) -> str:
 
 @dataclass
 class Race:
-    """A run against that without compression of the same seed: each where it first has the accuracy to reach.
+    """A run against that without compression of the same seed: each where it first has the result to reach.
 
     Attributes:
-        target: that accuracy, in percent.
+        target: that result.
         none: there is always such a point.
         point: None if the run never has it.
     """
@@ -143,9 +158,14 @@ class Cell:
         baselines = {run.cfg.seed: run for run in none.runs}
         for run in self.runs:
             if baseline := baselines.get(run.cfg.seed):
-                accuracies = [point.accuracy for point in baseline.points]
-                target = (max(accuracies) if best else accuracies[-1]) - tolerance
+                results, metric = [point.result for point in baseline.points], run.metric
+                target = (max if metric.higher_is_better else min)(results) if best else results[-1]
+                target -= tolerance if metric.higher_is_better else -tolerance
                 self.races.append(Race(target, baseline.reach(target), run.reach(target)))
+
+    @property
+    def metric(self) -> Metric:
+        return self.runs[0].metric
 
     @property
     def won(self) -> list[Race]:
@@ -175,7 +195,7 @@ class Cell:
         return 2 * len(self.won) <= len(self.races)
 
     def minutes(self, mbits: float) -> str:
-        """Until the accuracy is reached, in the table's words."""
+        """Until the result is reached, in the table's words."""
         if not self.races:
             return "–"
         return "INF" if self.is_never() else f"{fmean(race.point.minutes(mbits) for race in self.won):.1f}"

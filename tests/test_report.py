@@ -55,6 +55,22 @@ def test_a_bottleneck_is_compared_with_the_unmodified_network(tmp_path, run_here
     assert minutes == "0.5"  # 12 s as run, 0.2 s of payloads, and 20 s of its start, at a megabyte a second
 
 
+def test_a_perplexity_is_to_be_as_low_and_all_channels_count(tmp_path, run_here):
+    for name, compressor, values, up in (("none", "none", [9.0, 7.0, 6.0], 4000), ("uq", "uq", [9.5, 8.0, 5.9], 400)):
+        write_run(tmp_path / name, compressor, 0, values, up, up, "task=causal_lm", f"compressor={compressor}", "cut=2")
+        path = tmp_path / name / "metrics.jsonl"
+        more = f'"features_bytes": {up // 2}, "feature_gradient_bytes": {up // 2}, "uplink_bytes"'
+        path.write_text(path.read_text().replace('"top1"', '"perplexity"').replace('"uplink_bytes"', more))
+    status, out = run_here(REPORT, str(tmp_path))
+    assert status == 0, out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    named = {row[0]: row[1:] for row in reversed(rows)}  # the first table's
+    assert named["perplexity to reach"] == ["6.00"] and named["uq"] == ["10.00"]
+    assert named["none sends until then"] == ["18.00 kB"]  # 4,000 and 2,000 bytes up in each of three steps
+    (uq,) = (row for row in rows if row[:2] == ["2", "uq"])
+    assert uq[2] == "5.90"
+
+
 @pytest.fixture
 def by_hand(tmp_path):
     write_run(tmp_path / "none-0", "none", 0, [0.30, 0.50, 0.60, 0.60], 1_000_000, 1_000_000)
@@ -85,7 +101,7 @@ def test_tables_computed_by_hand(by_hand, run_here):
 
     with open(by_hand / "report" / "summary.csv") as file:
         (ms,) = [row for row in csv.DictReader(file) if row["compressor"] == "ms"]
-    assert float(ms["accuracy"]) == pytest.approx(70) and float(ms["bits_per_element"]) == pytest.approx(3.2)
+    assert float(ms["result"]) == pytest.approx(70) and float(ms["bits_per_element"]) == pytest.approx(3.2)
     assert float(ms["saving_both_ways"]) == pytest.approx(2 / 1.1)
 
 
@@ -123,7 +139,7 @@ def test_a_sweep_goes_on_past_a_broken_job_and_its_report_has_the_runs_numbers(t
     for folder in folders:
         found = summary(folder)
         name = "none up, ms down" if "compressor-none" in folder.name else "ms both ways"
-        assert float(rows[name]["accuracy"]) == pytest.approx(100 * metrics(folder, "evaluation")[-1]["top1"])
+        assert float(rows[name]["result"]) == pytest.approx(100 * metrics(folder, "evaluation")[-1]["top1"])
         assert float(rows[name]["saving"]) == pytest.approx(found["uplink"]["saving"])
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     status, out = run([*sweep, "epochs=2", "hydra.sweep.dir=sweep"], tmp_path)
