@@ -50,7 +50,7 @@ def main() -> None:
         "--baseline",
         choices=["final", "best"],
         default="final",
-        help="which accuracy, or other first metric, is to be reached",
+        help="which accuracy, or other result",
     )
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="worse than the baseline's")
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 20, 5], metavar="MBITS", help="of the links")

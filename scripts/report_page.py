@@ -59,8 +59,8 @@ def page(tables: list, images: dict[str, bytes], troubles: list[str]) -> str:
 def pictures(cells: dict, rates: list[float]) -> dict[str, bytes]:
     """PNG files by title.
 
-    For each setting the first metric against bytes, and error against bits (Fig. 2 of the MS paper); for each cut curves
-    (Fig. 3).
+    For each setting the first metric against bytes, and error against bits (Fig. 2 of the MS paper); for each cut
+    curves (Fig. 3).
     """
     names = list(dict.fromkeys(compressor for *_, compressor in cells))
     colors = dict(zip(names, color_sequences["tab10"] * 4, strict=False))

@@ -16,7 +16,10 @@ from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
-DATA_KEYS = ("data.root", "data.download", "data.num_workers", "data.keep_in_memory", "arch.download")
+DATA_KEYS = (
+    *("data.root", "data.test_root", "data.tokenizer", "data.download", "data.num_workers", "data.keep_in_memory"),
+    "arch.download",
+)
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
 OWN_KEYS = ("role", "client", "server", "rpc", "tls", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
 

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from splitlearn.measure import stopwatch
-from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.measure.stopwatch import Speed, Stopwatch
 
 
 @pytest.fixture
@@ -59,3 +59,12 @@ def test_real_time_goes_by():
     with watch("sleep"):
         time.sleep(0.02)
     assert 0.02 <= watch.seconds["sleep"] < 2
+
+
+def test_a_speed_is_over_the_last_ones(clock):
+    speed = Speed(over=3)
+    assert speed.now() == 0
+    for seconds, number in ((1, 1000), (1, 50), (1, 10), (4, 20)):
+        clock(seconds)
+        speed.add(number)
+    assert speed.now() == pytest.approx((10 + 20) / 5)

@@ -23,7 +23,7 @@ MAX_DIGEST = 64
 DTYPES = {torch.uint8: 1 << 8, torch.uint16: 1 << 16, torch.int32: 1 << 31}  # of packed targets, and their ends
 MAX_BYTES_PER_TOKEN = 1e6
 WIDEST = 700.0  # nats, of which a float holds the exponential
-TEMPERATURE = 0.8  # of the text at the end of a run
+OPENINGS, TEMPERATURE = ("\n", "The"), 0.8  # of the text at the end of a run
 
 
 def perplexity(nats: float) -> float:
@@ -195,10 +195,12 @@ class CausalLM(Task):
     def demonstrate(self, cfg: DictConfig, model: Callable[[], nn.Module]) -> str:
         if not self.sample_tokens:
             return ""
-        try:
-            return self.written(cfg, model(), "\n", self.sample_tokens, TEMPERATURE, cfg.seed)
-        except UserError:  # a server need not have the tokenizer
-            return ""
+        for opening in OPENINGS:
+            try:
+                return self.written(cfg, model(), opening, self.sample_tokens, TEMPERATURE, cfg.seed)
+            except UserError:  # a server need not have the tokenizer, nor a tokenizer a token for white space
+                continue
+        return ""
 
     def written(
         self, cfg: DictConfig, model: nn.Module, prompt: str, num_tokens: int, temperature: float, seed: int

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement, Unfit
 from splitlearn.exchange.exchange import channels_of, exchange_from, know
 from splitlearn.exchange.labels_up import Smashed
+from splitlearn.roles.progress import Progress
+from splitlearn.roles.verdict import Verdict
 from splitlearn.segments.adamw import AdamW
 from splitlearn.segments.trainable import Trainable
 from splitlearn.tasks import CausalLM, task_from
@@ -50,6 +53,17 @@ def test_perplexity_is_of_the_mean_over_all_samples(noise):
     assert found["accuracy"] == pytest.approx((outputs.argmax(2) == 0).float().mean().item())
     assert TASK.metrics[0].name == "perplexity" and not TASK.metrics[0].higher_is_better
     assert math.isfinite(TASK.means({"perplexity": 1e9}, 1)["perplexity"])  # JSON has no infinity
+
+
+@pytest.mark.parametrize("results, ends", [([9, 8, 8.5, 7, 7.2, 7.1], [False] * 5 + [True]), ([9, 8.9, 8.8], None)])
+def test_a_run_ends_early_where_perplexity_does_not_fall(results, ends):
+    cfg = compose("task=causal_lm", "early_stopping.patience=2", "early_stopping.min_delta=0.2")
+    server = SimpleNamespace(cfg=cfg, task=TASK, progress=Progress(), recorder=SimpleNamespace(result=None))
+    verdict, found = Verdict(server), []
+    for result in results:
+        server.recorder.result = result
+        found.append(verdict._has_enough())
+    assert found == (ends or [False, False, True])
 
 
 # What others say and send
