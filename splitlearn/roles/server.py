@@ -133,6 +133,7 @@ class Server:
             self.own_test.know(built.client, about)
         num_own = self.own_test and self.own_test.data.num_test
         samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own)
+        samples += " in each epoch" * bool(samples and self.cfg.get("samples_per_epoch"))
         self.recorder.describe(built.cuts, about, samples)
         self.runstate.restore()
 
