@@ -18,7 +18,7 @@ from splitlearn.tasks.language.tokens import tokenizer_from
 from splitlearn.tasks.loading import client_data, limited, test_data
 from splitlearn.tasks.task import ClientData, Metric, Task
 
-MAX_VOCABULARY = 1 << 24  # what a client may make the server build
+MAX_VOCABULARY = 1 << 20  # what a client may make the server build
 MAX_DIGEST = 64
 DTYPES = {torch.uint8: 1 << 8, torch.uint16: 1 << 16, torch.int32: 1 << 31}  # of packed targets, and their ends
 MAX_BYTES_PER_TOKEN = 1e6
