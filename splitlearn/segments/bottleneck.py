@@ -29,7 +29,7 @@ from splitlearn.kernels.channels import channel_axis
 from splitlearn.kinds import shown
 from splitlearn.seeds import derive
 from splitlearn.segments.cutting import CutPoint, as_module, run, split
-from splitlearn.segments.tracing import modules_around, trace
+from splitlearn.segments.tracing import Untraceable, modules_around, trace
 
 # By the number of a sample's dimensions: layers that mix the channels at each place.
 LAYERS = {
@@ -138,8 +138,17 @@ def pair_for(cut: str, shape: tuple[int, ...], channels: int, seed: int) -> Bott
 
 
 def insert(model: nn.Module, cut: str, pair: Bottleneck) -> fx.GraphModule:
-    """The model with the pair behind the module at path `cut`, a valid one."""
-    graph, outputs = trace(model, modules_around(cut))
+    """The model with the pair behind the module at path `cut`, a valid one.
+
+    Raises:
+        UserError: it was cut by running it.
+    """
+    try:
+        graph, outputs = trace(model, modules_around(cut))
+    except Untraceable:
+        raise UserError(
+            f"bottleneck=… needs a network that torch.fx can trace, which it cannot around {cut}: set bottleneck=null"
+        ) from None
     whole, boundary, name = as_module(model, graph, type(model).__name__), outputs[cut], name_of(cut)
     whole.add_submodule(name, pair)
     after = boundary

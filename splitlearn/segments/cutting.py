@@ -6,6 +6,8 @@ cut module's output is computed from, the server segment is the rest. The cut mo
 crosses: a cut inside a residual block, which the skip connection crosses too, is refused. What the opened modules do
 only in training (`self.training`) is found by tracing both, and stays so. At last the halves and the model are run
 once: a cut through which they differ is refused too.
+
+A model that torch.fx cannot trace is cut by running it (see running.py).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from splitlearn.errors import UserError
-from splitlearn.segments.tracing import Refusal, in_short, mode, modules_around, trace
+from splitlearn.segments import running
+from splitlearn.segments.tracing import Refusal, Untraceable, in_short, mode, modules_around, trace
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,10 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, 
             raise Refusal(f"the model gives a {type(expected).__name__}, where one tensor is needed")
         if cut not in dict(model.named_modules()) or not cut:
             raise Refusal("no module has this path")
-        graph, outputs = trace(model, modules_around(cut))
+        try:
+            graph, outputs = trace(model, modules_around(cut))
+        except Untraceable:
+            return running.split(model, cut, example)
         client, server = _divide(model, graph, outputs.get(cut))
         smashed = run(client, example)
         if not _is_map(smashed, len(example)):
@@ -93,7 +99,10 @@ def valid_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
         try:
             graph, outputs = trace(model, modes=(False,))
         except Refusal:
-            return []
+            return [
+                CutPoint(path, tuple(found.shape[1:]), found.dtype)
+                for path, found in running.valid_cuts(model, example)
+            ]
         accepts = partial(_is_possible, model)
     with mode(model, False), torch.no_grad():
         ShapeProp(fx.GraphModule(model, graph).eval()).propagate(example)

@@ -15,6 +15,10 @@ class Refusal(Exception):
     """Why a cut is not possible."""
 
 
+class Untraceable(Refusal):
+    """torch.fx cannot trace the modules around it."""
+
+
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
     """All of the model in training or evaluation mode, and afterwards each module as it was."""
@@ -70,16 +74,19 @@ def trace(
         modes: what the graph is right for: evaluation, training, or both.
 
     Raises:
-        Refusal: it cannot be traced, or the modes differ by more than a True or False.
+        Untraceable: it cannot be traced.
+        Refusal: the modes differ by more than a True or False.
     """
     graphs = []
+    if "forward" in vars(model):  # an instance's own, which torch.fx would not see
+        raise Untraceable("the model's forward is not that of its class")
     for training in modes:
         tracer = _Tracer(opened)
         try:
             with mode(model, training), _unchanged(model):
                 graphs.append(tracer.trace(model))
         except Exception as error:  # whatever a forward raises that is given no values
-            raise Refusal(f"the modules around it cannot be traced ({in_short(error)})") from None
+            raise Untraceable(f"the modules around it cannot be traced ({in_short(error)})") from None
     for node, evaluated in zip_longest(graphs[-1].nodes, graphs[0].nodes):
         _unite(model, node, evaluated)
     return graphs[-1], tracer.outputs
