@@ -18,7 +18,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments import bottleneck
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts
-from splitlearn.segments.parts import Parts
+from splitlearn.segments.parts import Parts, untie
 from splitlearn.segments.tracing import in_short
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks import task_from
@@ -112,6 +112,10 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     if about is not None:
         task.check_outputs(cfg, run_once(rest, example), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
+    notes += [
+        f"{name} is tied to {own}, which is on the other side of the cut: the server has a copy of {nbytes:,} bytes"
+        for name, own, nbytes in untie(model, client, server)
+    ]
     fits = cfg.get("bottleneck_init") == "pca"
     unfitted = [number for number, point in enumerate(points) if point.channels and number < FITTED and fits]
     network = Network(client, server, points, first, notes, model, unfitted)

@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from splitlearn.segments.recording import parameters_of
+
 
 class Parts(nn.Module):
     """Parts of one network, in the order of computation: `parts[0](x)`; where there is one, `parts(x)` too.
 
-    Parameters and buffers have the names that they have in the uncut network.
+    Parameters and buffers have the names that they have in the uncut network. One that is tied, and so has several,
+    is in a state once, by the first.
 
     Args:
         parts: of the network.
@@ -69,16 +72,25 @@ class Parts(nn.Module):
         return output.float() if self.cut_precision == "fp32" else output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        return {name: value for part in self.parts for name, value in part.state_dict().items()}
+        tied = self._tied()
+        states = {name: value for part in self.parts for name, value in part.state_dict().items()}
+        return {name: value for name, value in states.items() if name not in tied}
+
+    def _tied(self) -> dict[str, str]:
+        """Names of parameters that have been named before, with their first ones."""
+        first: dict[int, str] = {}
+        named = [pair for part in self.parts for pair in parameters_of(part).items()]
+        return {name: known for name, one in named if (known := first.setdefault(id(one), name)) != name}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """
         Raises:
             RuntimeError: names or shapes differ.
         """
+        tied = {name: state[first] for name, first in self._tied().items() if first in state}
         known = [part.state_dict().keys() for part in self.parts]
         for part, names in zip(self.parts, known, strict=True):
-            part.load_state_dict({name: state[name] for name in names if name in state})
+            part.load_state_dict({name: value for name, value in (state | tied).items() if name in names})
         if unknown := state.keys() - set().union(*known):
             raise RuntimeError(f"unexpected keys: {', '.join(sorted(unknown))}")
 
@@ -95,10 +107,9 @@ class Older:
         self.weights = [weight.detach().clone().requires_grad_(weight.requires_grad) for weight in parts.parameters()]
 
     def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
-        before = sum(len(list(part.parameters())) for part in self.parts.parts[:index])
+        older = {id(now): before for now, before in zip(self.parts.parameters(), self.weights, strict=True)}
         part = self.parts.parts[index]
-        names = [name for name, _ in part.named_parameters()]
-        weights = dict(zip(names, self.weights[before : before + len(names)], strict=True))
+        weights = {name: older[id(parameter)] for name, parameter in part.named_parameters()}
         return partial(self.parts.run, lambda x: functional_call(part, weights, (x,)))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -108,3 +119,24 @@ class Older:
         """To the parts' parameters."""
         for weight, older in zip(self.parts.parameters(), self.weights, strict=True):
             weight.grad = older.grad
+
+
+def untie(model: nn.Module, client: Parts, server: Parts) -> list[tuple[str, str, int]]:
+    """Gives the server a copy of its own of each parameter that the client has too, in the uncut network as well.
+
+    Returns the server's name of each, the client's, and its bytes.
+    """
+    of_client = {id(one): name for part in client.parts for name, one in parameters_of(part).items()}
+    copies: dict[int, nn.Parameter] = {}
+    found = []
+    for part in server.parts:
+        for name, one in parameters_of(part).items():
+            if id(one) not in of_client:
+                continue
+            if id(one) not in copies:
+                copies[id(one)] = nn.Parameter(one.detach().clone(), requires_grad=one.requires_grad)
+                found.append((name, of_client[id(one)], one.nbytes))
+            path, _, leaf = name.rpartition(".")
+            for module in (model, part):
+                module.get_submodule(path)._parameters[leaf] = copies[id(one)]
+    return found

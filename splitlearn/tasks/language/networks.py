@@ -30,6 +30,8 @@ def build(arch: DictConfig, vocab_size: int, context: int) -> nn.Module:
         return instantiate({"_convert_": "all", **options, "vocab_size": vocab_size, "context": context})
     except Exception as error:
         cause = error.__cause__ or error
+        if isinstance(cause, UserError):
+            raise cause from None
         if isinstance(cause, ValueError):
             raise UserError(f"arch.{in_short(cause).removeprefix('ValueError: ')}") from None  # begins with the option
         if isinstance(cause, TypeError):
@@ -59,7 +61,7 @@ def cut_path(cut: str, model: nn.Module, context: int) -> str:
         return cut
     if number > depth:
         raise UserError(f"cut={cut} is after block {cut}, and there are {depth} blocks; 0 is before the first")
-    return f"{path}.{number - 1}" if number else BEFORE_BLOCKS
+    return f"{path}.{number - 1}" if number else getattr(model, "before_blocks", BEFORE_BLOCKS)
 
 
 def last_cut(model: nn.Module) -> str | None:

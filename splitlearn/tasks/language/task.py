@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
-from splitlearn.tasks.language import networks, texts
+from splitlearn.tasks.language import hf, networks, texts
 from splitlearn.tasks.language.gpt import generate
 from splitlearn.tasks.language.tokens import tokenizer_from
 from splitlearn.tasks.loading import client_data, limited, test_data
@@ -138,6 +138,9 @@ class CausalLM(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(cfg.seed)
             return networks.build(cfg.arch, about["vocab_size"], self.context)
+
+    def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, Any]) -> list[str]:
+        return hf.load(cfg.arch, model) if cfg.arch.name == "hf" and cfg.arch.model else []
 
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:
         expected = 2, self.context, about["vocab_size"]
