@@ -14,6 +14,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.exchange import channels_of, exchange_from
 from splitlearn.exchange.wayback import BACKWARD
+from splitlearn.segments.adapters import SIDES
 from splitlearn.segments.trainable import try_out
 
 MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
@@ -32,6 +33,7 @@ CHOICES = {
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),
     "checkpoint.best": (True, False),
+    "lora.sides": SIDES,
     "evaluate.on": ("clients", "server"),
     "tls.enabled": ("auto", True, False),
     "data.skip_unreadable": (True, False),
@@ -51,6 +53,7 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ONE_OR_NONE = (
     "membership.sample",
+    "lora.rank",
     "samples_per_epoch",
     "early_stopping.patience",
     "checkpoint.every_epochs",
@@ -63,7 +66,7 @@ AT_LEAST_ONE_OR_NONE = (
 )
 TEXT = ("rpc.host", "tls.server_name")
 TEXT_OR_NONE = ("data.test_root", "log.wandb", "log.mlflow", "tls.folder", "tls.cert", "tls.key", "tls.ca")
-ABOVE_ZERO_OR_NONE = ("clip_norm", "link.up_mbits", "link.down_mbits")
+ABOVE_ZERO_OR_NONE = ("clip_norm", "lora.alpha", "link.up_mbits", "link.down_mbits")
 ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s", "partition.alpha")
 
 
@@ -103,9 +106,13 @@ def check(cfg: DictConfig) -> None:
             f"freeze={kinds.shown(cfg.freeze)} must be null, a module's path, or a list of paths, such as"
             " [block1,block2]"
         )
-    fraction = cfg.data.get("test_fraction", 0.5)
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 <= fraction < 1:
-        raise UserError(f"data.test_fraction={fraction} must be at least 0 and below 1")
+    ends = cfg.lora.targets
+    if ends is not None and not (isinstance(ends, Sequence) and ends and all(isinstance(one, str) for one in ends)):
+        raise UserError(f"lora.targets={kinds.shown(ends)} must be null, or a list of names, such as [q_proj,v_proj]")
+    for key in ("data.test_fraction", "lora.dropout"):
+        share = OmegaConf.select(cfg, key, default=0.5)
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise UserError(f"{key}={kinds.shown(share)} must be at least 0 and below 1")
     number = cfg.num_clients
     if number is not None and not (type(number) is int and 1 <= number <= MAX_CLIENTS):
         raise UserError(f"num_clients={number} is out of range: RPC can number 1 to {MAX_CLIENTS}")

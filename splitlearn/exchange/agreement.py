@@ -49,6 +49,12 @@ class Agreement:
         self.gradients = [like(parameter) for parameter in trained(client_segment)]
         self.optimizer = optimizer_state(client_segment, self.cfg)
 
+    def changing_of(self, state: dict[str, Any]) -> dict[str, Any]:
+        """What is sent of a state, or of weights alone, to who has what is frozen."""
+        if "segment" in state:
+            return {**state, "segment": self.changing_of(state["segment"])}
+        return {name: value for name, value in state.items() if name in self.changing}
+
     def check_about(self, about: Any) -> None:
         try:
             self.task.check_about(about)
@@ -95,6 +101,7 @@ class Agreement:
                 raise Unfit(f"what its codec of {channel.spec.title} knows does not fit: {flaw}")
 
     def check_trainable(self, state: Any) -> None:
+        """What changes of a segment, what its optimizer keeps, and what its codecs know."""
         if not isinstance(state, dict) or not {"segment", "optimizer"} <= state.keys() <= {
             "segment",
             "optimizer",
@@ -102,7 +109,7 @@ class Agreement:
         }:
             raise Unfit("it does not hold a segment and an optimizer's state")
         self.check_codecs(state.get("codecs", {}))
-        self.check_segment(state["segment"])
+        self.check_segment(state["segment"], self.changing)
         kept = state["optimizer"]
         if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet
             raise Unfit("its optimizer's state is not one of the client segment's parameters")

@@ -11,7 +11,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch import Tensor
+
 from splitlearn.compressors import Compressor, Identity
+from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.channel import Channel
 
 
@@ -64,14 +67,28 @@ class Codecs:
 
 
 class OfClients(dict[int, Codecs]):
-    """The server's end of all clients' codecs, by client."""
+    """The server's end of all clients' codecs, by client.
+
+    Attributes:
+        frozen: of the clients' segments, which they do not hand in.
+    """
 
     def __init__(self, channels: dict[str, Channel], num_clients: int):
         super().__init__({client: Codecs(channels, "down") for client in range(num_clients)})
+        self.frozen: dict[str, Tensor] = {}
 
     def completed(self, client: int, state: dict[str, Any]) -> dict[str, Any]:
-        """A state that a client handed in, with what this end knows of it."""
-        return {**state, "codecs": state.get("codecs", {}) | self[client].state()}
+        """A state that a client handed in, with what is frozen, and what this end knows of it."""
+        return {
+            **state,
+            "segment": self.frozen | state["segment"],
+            "codecs": state.get("codecs", {}) | self[client].state(),
+        }
+
+    def keep_frozen(self, state: dict[str, Any], agreement: Agreement) -> None:
+        """Remembers what of a state, or of weights alone, clients do not hand in."""
+        segment = state.get("segment", state)
+        self.frozen = {name: value for name, value in segment.items() if name not in agreement.changing}
 
     def load(self, client: int, state: dict[str, Any]) -> None:
         """A client goes on from a state, which may be weights alone."""

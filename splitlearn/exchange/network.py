@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch.func import functional_call
 from splitlearn.console import Console
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
-from splitlearn.segments import bottleneck
+from splitlearn.segments import adapters, bottleneck
 from splitlearn.segments.cutting import CutPoint, split, valid_cuts
 from splitlearn.segments.parts import Parts, untie
 from splitlearn.segments.tracing import in_short
@@ -85,6 +86,10 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     task, exchange = task_from(cfg), exchange_from(cfg)
     rest, first = task.network(cfg, about or task.default_about(cfg)), task.example(cfg)
     example, notes = first, task.pretrain(cfg, rest, about) if pretrained else []
+    if (lora := cfg.get("lora")) and lora.rank is not None:
+        adapters.inject(rest, lora, cfg.seed, _holders(cfg, about))
+        trains = sum(one.numel() for one in rest.parameters() if one.requires_grad)
+        notes.append(f"LoRA: {trains:,} of {sum(one.numel() for one in rest.parameters()):,} weights train")
     notes += [task.revealed] * bool(task.revealed and exchange.sends_targets)
     plain, model, parts, points, cuts = rest, rest, [], [], exchange.cuts(cfg)
     for cut, channels in zip(cuts, bottlenecks(cfg, len(cuts)), strict=True):
@@ -121,6 +126,15 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     network = Network(client, server, points, first, notes, model, unfitted)
     freeze(network, cfg.get("freeze"))
     return network
+
+
+def _holders(cfg: DictConfig, about: dict[str, Any] | None) -> Callable[[str], bool]:
+    """Whether a layer, by its path, is on a side that is to have adapters."""
+    if cfg.lora.sides == "both":
+        return lambda path: True
+    plain = build(OmegaConf.merge(cfg, {"lora": {"rank": None}, "freeze": None}), about)
+    names = (plain.client if cfg.lora.sides == CLIENT else plain.server).state_dict()
+    return lambda path: f"{path}.weight" in names
 
 
 def bottlenecks(cfg: DictConfig, num_cuts: int) -> list[int | None]:

@@ -138,11 +138,15 @@ class Client:
         self.schedule(self)
 
     def state(self) -> dict[str, Any]:
-        """All that it would go on from elsewhere."""
-        return {**self.trainable.state(), "codecs": self.codecs.state()}
+        """All that it would go on from elsewhere, but for what is frozen."""
+        state, frozen = self.trainable.state(), self.trainable.segment.frozen_state()
+        changing = {name: value for name, value in state["segment"].items() if name not in frozen}
+        return {**state, "segment": changing, "codecs": self.codecs.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Goes on from another state, which may be weights alone."""
+        """Goes on from another state, which may be all weights alone."""
+        frozen = self.trainable.segment.frozen_state()
+        state = {**state, "segment": frozen | state["segment"]} if "segment" in state else frozen | state
         self.trainable.load(state)
         self.codecs.load(state.get("codecs", {}))
 

@@ -136,6 +136,7 @@ class Server:
         samples += " in each epoch" * bool(samples and self.cfg.get("samples_per_epoch"))
         self.recorder.describe(built.cuts, about, samples)
         self.runstate.restore()
+        self.codecs.keep_frozen(next(filter(None, self.client_states)), self.agreement)
 
     def check_batches(self, client: int, num_train: int) -> None:
         check_batches(client, num_train, self.cfg, self.task.headline(self.cfg)[0], self.alone)
@@ -188,7 +189,7 @@ class Server:
             begins = False  # it comes back to its round
         if not self.topology.keeps_own and (part == "evaluate" or (part == "train" and begins)):
             newest = self.client_states[0]
-            state = {"segment": newest.get("segment", newest), "optimizer": {}}
+            state = self.agreement.changing_of({"segment": newest.get("segment", newest), "optimizer": {}})
             self.codecs.load(client, state)
         self.recorder.ledger.book("weights_down", nbytes_of(state))
         return RoundReply(part, self.progress.epoch, self.topology.num_steps(self.roster), state)

@@ -51,7 +51,7 @@ class Sequential(Topology):
     def _hand_over(self, server: Any, client: int) -> None:
         request, _ = take_weights(server, client, None)
         server.codecs.load(client, server.client_states[0])
-        send_weights(server, request, server.client_states[0])
+        send_weights(server, request, server.agreement.changing_of(server.client_states[0]))
 
     # A client's end
 
