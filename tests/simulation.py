@@ -17,7 +17,7 @@ from splitlearn.compose import compose as composed
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.seeds import derive, generator
-from splitlearn.segments import bottleneck
+from splitlearn.segments import adapters, bottleneck
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.language import texts
@@ -73,10 +73,14 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
     `dropout` says on which end of the cut its layers are.
     """
     torch.manual_seed(cfg.seed)
-    if is_of_text(cfg):
+    if cfg.arch.name == "hf":
+        model = transformer(cfg)
+    elif is_of_text(cfg):
         model = GPT(256, cfg.task.context, cfg.arch.depth, cfg.arch.width, cfg.arch.heads, cfg.arch.dropout)
     else:
         model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
+    if cfg.lora.rank:
+        adapters.inject(model, cfg.lora, cfg.seed)
     loader, _ = loader_of(cfg, 0, 1)
     if cfg.bottleneck:
         built = network.build(cfg, {"num_classes": 10})
@@ -89,13 +93,39 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
         for batch, (images, labels) in enumerate(loader, start=1):
             place = (len(losses) + 1, 0) if dropout == "server" else (0, epoch, batch)
             torch.manual_seed(derive(cfg.seed, dropout, *place))
-            loss = cross_entropy(model(images), labels)
+            outputs = model(images)
+            loss = cross_entropy(getattr(outputs, "logits", outputs), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
         schedule.step()
-    return losses, model.state_dict()
+    return losses, each_once(model.state_dict())
+
+
+def transformer(cfg: DictConfig) -> nn.Module:
+    """The model of transformers that arch.config describes, as its library gives it."""
+    import transformers
+
+    width, heads, positions = cfg.arch.width, cfg.arch.heads, cfg.task.context
+    sizes = {"num_hidden_layers": cfg.arch.depth, "hidden_size": width, "num_attention_heads": heads}
+    sizes |= {"vocab_size": 256, "max_position_embeddings": positions, "intermediate_size": 4 * width}
+    sizes |= {"num_key_value_heads": heads, "head_dim": width // heads, "is_decoder": True, "pad_token_id": None}
+    sizes |= {"bos_token_id": None, "eos_token_id": None, "use_cache": False}
+    ours = ("_target_", "name", "model", "gguf", "config", "depth", "width", "heads", "dtype", "download")
+    further = {key: value for key, value in cfg.arch.items() if key not in ours}
+    kind = transformers.AutoConfig.for_model(cfg.arch.config, **sizes, **further)
+    model = transformers.AutoModelForCausalLM.from_config(kind)
+    model.blocks_path = next(path for path, one in model.named_modules() if isinstance(one, nn.ModuleList))
+    return model
+
+
+def each_once(state: State) -> State:
+    """Without the further names of a parameter that is tied."""
+    found = {}
+    for name, value in state.items():
+        found.setdefault(value.data_ptr(), (name, value))
+    return dict(found.values())
 
 
 class Updates:
