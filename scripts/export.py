@@ -2,11 +2,15 @@
 
     python scripts/export.py outputs/2026-01-31/12-00-00 model.pt
     python scripts/export.py outputs/2026-01-31/12-00-00 model.safetensors
+    python scripts/export.py outputs/2026-01-31/12-00-00 folder
 
 The result is a plain state_dict, {name: tensor}, that loads into the network as torchvision builds it (for vgg16 and
 vgg19, and resnet18 and resnet34 on small images, as splitlearn.tasks builds it); with bottleneck=… into what
-splitlearn.with_bottleneck makes of it. A run that has not finished gives its
-last checkpoint, and --best the weights of the best evaluation, which checkpoint.best=true keeps.
+splitlearn.with_bottleneck makes of it. A folder is for what transformers and peft read: with arch=hf the model, as
+save_pretrained writes it; with lora.rank=… the adapters alone, unless --merge adds them to the weights.
+
+A run that has not finished gives its last checkpoint, and --best the weights of the best evaluation, which
+checkpoint.best=true keeps.
 """
 
 import argparse
@@ -21,7 +25,10 @@ import torch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("file", type=Path, help="to write: .pt, or .safetensors")
+    parser.add_argument("file", type=Path, help="to write: .pt, .safetensors, or a folder")
+    parser.add_argument(
+        "--merge", action="store_true", help="add the adapters of lora.rank=… to the weights beside them"
+    )
     parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
     parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
     arguments = parser.parse_args()
@@ -29,13 +36,31 @@ def main() -> None:
     sys.path.append(os.getcwd())  # where a user's own data set or network is, as in launch.py
     from splitlearn import saved
     from splitlearn.errors import UserError
+    from splitlearn.segments import adapters
+    from splitlearn.tasks.language import hf
 
     try:
         run = saved.load(arguments.run, arguments.client, arguments.best)
+        model, arch = run.model(), run.cfg.arch
+        adapted = adapters.has_adapters(model)
+        if arguments.merge:
+            if not adapted:
+                raise UserError(f"{arguments.run} has no adapters to merge: it was trained without lora.rank")
+            adapters.merge(model)
+            adapted = False
+        if not arguments.file.suffix and not adapted and arch.name != "hf":
+            raise UserError(f"{arguments.file} is a folder, which is for arch=hf or adapters: name a .pt file")
     except UserError as error:
         sys.exit(str(error))
-    state = {name: tensor.contiguous() for name, tensor in run.model().state_dict().items()}
-    if arguments.file.suffix == ".safetensors":
+    if adapted and arguments.file.suffix:
+        sys.exit(f"the run has adapters (lora.rank={run.cfg.lora.rank}): name a folder for them, or merge with --merge")
+    # A tied parameter is there by each of its names, which .safetensors wants to be tensors of their own.
+    state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    if adapted:
+        state = adapters.save(model, run.cfg.lora, arch.get("model"), arguments.file)
+    elif not arguments.file.suffix:
+        hf.save(model, arguments.file)
+    elif arguments.file.suffix == ".safetensors":
         try:
             from safetensors.torch import save_file
         except ImportError:
@@ -44,7 +69,7 @@ def main() -> None:
     else:
         torch.save(state, arguments.file)
     size = sum(tensor.nbytes for tensor in state.values())
-    print(f"{arguments.file}: {run.cfg.arch.name} after step {run.step}, {len(state)} tensors, {size:,} bytes")
+    print(f"{arguments.file}: {arch.name} after step {run.step}, {len(state)} tensors, {size:,} bytes")
     for cut in run.network().cuts:
         if cut.channels:
             print(

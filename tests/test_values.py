@@ -17,6 +17,7 @@ VARIANTS = [
     ["data=cifar100", "topology=sequential", "schedule=step", "exchange=u_shaped"],
     ["task=causal_lm"],
     ["task=causal_lm", "data=text", "data.root=folder"],
+    ["task=causal_lm", "arch=hf", "arch.config=llama"],
     ["schedule=constant", "arch=vgg_slim", "compressor=qu", "compressor@downlink=sp"],
 ]
 BAD = ["abc", "", -1, 1.5, True, None, [1, 2], {"a": 1}, math.nan, math.inf, 10**30]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +96,15 @@ def load(arch: DictConfig, built: nn.Module) -> list[str]:
     if missing := sorted(about["missing_keys"]):
         return [f"arch.model={arch.model} has no weights of {', '.join(missing[:3])}, which start afresh"]
     return [f"pretrained weights of {os.path.join(arch.model, arch.gguf or '').rstrip('/')}"]
+
+
+def save(built: nn.Module, folder: Path) -> None:
+    """Writes a network of `network` as a folder that `AutoModelForCausalLM.from_pretrained` loads."""
+    ends = (built.get_input_embeddings(), built.get_output_embeddings())
+    if ends[1] is not None and ends[0].weight is not ends[1].weight:  # which a cut may have parted
+        built.config.tie_word_embeddings = False
+    vars(built).pop("forward", None)
+    built.save_pretrained(folder)
 
 
 def _transformers() -> Any:

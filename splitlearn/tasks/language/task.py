@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -128,6 +129,10 @@ class CausalLM(Task):
 
     def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
         return f"{about['vocab_size']:,} different tokens ({cfg.data.tokenizer}), windows of {self.context}"
+
+    def headline(self, cfg: DictConfig) -> tuple[str, str]:
+        arch = cfg.arch.get("model") or cfg.arch.get("config") or cfg.arch.name
+        return os.path.basename(arch.rstrip("/")), cfg.data.name
 
     # Network
 
