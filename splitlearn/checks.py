@@ -107,7 +107,8 @@ def check(cfg: DictConfig) -> None:
             " [block1,block2]"
         )
     ends = cfg.lora.targets
-    if ends is not None and not (isinstance(ends, Sequence) and ends and all(isinstance(one, str) for one in ends)):
+    is_list = isinstance(ends, Sequence) and not isinstance(ends, str) and all(isinstance(one, str) for one in ends)
+    if ends is not None and not (is_list and ends):
         raise UserError(f"lora.targets={kinds.shown(ends)} must be null, or a list of names, such as [q_proj,v_proj]")
     for key in ("data.test_fraction", "lora.dropout"):
         share = OmegaConf.select(cfg, key, default=0.5)

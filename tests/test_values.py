@@ -23,7 +23,7 @@ VARIANTS = [
 BAD = ["abc", "", -1, 1.5, True, None, [1, 2], {"a": 1}, math.nan, math.inf, 10**30]
 # Whose value is looked at where it is used, not only by its kind; all texts.
 CHECKED_LATER = re.compile(
-    r"(arch|data)\.name|arch\.(cuts\..*|weights)|cut|cut_back|(client|server)\.device|.*_target_|freeze|init_from"
+    r"(arch|data)\.name|arch\.(cuts\..*|weights|model|config|gguf)|cut|cut_back|(client|server)\.device|.*_target_|freeze|init_from"
     r"|data\.(test_)?transform|data\.classes|task\.class_weights|schedule\.milestones"
 )
 

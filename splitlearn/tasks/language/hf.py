@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from splitlearn.segments.tracing import in_short
 
 DTYPES = ("float32", "bfloat16", "float16")
 WIDER = 4  # times the width, of feedforward nets where nothing else is said
-SIZES = ("depth", "width", "heads")
+SIZES = {"depth": 4, "width": 128, "heads": 4}  # of a random start, where nothing is said
 
 
 class Scores:
@@ -119,9 +121,12 @@ def _transformers() -> Any:
 
 def _sized(transformers: Any, kind: str, vocab_size: int, context: int, options: dict[str, Any]) -> Any:
     """A kind's configuration with these sizes, and what follows from them where it has the key."""
-    depth, width, heads = (options.pop(name) for name in SIZES)
-    sizes = {"num_hidden_layers": depth or 4, "hidden_size": width or 128, "num_attention_heads": heads or 4}
-    width, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    chosen = {name: options.pop(name) for name in SIZES}
+    for name, value in chosen.items():
+        if value is not None and not (type(value) is int and value >= 1):
+            raise UserError(f"arch.{name}={value} must be a whole number, at least 1, or null")
+    depth, width, heads = (chosen[name] or default for name, default in SIZES.items())
+    sizes = {"num_hidden_layers": depth, "hidden_size": width, "num_attention_heads": heads}
     if width % heads:
         raise UserError(f"arch.width={width} must be a multiple of arch.heads={heads}")
     sizes |= {"vocab_size": vocab_size, "max_position_embeddings": context}
@@ -157,7 +162,8 @@ def _read(cls: Any, model: str, chosen: dict[str, Any], **options: Any) -> Any:
         options["dtype"] = getattr(torch, chosen["dtype"])
     folder = os.path.expanduser(model)
     try:
-        return cls.from_pretrained(folder, local_files_only=not chosen["download"], **options)
+        with redirect_stderr(io.StringIO()):  # progress
+            return cls.from_pretrained(folder, local_files_only=not chosen["download"], **options)
     except Exception as error:
         is_there = os.path.isdir(folder)
         hint = "" if is_there or chosen["download"] else ", or set arch.download=true for a name of the hub"
