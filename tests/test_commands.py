@@ -21,6 +21,7 @@ CANNOT = {
     r"scripts/benchmarks/": "takes minutes to hours; tests/test_scripts.py runs them in small",
     r"data\.root=|multirun/cifar10|data\.download=true|experiment=": "needs a data set that has to be downloaded",
     r"role=": "takes two terminals or machines; tests/test_launch.py and test_membership.py start them together",
+    r"arch=hf arch\.model=": "needs a model's files: tests/tasks/language/test_hf.py",
     r"arch\.weights=": "needs a file of weights: tests/tasks/test_pretrained.py",
     r"--nnodes|--master-addr": "takes two machines",
     r"num_clients=100": "takes minutes; tests/roles/test_rounds.py starts forty",
