@@ -49,7 +49,7 @@ class CutPoint:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def split(model: nn.Module, cut: str, example: Tensor) -> tuple[fx.GraphModule, fx.GraphModule]:
+def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Module]:
     """Cuts `model` after the module at path `cut`.
 
     Args:

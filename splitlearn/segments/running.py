@@ -32,42 +32,52 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Mo
         Refusal: it is not possible there.
     """
     recording = Recording(model, example)
-    before, after = recording.sides(cut)
-    run, others = run_of(model), [example]
-    if run is None:
-        other, found = _recorded_otherwise(model, example)
-        blanks = recording.blanks(found)
-        run = Run(_copied(model), blanks, (tuple(example.shape), tuple(other.shape)), example.dtype)
-        others.append(other)
-    else:
-        others.append(_noise(run.map_shape(run.sizes[1]), example, seed=1))
-    names = parameters_of(model)
-    order = list(recording.outputs)
-    done = set(order[: order.index(cut) + 1])
-    for name in names:  # what neither depends on goes with its module
-        if name not in before | after:
-            (before if name.rpartition(".")[0] in done else after).add(name)
-    first, last = (_part(run, model, cut, own, done, i) for i, own in enumerate((before, after)))
-    for x in others:
-        _try(model, first, last, x)
+    recording.sides(cut)  # before more is run
+    run, other = _prepared(model, example, recording)
+    first, last = _divided(model, cut, recording, run)
+    for x in (example, other):
+        _try(first, last, x, run_part(model, x))
     _try_training(model, first, last, example)
     return first, last
 
 
 def valid_cuts(model: nn.Module, example: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Paths of all modules that `split` cuts behind, in the order of computation, each with what it gave.
+    """Paths of the modules that `split` cuts behind, in the order of computation, each with what it gave.
 
-    Of modules with the same output the outermost.
+    Of modules with the same output the outermost. Each is tried on one input.
     """
     recording, found = Recording(model, example), {}
     for path in recording.outputs:
         with suppress(Refusal):
             recording.sides(path)
             found[recording.node(path)] = path
+    if not found:
+        return
+    run, other = _prepared(model, example, recording)
+    expected = run_part(model, other)
     for path in found.values():
         with suppress(Refusal):
-            split(model, path, example)
+            _try(*_divided(model, path, recording, run), other, expected)
             yield path, only_tensor(recording.outputs[path])
+
+
+def _prepared(model: nn.Module, example: Tensor, recording: Recording) -> tuple[Run, Tensor]:
+    """The forward that parts are made of, and an input of other sizes to try them with."""
+    run = run_of(model)
+    if run is not None:
+        return run, _noise(run.map_shape(run.sizes[1]), example, seed=1)
+    other, found = _recorded_otherwise(model, example)
+    sizes = tuple(example.shape), tuple(other.shape)
+    return Run(_copied(model), recording.blanks(found), sizes, example.dtype), other
+
+
+def _divided(model: nn.Module, cut: str, recording: Recording, run: Run) -> tuple[nn.Module, nn.Module]:
+    before, after = recording.sides(cut)
+    order = list(recording.outputs)
+    done = set(order[: order.index(cut) + 1])
+    for name in parameters_of(model).keys() - before - after:  # what neither depends on goes with its module
+        (before if name.rpartition(".")[0] in done else after).add(name)
+    return _part(run, model, cut, before, done, 0), _part(run, model, cut, after, done, 1)
 
 
 def _recorded_otherwise(model: nn.Module, example: Tensor) -> tuple[Tensor, Recording]:
@@ -121,7 +131,8 @@ def _part(run: Run, model: nn.Module, cut: str, own: set[str], done: set[str], i
     for path in sorted(done):  # outer modules come before those within them
         has_own = any(name.startswith(f"{path}.") for name in own)
         has_any = next(model.get_submodule(path).parameters(), None) is not None
-        if path == cut or (has_any and not has_own and path in new.blanks and not is_below(path, emptied)):
+        is_needed = path == cut or path == run.start or (has_any and not has_own)
+        if is_needed and path in new.blanks and not is_below(path, emptied):
             emptied.append(path)
             modules[path].forward = Emptied(new.blanks[path], path == cut)
     return part
@@ -130,12 +141,11 @@ def _part(run: Run, model: nn.Module, cut: str, own: set[str], done: set[str], i
 # Trying
 
 
-def _try(model: nn.Module, first: nn.Module, last: nn.Module, x: Tensor) -> None:
+def _try(first: nn.Module, last: nn.Module, x: Tensor, expected: Tensor) -> None:
     """
     Raises:
         Refusal: the parts do not compute what the model does.
     """
-    expected = run_part(model, x)
     try:
         found = run_part(last, run_part(first, x))
     except Exception as error:  # whatever zeros lead to

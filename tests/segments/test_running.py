@@ -161,6 +161,41 @@ class Untraceable(nn.Module):
         return self.norm(x) * self.end
 
 
+def test_three_parts_of_other_widths():
+    class Narrowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(8 - i, 7 - i) for i in range(4))
+
+        def forward(self, x):
+            for i, block in enumerate(self.blocks):
+                x = block(x).view(len(x), 7 - i).sin() if x.isfinite().all() else x
+            return x
+
+    model = Narrowing()
+    first, rest = split(model, "blocks.0", torch.zeros(2, 8))
+    middle, last = split(rest, "blocks.2", torch.zeros(2, 7))
+    x = torch.randn(5, 8)
+    assert torch.equal(last(middle(first(x))), model(x))
+
+
+def test_a_tied_parameter_of_older_weights_has_one_gradient():
+    model = build("tied llama").eval()
+    first, rest = split(model, "model.layers.0", tokens(2, 8))
+    middle, last = split(rest, "model.layers.1", first(tokens(2, 8)).detach())
+    client, x = Parts([first, last]).eval(), tokens(3, 5)
+    older = Older(client)
+    older[1](middle.eval()(older[0](x))).square().sum().backward()
+    older.hand_gradients_on()
+    found = gradients(client)
+    assert len(older.weights) == len(list(client.parameters()))
+    whole = build("tied llama").eval()
+    whole(x).square().sum().backward()
+    assert all(
+        torch.equal(value, gradients(whole)[name.partition(".")[2].partition(".")[2]]) for name, value in found.items()
+    )
+
+
 @pytest.mark.parametrize("in_place", [False, True])
 def test_what_the_root_itself_holds_is_on_one_side(in_place):
     torch.manual_seed(0)

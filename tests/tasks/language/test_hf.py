@@ -89,6 +89,13 @@ def test_what_a_folder_does_not_fit_is_one_sentence(of_folder, folder, tmp_path)
     assert "or set arch.download=true" in refused("arch.model=nobody/nothing")
 
 
+def test_weights_of_fewer_bits():
+    built = build("arch.config=llama", "cut=1", "arch.dtype=bfloat16")
+    assert {one.dtype for one in built.model.parameters()} == {torch.bfloat16}
+    assert built.cuts[0].dtype == torch.bfloat16
+    assert built.client[1](built.server(built.client[0](TOKENS))).dtype == torch.bfloat16
+
+
 def test_a_missing_package_is_one_sentence(monkeypatch):
     real = builtins.__import__
 
