@@ -41,6 +41,7 @@ class Network:
         example: inputs, (2, …).
         notes: what the user should know of its weights.
         model: the uncut network, bottlenecks included; it has the parts' weights, and not copies of them.
+        untied: names of the server's copies of parameters that the client has too, with its names.
         unfitted: cuts, by their numbers, whose bottleneck is still to get its start from first batches.
     """
 
@@ -51,6 +52,7 @@ class Network:
     notes: list[str]
     model: nn.Module
     unfitted: list[int]
+    untied: dict[str, str]
 
     def parts(self) -> list[tuple[Parts, nn.Module]]:
         """The parts in the order of computation, each with the side that holds it."""
@@ -117,13 +119,14 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     if about is not None:
         task.check_outputs(cfg, run_once(rest, example), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
+    untied = untie(model, client, server)
     notes += [
         f"{name} is tied to {own}, which is on the other side of the cut: the server has a copy of {nbytes:,} bytes"
-        for name, own, nbytes in untie(model, client, server)
+        for name, own, nbytes in untied
     ]
     fits = cfg.get("bottleneck_init") == "pca"
     unfitted = [number for number, point in enumerate(points) if point.channels and number < FITTED and fits]
-    network = Network(client, server, points, first, notes, model, unfitted)
+    network = Network(client, server, points, first, notes, model, unfitted, {name: own for name, own, _ in untied})
     freeze(network, cfg.get("freeze"))
     return network
 
@@ -164,12 +167,14 @@ def freeze(network: Network, what: str | list[str] | None) -> None:
 def load(built: Network, weights: dict[str, Tensor], source: str) -> None:
     """Gives a cut network the weights and buffers of an uncut one, which `source` names.
 
-    A bottleneck that the other has not got is left as it is.
+    A bottleneck, or adapters, that the other has not got are left as they are.
 
     Raises:
         UserError: they are another network's.
     """
     own = built.client.state_dict() | built.server.state_dict()
+    weights = {name: weights[of] for name, of in built.untied.items() if of in weights} | weights
+    weights = adapters.beside(weights, own)
     for number, cut in enumerate(built.cuts):
         pair = f"{bottleneck.name_of(cut.path)}."
         if any(name.startswith(pair) for name in weights):

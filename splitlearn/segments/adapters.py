@@ -77,6 +77,18 @@ def has_adapters(model: nn.Module) -> bool:
     return any(".lora_A." in name for name, _ in model.named_parameters())
 
 
+def beside(weights: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network without adapters under the names that one with adapters has, and `own` adapters beside them.
+
+    Weights that have adapters, or are for a network without any, are given back.
+    """
+    adapters = {name: value for name, value in own.items() if ".lora_" in name}
+    if not adapters or adapters.keys() & weights.keys():
+        return weights
+    renamed = {name.replace(".base_layer.", "."): name for name in own}
+    return {renamed.get(name, name): value for name, value in weights.items()} | adapters
+
+
 def merge(model: nn.Module) -> None:
     """Adds the adapters to the weights beside them, in place; the model then is as it was before `inject`."""
     layers = _peft().tuners.lora.LoraLayer

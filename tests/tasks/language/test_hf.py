@@ -193,6 +193,16 @@ def test_adapters_are_exported_alone_or_merged(of_folder, folder, tmp_path, run_
     assert run_here(export, str(run), str(tmp_path / "model.pt"))[0].startswith("the run has adapters (lora.rank=2)")
 
 
+def test_a_run_begins_with_the_weights_of_one_that_was_cut_elsewhere_and_had_no_adapters(tmp_path):
+    tied = ["arch.config=llama", "+arch.tie_word_embeddings=true"]
+    local.run(compose(*HF, *RUN, *tied, "cut=2"), tmp_path / "first")
+    weights = saved.weights(str(tmp_path / "first"))
+    assert "lm_head.weight" not in weights
+    built = build(*tied, "cut=1", "exchange=labels_up", "lora.rank=2")
+    network.load(built, weights, "init_from=first")
+    assert torch.equal(built.model.eval()(TOKENS), saved.load(tmp_path / "first").model()(TOKENS))
+
+
 def test_only_what_trains_is_sent(tmp_path):
     local.run(compose(*HF, *RUN, "arch.config=llama", "cut=1", "lora.rank=2"), tmp_path)
     built = build("arch.config=llama", "cut=1", "lora.rank=2")
