@@ -23,6 +23,12 @@ CUTS = {
     "tied llama": ("model.embed_tokens", "model.layers.1"),
     "qwen3": ("model.layers.0", "model.layers.1"),
     "bert": ("bert.embeddings", "bert.encoder.layer.1"),
+    "gemma2": ("model.layers.0", "model.layers.1"),
+    "mistral": ("model.layers.0", "model.layers.1"),
+    "neox": ("gpt_neox.layers.0", "gpt_neox.layers.1"),
+    "opt": ("model.decoder.layers.0", "model.decoder.layers.1"),
+    "modernbert": ("model.layers.0", "model.layers.1"),
+    "deberta": ("deberta.encoder.layer.0", "deberta.encoder.layer.1"),
     "t5": ("encoder.embed_tokens", "encoder.block.2.layer.1"),
 }
 
