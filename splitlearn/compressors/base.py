@@ -81,6 +81,7 @@ class Compressor:
     checks_itself: ClassVar[bool] = False  # `to_sections` calls check_finite, on numbers that it needs anyway
     takes_transform: ClassVar[bool] = True
     has_basis: ClassVar[bool] = False  # that a gradient can come back in: leaves a trace (see trace.py)
+    is_exact: ClassVar[bool] = False  # decodes to what was encoded
     is_linked: ClassVar[bool] = False  # sends a gradient in the basis of what it is of
     lossless: str = dataclasses.field(default="none", kw_only=True)
     transform: str = dataclasses.field(default="none", kw_only=True)

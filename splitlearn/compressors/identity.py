@@ -18,6 +18,7 @@ class Identity(Compressor):
 
     takes_transform: ClassVar[bool] = False
     codec: ClassVar[int] = 0
+    is_exact: ClassVar[bool] = True
 
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         return [x], ()

@@ -53,6 +53,7 @@ class Transfer:
         formula_bits: by the codec's formula, without header.
         error: ‖decoded - original‖₂ / ‖original‖₂, where it was measured.
         basis_bytes: of num_bytes, those of vectors of a basis.
+        rms: root mean square of what was sent, or of what was decoded of it, where the error was measured.
     """
 
     channel: str
@@ -61,6 +62,7 @@ class Transfer:
     formula_bits: float
     error: float | None = None
     basis_bytes: int = 0
+    rms: float | None = None
 
 
 class Channel:
@@ -101,6 +103,11 @@ def relative_error(decoded: Tensor, original: Tensor) -> float:
     norm = original.norm()
     error = (decoded - original).norm()
     return (error / norm).item() if norm > 0 else float(error > 0)
+
+
+def rms(x: Tensor) -> float:
+    """Root mean square."""
+    return x.detach().double().square().mean().sqrt().item()
 
 
 def require_finite(loss: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, back
         x: floating point, any shape, that requires grad.
         uplink: compresses `x`.
         downlink: the other side's, which compresses the gradient; None is that of `receive`.
-        backward: "straight_through", "gated", "gain" or "auto" (see wayback.py).
+        backward: "straight_through", "gated", "gain", "tangent" or "auto" (see wayback.py).
     """
     check_backward(backward)
     return Sent(x, uplink, _way_back(uplink, downlink), backward)
@@ -186,7 +186,7 @@ def compress(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, 
         x: floating point, any shape.
         uplink: compresses `x`.
         downlink: compresses the gradient; None leaves it as it is.
-        backward: "straight_through", "gated", "gain" or "auto" (see wayback.py).
+        backward: "straight_through", "gated", "gain", "tangent" or "auto" (see wayback.py).
 
     Returns:
         decode(encode(x)), of the shape, dtype and device of `x`.

@@ -17,7 +17,7 @@ from torch import Tensor
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.compressors.trace import Trace
 from splitlearn.errors import PayloadError, PeerError
-from splitlearn.exchange.channel import Channel, Transfer, relative_error
+from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.layer import Receive, Send
 from splitlearn.exchange.wayback import WayBack, encode
@@ -77,7 +77,7 @@ class Passage:
                 codec.seed(derive(channel.seed, channel.spec.key, *self.place))
             payload, way_back, decoded = encode(codec, x, backward, wants_decoded=self.measures_error)
             error = relative_error(decoded, x) if self.measures_error else None
-        self._book(channel, codec, payload, error)
+        self._book(channel, codec, payload, error, x)
         return payload, way_back
 
     def decode(self, channel: Channel, wire: Tensor, num_samples: int | None = None) -> tuple[Tensor, Trace | None]:
@@ -94,7 +94,7 @@ class Passage:
             if not 1 <= num_samples <= self.max_samples:
                 raise PayloadError(f"is of {num_samples} samples, where a batch has 1 to {self.max_samples}")
             decoded = codec.decode(payload, self.device, channel.expected(payload, num_samples))
-        self._book(channel, codec, payload, self.reported.get(channel.spec.name))
+        self._book(channel, codec, payload, self.reported.get(channel.spec.name), decoded)
         return decoded, codec.trace
 
     def decode_gradient(self, channel: Channel, wire: Tensor, sent: Payload, way_back: WayBack) -> Tensor:
@@ -103,7 +103,7 @@ class Passage:
         with self.timing("codec"), self._refusing():
             payload = Payload.parse(wire)
             gradient = way_back.decode(codec, payload, self.device, (sent.shape, sent.dtype))
-        self._book(channel, codec, payload, self.reported.get(channel.spec.name))
+        self._book(channel, codec, payload, self.reported.get(channel.spec.name), gradient)
         return gradient
 
     @contextmanager
@@ -113,7 +113,7 @@ class Passage:
         except PayloadError as error:
             raise PeerError(f"{self.peer} sent a payload that {error}") from None
 
-    def _book(self, channel: Channel, codec: Compressor, payload: Payload, error: float | None) -> None:
+    def _book(self, channel: Channel, codec: Compressor, payload: Payload, error: float | None, x: Tensor) -> None:
         value_bytes, (kept, of) = payload.dtype.itemsize, channel.kept
         self.transfers.append(
             Transfer(
@@ -123,6 +123,7 @@ class Passage:
                 codec.formula_bits(payload.shape, 8 * value_bytes),
                 error,
                 codec.basis_nbytes(payload),
+                None if error is None else rms(x),
             )
         )
 

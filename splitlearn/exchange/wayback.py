@@ -5,6 +5,13 @@ gated               only where the decoded value is not zero, so that what did n
 gain                each component times E[c ĉ] / E[c²], the share of it that arrived: of a codec with a basis its
                     components, of any other the channels
 auto                gain for a codec with a basis, straight_through for any other
+tangent             as auto, less what of it lies along the tensor's own vector at each place or token; all of it where
+                    the gradient came uncompressed
+
+Why tangent: what a normalisation follows does not change with its input's length, so that the gradient has next to
+nothing along it; what a codec makes of the gradient has. A step by that lengthens the vectors, and nothing shortens
+them again: in the residual stream of a pre-norm transformer they grow from step to step, and training stalls
+(docs/language.md). To take it off costs no bytes: the sender knows what it sent.
 """
 
 from __future__ import annotations
@@ -12,13 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.compressors.trace import Trace
-from splitlearn.kernels.channels import by_channel, from_channels
+from splitlearn.kernels.channels import by_channel, channel_axis, from_channels
 
-BACKWARD = ("auto", "straight_through", "gated", "gain")
+BACKWARD = ("auto", "straight_through", "gated", "gain", "tangent")
 
 
 def check_backward(backward: str) -> None:
@@ -43,12 +51,14 @@ class WayBack:
         trace: of it, with gains only where they are wanted.
         decoded: what arrived, where the gradient is gated by that.
         gains: (C,) float32 of the channels, where the codec left no trace and they are wanted.
+        sent: what was sent, where what lies along it is to be taken off.
     """
 
     sender: Compressor
     trace: Trace | None = None
     decoded: Tensor | None = None
     gains: Tensor | None = None
+    sent: Tensor | None = None
 
     def decode(self, codec: Compressor, payload: Payload, *context) -> Tensor:
         """The gradient that a payload holds, as it is to be applied. `context` as for Compressor.decode."""
@@ -63,6 +73,8 @@ class WayBack:
         if self.gains is not None:
             rows = by_channel(gradient) * self.gains.to(gradient.device, gradient.dtype).unsqueeze(1)
             gradient = from_channels(rows, gradient.shape).contiguous()
+        if self.sent is not None and not codec.is_exact:
+            gradient = tangent(gradient, self.sent)
         return gradient if self.decoded is None else torch.where(self.decoded != 0, gradient, 0)
 
 
@@ -70,14 +82,15 @@ def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = Fa
     """The payload of a tensor, its way back, and what the other end decodes, where that is wanted."""
     payload = codec.encode(x)
     trace = codec.trace
-    if backward == "auto":
+    sent = x.detach() if backward == "tangent" else None
+    if backward in ("auto", "tangent"):
         backward = "gain" if codec.has_basis else "straight_through"
     if trace is not None and backward != "gain":
         trace = replace(trace, gains=None)
     needs = wants_decoded or backward == "gated" or (backward == "gain" and trace is None)
     decoded = codec.decode(payload, x.device) if needs else None
     gains = channel_gains(x, decoded) if backward == "gain" and trace is None else None
-    return payload, WayBack(codec, trace, decoded if backward == "gated" else None, gains), decoded
+    return payload, WayBack(codec, trace, decoded if backward == "gated" else None, gains, sent), decoded
 
 
 def channel_gains(x: Tensor, decoded: Tensor) -> Tensor:
@@ -85,3 +98,12 @@ def channel_gains(x: Tensor, decoded: Tensor) -> Tensor:
     scale = x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
     rows, found = (by_channel(one.detach() / scale).float() for one in (x, decoded))
     return ((rows * found).sum(1) / rows.square().sum(1).clamp_min(1e-30)).clamp_(0, 1)
+
+
+def tangent(gradient: Tensor, x: Tensor) -> Tensor:
+    """A gradient, of the shape of `x`, less what lies along the vector of `x` over the channels at each place."""
+    axis = channel_axis(x.shape) if x.dim() > 1 else 0
+    scale = x.abs().amax(axis, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+    along = F.normalize((x / scale).float(), dim=axis)
+    wide = gradient.float()
+    return (wide - along * (along * wide).sum(axis, keepdim=True)).to(gradient.dtype)

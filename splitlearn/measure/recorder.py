@@ -21,6 +21,7 @@ from splitlearn.measure.display import Display
 from splitlearn.measure.evaluation import as_csv, by_class, confusion_of, evaluation_of
 from splitlearn.measure.ledger import Ledger, Measured
 from splitlearn.measure.lines import Lines
+from splitlearn.measure.payloads import Growth, of_payloads
 from splitlearn.measure.summary import headline_of, summary_of
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import task_from
@@ -51,7 +52,7 @@ class Recorder:
     def __init__(self, cfg: DictConfig, folder: Path, display: Display, origin: dict[str, str] | None = None):
         self.cfg, self.folder, self.display, self.origin = cfg, folder, display, origin or {}
         self.task, self.specs = task_from(cfg), exchange_from(cfg).channels
-        self.ledger = Ledger(self.specs)
+        self.ledger, self.growth = Ledger(self.specs), Growth(self.specs, cfg.get("backward"))
         self.seconds: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()  # before this process
         self.last_evaluation: dict[str, float] = {}
@@ -156,10 +157,7 @@ class Recorder:
         line.update(self.task.means(sums, num_samples))
         line["learning_rate"] = learning_rate
         for spec in self.specs:
-            found = [t for one in measured for t in one.transfers if t.channel == spec.name]
-            line[f"{spec.key}_bytes"] = sum(t.num_bytes for t in found)
-            if errors := [t.error for t in found if t.error is not None]:
-                line[f"{spec.key}_error"] = fmean(errors)
+            line |= of_payloads(spec, [t for one in measured for t in one.transfers if t.channel == spec.name])
         self._write("step", line, progress.step, "train")
         self.ledger.stepped([one.transfers for one in measured])
         for one in measured:
@@ -168,6 +166,8 @@ class Recorder:
             self._in_epoch.update(samples=number, loss=outcome.loss * number)
             self._in_epoch.update({name: outcome.sums[name] for name in self.task.train_metrics})
             self.ledger.totals.update(batches=1)
+        if note := self.growth.note(line):
+            self.display.note(note)
         self.display.step(line, self.task, num_samples, self.ledger.of_run("up"), self.ledger.of_run("down"))
 
     def evaluation(self, epoch: int, outcomes: list[tuple[int | None, Outcome]], in_all: int | None) -> None:

@@ -80,6 +80,34 @@ def test_compress_sends_the_gradient_through_the_downlink(downlink, backward):
     assert torch.equal(gradient, expected * (out != 0) if backward == "gated" else expected)
 
 
+@pytest.mark.parametrize("shape", [(4, 9, 24), (4, 24), (4, 24, 3, 3), (24,)], ids=str)
+def test_tangent_takes_off_what_lies_along_each_vector_and_nothing_else(shape, dtype=torch.float64):
+    x, incoming = randn(*shape).to(dtype), randn(*shape, seed=1).to(dtype)
+    out, plain = through(x, incoming, lambda x: compress(x, MaskSparsifier(0.9), UniformQuantizer(3)))
+    same, gradient = through(x, incoming, lambda x: compress(x, MaskSparsifier(0.9), UniformQuantizer(3), "tangent"))
+    axis = {3: 2, 1: 0}.get(len(shape), 1)
+    assert torch.equal(out, same)
+    along = (gradient * x).sum(axis) / (gradient.norm(dim=axis) * x.norm(dim=axis))
+    assert along.abs().max() < 1e-6
+    taken = plain - gradient
+    assert torch.allclose(
+        taken, x * (taken * x).sum(axis, keepdim=True) / x.square().sum(axis, keepdim=True), atol=1e-6
+    )
+    assert taken.norm() > 0.05 * plain.norm()
+
+
+def test_tangent_leaves_an_exact_gradient_and_a_vector_of_zeros_alone():
+    x, incoming = randn(4, 6), randn(4, 6, seed=1)
+    _, gradient = through(x, incoming, lambda x: compress(x, MaskSparsifier(0.9), Identity(), "tangent"))
+    assert torch.equal(gradient, incoming)
+    x[1], x[2] = 0, 1e-30 * x[2]
+    _, plain = through(x, incoming, lambda x: compress(x, Identity(), UniformQuantizer(4)))
+    _, gradient = through(x, incoming, lambda x: compress(x, Identity(), UniformQuantizer(4), "tangent"))
+    assert torch.equal(gradient[1], plain[1]) and gradient.isfinite().all()
+    tiny = 1e30 * x[2]
+    assert (gradient[2] * tiny).sum().abs() < 1e-5 * gradient[2].norm() * tiny.norm()
+
+
 def test_identity_is_no_compression():
     x, incoming = randn(4, 6), randn(4, 6, seed=1)
     out, gradient = through(x, incoming, lambda x: compress(x, Identity()))
