@@ -20,6 +20,12 @@ from splitlearn.tasks.partition import file_of, partition, sharing, source_of
 from splitlearn.tasks.task import ClientData
 
 NUM_NAMED = 5  # of samples that are left out
+TRAIN = {"train", "training", "trn", "trainset"}  # what people call their training data, and their test data
+TEST = (  # the first that is there
+    {"test", "testing", "tst", "testset"},
+    {"val", "valid", "validation", "valset"},
+    {"dev", "eval", "evaluation"},
+)
 
 
 class EpochBatches(Sampler):
@@ -168,6 +174,13 @@ def limited(dataset: Dataset, num_samples: int | None, seed: int) -> Dataset:
     if num_samples is None or num_samples >= len(dataset):
         return dataset
     return Subset(dataset, np.sort(np.random.default_rng(seed).permutation(len(dataset))[:num_samples]))
+
+
+def held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ascending numbers of samples to train on, and of a random part of them to test on; 0: none."""
+    order = np.random.default_rng(seed).permutation(len(dataset))
+    num_test = max(1, round(fraction * len(dataset))) if fraction else 0
+    return np.sort(order[num_test:]), np.sort(order[:num_test])
 
 
 def client_data(

@@ -12,35 +12,10 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from splitlearn.tasks.metric import Metric
 from splitlearn.tasks.origin import Origin
 
 NAMED_CUTS = {"shallow": 0.25, "medium": 0.5, "deep": 0.75}  # how far along the valid cuts, where an arch names none
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Something that is measured besides the loss, as a mean over the samples, or as a function of such a mean.
-
-    Attributes:
-        name: in files and in `Task.score`, such as "top1".
-        title: for people, such as "accuracy".
-        higher_is_better: which way is better.
-        is_share: from 0 to 1, and shown as a percentage.
-        of_mean: what is made of the mean over all samples, such as a perplexity of a loss.
-    """
-
-    name: str
-    title: str
-    higher_is_better: bool = True
-    is_share: bool = True
-    of_mean: Callable[[float], float] = float
-
-    def form(self, value: float) -> str:
-        """A value for people."""
-        return f"{value:.2%}" if self.is_share else f"{value:.4f}"
-
-    def is_better(self, one: float, other: float) -> bool:
-        return one > other if self.higher_is_better else one < other
 
 
 @dataclass(frozen=True)
@@ -72,12 +47,14 @@ class Task(ABC):
     Attributes:
         metrics: all that `score` gives besides the loss. The first is what "better" means and what a run returns.
         train_metrics: names of those that are measured in every training step.
+        confusion_metrics: what `of_confusion` gives of test samples, where the server knows what they are.
         unit: what people count when they ask how fast it is, such as images.
         revealed: what to tell the user of an exchange that sends the targets to the server; "": nothing.
     """
 
     metrics: ClassVar[tuple[Metric, ...]]
     train_metrics: ClassVar[tuple[str, ...]]
+    confusion_metrics: ClassVar[tuple[Metric, ...]] = ()
     unit: ClassVar[str] = "samples"
     revealed: ClassVar[str] = ""
 
@@ -179,6 +156,16 @@ class Task(ABC):
 
     # A batch
 
+    def longest(self, cfg: DictConfig) -> int | None:  # noqa: B027
+        """Positions of the longest sample, where samples differ in length; None where all are of one shape.
+
+        Inputs are then (B, T) int64 tokens, T those of the longest of the batch, and -1 where a sample has ended. Of a
+        map with a row for each position, only the rows that a sample has cross the cut.
+        """
+
+    def lengths(self, inputs: Tensor) -> Tensor | None:  # noqa: B027
+        """(B,) int64: positions of each sample, where samples differ in length; None where all are of one shape."""
+
     def to_device(self, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a batch as the loader gives it, on the device; the samples are the first dimension."""
         inputs, targets = batch
@@ -243,6 +230,10 @@ class Task(ABC):
     def told_apart(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
         """What each sample is, and what the outputs take it for: classes, (B, 2) int64; None where there are none."""
         return None
+
+    def of_confusion(self, confusion: Tensor) -> dict[str, float]:
+        """The values of `confusion_metrics`, by how many test samples of each class (row) were taken for each."""
+        return {}
 
     def class_names(self, about: dict[str, Any]) -> list[str]:
         """Of the classes that `told_apart` gives, in order."""

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from splitlearn.errors import UserError
 from splitlearn.seeds import drawing_from
-from splitlearn.tasks.image_classification.folders import given_classes, normal
+from splitlearn.tasks.classes import given_classes, normal
 from splitlearn.tasks.image_classification.transforms import Pipeline, first_line
 
 OFFERED = ("root", "download", "num_classes")  # keys of ours that it gets if it has an argument for them

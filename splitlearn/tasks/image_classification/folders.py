@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from omegaconf import ListConfig
 from torchvision import datasets
 
 from splitlearn.errors import UserError
+from splitlearn.tasks.classes import normal
 from splitlearn.tasks.image_classification.images import EXTENSIONS
+from splitlearn.tasks.loading import TEST, TRAIN
 
-TRAIN = {"train", "training", "trn", "trainset"}
-TEST = (  # the first that is there
-    {"test", "testing", "tst", "testset"},
-    {"val", "valid", "validation", "valset"},
-    {"dev", "eval", "evaluation"},
-)
 NOT_MEANT = {"__macosx", "__pycache__", "@eadir", "lost+found", "$recycle.bin", "thumbs.db"}
 
 
@@ -134,26 +127,6 @@ def layout_of(root: Path, classes: Sequence[str] | None = None) -> Layout:
             f" ({', '.join(sorted(EXTENSIONS)[:4])}, …); put those of each class into a folder of its own"
         )
     return layout
-
-
-def given_classes(cfg: Any) -> list[str] | None:
-    """The names of data.classes; None where there are none.
-
-    Raises:
-        UserError: it is no list of different names.
-    """
-    given = cfg.get("classes")
-    if given is None:
-        return None
-    names = [normal(str(name)) for name in given] if isinstance(given, (list, ListConfig)) else []
-    if not names or len(set(names)) != len(names):
-        raise UserError(f"data.classes={given} has to be null, or a list of different names, such as [ant,bee]")
-    return names
-
-
-def normal(name: str) -> str:
-    """A folder's name as a class's: the same whichever way a file system writes accents."""
-    return unicodedata.normalize("NFC", os.fsencode(name).decode(errors="replace"))
 
 
 def visible_folders(root: Path, classes: Sequence[str] | None) -> list[Path]:

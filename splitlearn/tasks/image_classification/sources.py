@@ -13,11 +13,12 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
+from splitlearn.tasks.classes import given_classes
 from splitlearn.tasks.image_classification import custom
-from splitlearn.tasks.image_classification.folders import Folder, Part, given_classes, layout_of
+from splitlearn.tasks.image_classification.folders import Folder, Part, layout_of
 from splitlearn.tasks.image_classification.images import ImageLoader
 from splitlearn.tasks.image_classification.transforms import Pipeline
-from splitlearn.tasks.loading import limited
+from splitlearn.tasks.loading import held_out, limited
 
 Built = tuple[Dataset, Dataset, list[str]]
 Tell = Callable[[str], None]
@@ -124,10 +125,8 @@ def _custom(cfg: DictConfig, seed: int, tell: Tell) -> Built:
 
 def _held_out(train: Dataset, test: Dataset, cfg: DictConfig, seed: int) -> tuple[Dataset, Dataset]:
     """The same samples, once for training and once for test, without a random test_fraction, and that."""
-    order = np.random.default_rng(seed).permutation(len(train))
-    fraction = cfg.get("test_fraction", 0.2)
-    num_test = max(1, round(fraction * len(train))) if fraction else 0
-    return Subset(train, np.sort(order[num_test:])), Subset(test, np.sort(order[:num_test]))
+    parts = held_out(train, cfg.get("test_fraction", 0.2), seed)
+    return Subset(train, parts[0]), Subset(test, parts[1])
 
 
 def _named(cfg: DictConfig, known: Iterable[str]) -> list[str]:
