@@ -107,6 +107,9 @@ def main() -> None:
         ]
         print("\n" + markdown(["client", "test samples", *titles], rows))
     if confusion is not None:
+        of_confusion = task.of_confusion(confusion)
+        for metric in task.confusion_metrics:
+            print(f"\n{metric.title} {metric.form(of_confusion[metric.name])}")
         print("\n" + confusion_table(confusion, names))
 
 

@@ -48,6 +48,7 @@ AT_LEAST_ONE = (
     "evaluate.every",
     "log.error_every",
     "data.image_size",
+    "data.max_length",
     "checkpoint.keep",
     "membership.quorum",
 )

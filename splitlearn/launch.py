@@ -27,7 +27,7 @@ from splitlearn.commandline import is_client, read, write_nothing
 from splitlearn.compose import in_words
 from splitlearn.console import drop_output, forgive
 from splitlearn.errors import Stopped, UserError, writing_to
-from splitlearn.exchange import network
+from splitlearn.exchange import listing, network
 from splitlearn.folder import new_folder, started_at
 from splitlearn.kinds import CONF
 from splitlearn.stopping import tidy_up
@@ -78,7 +78,7 @@ def main(cfg: DictConfig) -> float | None:
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
-            return network.print_cuts(cfg) if place is None or place.rank == 0 else None
+            return listing.print_cuts(cfg) if place is None or place.rank == 0 else None
         if not is_client() and not any((folder / name).exists() for name in (".hydra", "config.yaml")):
             with writing_to(folder):
                 write_texts(folder, origin)

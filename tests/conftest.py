@@ -1,3 +1,4 @@
+import re
 import runpy
 import signal
 import socket
@@ -68,3 +69,16 @@ def noise():
         return x.relu() if relu else x
 
     return make
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    """Options of a run on a table of forty texts of 1 to 24 bytes, in three classes."""
+    words = re.findall(r"\S+", "a film that is not so bad as it was said to be, or is it? well")
+    lines = ["text,label"]
+    for number in range(40):
+        text = " ".join(words[number % 3 : number % 3 + 1 + number * 7 % 9])
+        lines.append(f'"{text}",{("good", "bad", "so so")[number % 3]}')
+    path = tmp_path / "reviews.csv"
+    path.write_text("\n".join(lines))
+    return [f"data.root={path}", f"data.test_root={path}", "data.max_length=24"]

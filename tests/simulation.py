@@ -1,6 +1,7 @@
 """Eq. (1) and (2) of the MS paper as a plain program in one process, to compare distributed runs with."""
 
 import copy
+import csv
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,7 @@ from splitlearn.segments import adapters, bottleneck
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks.image_classification import networks, sources
 from splitlearn.tasks.language import texts
+from splitlearn.tasks.language.encoder import Encoder
 from splitlearn.tasks.language.gpt import GPT
 from splitlearn.tasks.loading import loaders
 
@@ -46,6 +48,15 @@ def is_of_text(cfg: DictConfig) -> bool:
     return cfg.task._target_.endswith(".CausalLM")
 
 
+def is_of_labelled_texts(cfg: DictConfig) -> bool:
+    return cfg.task._target_.endswith(".SequenceClassification")
+
+
+def as_it_comes(cfg: DictConfig, inputs: torch.Tensor) -> torch.Tensor:
+    """A batch of inputs; of texts as long as the longest of it."""
+    return inputs[:, : int((inputs >= 0).sum(1).max())] if is_of_labelled_texts(cfg) else inputs
+
+
 def loader_of(cfg: DictConfig, number: int, num_clients: int) -> tuple[DataLoader, dict]:
     """A client's training samples, and what the network has to know of them."""
     if is_of_text(cfg):
@@ -56,6 +67,13 @@ def loader_of(cfg: DictConfig, number: int, num_clients: int) -> tuple[DataLoade
             windows = windows[np.sort(np.random.default_rng(cfg.seed).permutation(len(windows))[:limit])]
         data = TensorDataset(windows[:, :-1], windows[:, 1:])
         about = {"vocab_size": 256, "context": cfg.task.context}
+    elif is_of_labelled_texts(cfg):
+        with open(cfg.data.root, newline="") as file:
+            rows = [(row["text"].encode()[: cfg.data.max_length], row["label"]) for row in csv.DictReader(file)]
+        names = sorted({label for _, label in rows})
+        tokens = [[*text] + [-1] * (cfg.data.max_length - len(text)) for text, _ in rows]
+        data = TensorDataset(torch.tensor(tokens), torch.tensor([names.index(label) for _, label in rows]))
+        about = {"num_classes": len(names), "vocab_size": 256}
     else:
         data, _, classes = sources.build(cfg.data, cfg.seed)
         about = {"num_classes": len(classes)}
@@ -77,11 +95,15 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
         model = transformer(cfg)
     elif is_of_text(cfg):
         model = GPT(256, cfg.task.context, cfg.arch.depth, cfg.arch.width, cfg.arch.heads, cfg.arch.dropout)
-    else:
+    elif not is_of_labelled_texts(cfg):
         model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
     if cfg.lora.rank:
         adapters.inject(model, cfg.lora, cfg.seed)
-    loader, _ = loader_of(cfg, 0, 1)
+    loader, about = loader_of(cfg, 0, 1)
+    if is_of_labelled_texts(cfg) and cfg.arch.name == "encoder":
+        sizes = {key: cfg.arch[key] for key in ("depth", "width", "heads", "dropout")}
+        torch.manual_seed(cfg.seed)
+        model = Encoder(256, cfg.data.max_length, about["num_classes"], **sizes)
     if cfg.bottleneck:
         built = network.build(cfg, {"num_classes": 10})
         fit_bottlenecks(cfg, built, [loader])
@@ -93,7 +115,7 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
         for batch, (images, labels) in enumerate(loader, start=1):
             place = (len(losses) + 1, 0) if dropout == "server" else (0, epoch, batch)
             torch.manual_seed(derive(cfg.seed, dropout, *place))
-            outputs = model(images)
+            outputs = model(as_it_comes(cfg, images))
             loss = cross_entropy(getattr(outputs, "logits", outputs), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -232,15 +254,17 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 batches_done[number] += 1
                 uplinks[number].seed(derive(cfg.seed, "uplink", number, epoch, batches_done[number]))
                 downlinks[number].seed(derive(cfg.seed, "downlink", number, len(losses) + 1))
+                images = as_it_comes(cfg, images)
+                lengths = (images >= 0).sum(1) if is_of_labelled_texts(cfg) else None
                 smashed = clients[number][0](images)
-                decoded = splitlearn.compress(smashed, uplinks[number], downlinks[number], cfg.backward)
-                outputs = server(decoded)
+                decoded = crossed(smashed, lengths, uplinks[number], downlinks[number], cfg.backward)
+                outputs = server(decoded, lengths)
                 if is_u_shaped:
                     features[number].seed(derive(cfg.seed, "features", number, len(losses) + 1))
                     stream = "feature_gradient", number, epoch, batches_done[number]
                     feature_gradients[number].seed(derive(cfg.seed, *stream))
-                    outputs = splitlearn.compress(outputs, features[number], feature_gradients[number], cfg.backward)
-                    outputs = clients[number][1](outputs)
+                    codecs = features[number], feature_gradients[number]
+                    outputs = clients[number][1](crossed(outputs, lengths, *codecs, cfg.backward), lengths)
                 loss = loss_function(outputs, labels)
                 loss.backward()
                 step_losses.append(loss.item())
@@ -284,6 +308,15 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         for one in everybody if cfg.schedule.per == "epoch" else ():
             one.schedule.step()
     return losses, [client.state_dict() for client in clients], server.state_dict()
+
+
+def crossed(x: torch.Tensor, lengths: torch.Tensor | None, *codecs) -> torch.Tensor:
+    """What arrives of a map; of samples of these lengths only what they have crosses, and zeros are put in between."""
+    if lengths is None:
+        return splitlearn.compress(x, *codecs)
+    parts = [x[number, :length] for number, length in enumerate(lengths.tolist())]
+    rows = splitlearn.compress(torch.cat(parts).unsqueeze(1), *codecs).squeeze(1)
+    return torch.nn.utils.rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True)
 
 
 @torch.no_grad()

@@ -69,8 +69,46 @@ def test_so_does_one_of_text(exchange, cut, tmp_path):
     assert_trains_the_uncut_model(tmp_path, *GPT, *plain, f"exchange={exchange}", f"cut={cut}")
 
 
-def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
-    samples = "data.max_train_samples=21"  # 3 steps an epoch, the last of 5 samples
+ENCODER = ["task=sequence_classification", "arch.depth=2", "arch.width=16", "arch.heads=2"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["cut=1"], ["cut=mean"], ["exchange=u_shaped", "cut=0"], ["exchange=u_shaped", "cut=1", "cut_back=mean"]],
+    ids=" ".join,
+)
+def test_so_does_one_of_texts_of_different_lengths(overrides, reviews, tmp_path):
+    plain = ["clip_norm=null", "schedule=cosine", "warmup.epochs=0", "optimizer.lr=0.01"]
+    assert_trains_the_uncut_model(
+        tmp_path / "run", *ENCODER, *reviews, *plain, *overrides, samples="samples_per_epoch=21"
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor=klt", "compressor@downlink=linked", "partition=dirichlet", "task.label_smoothing=0.1"],
+        ["compressor=ms", "topology.average=step", "cut=0", "task.class_weights=[1,2,0.5]"],
+        pytest.param(
+            [
+                "exchange=u_shaped",
+                "compressor=qu",
+                "compressor@features=splitfc",
+                "topology=sequential",
+                "accumulate=2",
+            ],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=" ".join,
+)
+def test_clients_with_texts_of_different_lengths_equal_the_simulation(overrides, reviews, tmp_path):
+    options = ["num_clients=2", "epochs=2", "batch_size=8"]
+    assert_equals_the_simulation(tmp_path / "run", *ENCODER, *reviews, *overrides, *options)
+
+
+def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server", samples="data.max_train_samples=21"):
+    # 3 steps an epoch, the last of 5 samples
     cfg = compose(*overrides, "compressor=none", "num_clients=1", "batch_size=8", "epochs=2", samples, *SMALL)
     losses, (client,), server = run(cfg, tmp_path)
     expected_losses, expected_state = train_uncut(cfg, dropout)
@@ -80,7 +118,7 @@ def assert_trains_the_uncut_model(tmp_path, *overrides, dropout="server"):
 
 
 def assert_equals_the_simulation(folder, *overrides):
-    cfg = compose(*overrides, "batch_size=16", "seed=5", *SMALL)
+    cfg = compose("batch_size=16", *overrides, "seed=5", *SMALL)
     losses, clients, server = run(cfg, folder)
     expected_losses, expected_clients, expected_server = train_split(cfg)
     assert losses == pytest.approx(expected_losses, rel=1e-12)  # the mean of three is rounded differently

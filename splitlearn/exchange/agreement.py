@@ -39,6 +39,11 @@ class Agreement:
         self.may_skip = cfg.nonfinite == "skip"
         self.about: dict[str, Any] | None = None
 
+    @property
+    def has_lengths(self) -> bool:
+        """Whether lengths of samples cross beside maps."""
+        return any(channel.is_ragged and channel.spec.has_lengths for channel in self.channels.values())
+
     def know(self, client_segment: Parts, about: dict[str, Any]) -> None:
         """The network is built."""
         self.about = about

@@ -27,6 +27,7 @@ class ChannelSpec:
         key: what it is called in the steps and the summary of a run's metrics; names its random stream.
         cut: which cut it crosses, from 0.
         back: name of the channel that the gradient of what it carries comes back on; None for a gradient.
+        has_lengths: the lengths of samples cross beside it, where they differ and its map has a row for each position.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ChannelSpec:
     key: str
     cut: int = 0
     back: str | None = None
+    has_lengths: bool = False
 
     @property
     def traffic(self) -> str:
@@ -76,7 +78,8 @@ class Channel:
         seed: of the run.
 
     Attributes:
-        shape: of one sample's tensor, as the cut gives it; set once the network is known.
+        shape: of one sample's tensor, as the cut gives it; of a ragged one's row. Set once the network is known.
+        is_ragged: samples differ in length, and only the rows that they have cross (see ragged.py).
         kept: how many channels cross, and of how many, with a bottleneck.
         dtypes: that a tensor may be of.
         has_gradient: comes back; not where nothing before the cut is trained.
@@ -88,6 +91,7 @@ class Channel:
         self.spec, self.codec, self.backward, self.seed = spec, codec, backward, seed
         self.is_compressed_in_evaluation = is_compressed_in_evaluation
         self.shape: tuple[int, ...] = ()
+        self.is_ragged = False
         self.kept = 1, 1
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         self.has_gradient = spec.back is not None

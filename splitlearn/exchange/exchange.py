@@ -143,7 +143,8 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
     for channel in channels.values():
         cut = network.cuts[channel.spec.cut]
         before = [part for _, part in network.parts()[: channel.spec.cut + 1]]
-        channel.shape = cut.shape
+        channel.shape = (1, *cut.shape[1:]) if cut.is_ragged else cut.shape
+        channel.is_ragged = cut.is_ragged
         channel.kept = cut.channels or (1, 1)
         channel.has_gradient = channel.spec.back is not None and any(map(trained, before))
         channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)

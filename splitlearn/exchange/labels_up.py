@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Exchange, Outcome
-from splitlearn.exchange.parts import Loss, Nothing, Part, Targets, Wire
+from splitlearn.exchange.parts import Lengths, Loss, Nothing, Part, Targets, Wire
 
 
 @dataclass
 class Smashed(Part):
     wire: Wire
     targets: Targets
+    lengths: Lengths = None
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Gradient(Part):
 class LabelsUp(Exchange):
     name = "labels_up"
     channels = (
-        ChannelSpec("smashed", "up", "smashed data", "compressor", "uplink", back="gradient"),
+        ChannelSpec("smashed", "up", "smashed data", "compressor", "uplink", back="gradient", has_lengths=True),
         ChannelSpec("gradient", "down", "cut gradient", "downlink", "downlink"),
     )
     rounds = ((Smashed, Gradient),)
@@ -41,27 +42,29 @@ class LabelsUp(Exchange):
 
     def client(self, parts, channels, task, inputs, targets):
         smashed = parts(inputs)
-        sent = channels["smashed"].send(smashed)
-        answer = yield Smashed(sent.wire, task.pack(targets))
+        sent = channels["smashed"].send(smashed, task.lengths(inputs))
+        answer = yield Smashed(sent.wire, task.pack(targets), sent.lengths)
         sent.backward(answer.wire)
 
     def server(self, parts, channels, task):
         step = yield
         targets = task.unpack(step.targets, channels.device)
-        received = channels["smashed"].receive(step.wire, task.num_samples(targets))
-        outputs = parts(received.tensor)
+        received = channels["smashed"].receive(step.wire, task.num_samples(targets), step.lengths)
+        outputs = parts(received.tensor, received.lengths)
         loss = require_finite(task.loss(outputs, targets))
         loss.backward()
         yield Gradient(loss.item(), received.gradient_wire)
         return Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())
 
     def client_evaluation(self, parts, channels, task, inputs, targets):
-        yield Smashed(channels["smashed"].send(parts(inputs)).wire, task.pack(targets))
+        sent = channels["smashed"].send(parts(inputs), task.lengths(inputs))
+        yield Smashed(sent.wire, task.pack(targets), sent.lengths)
 
     def server_evaluation(self, parts, channels, task):
         step = yield
         targets = task.unpack(step.targets, channels.device)
-        outputs = parts(channels["smashed"].receive(step.wire, task.num_samples(targets)).tensor)
+        received = channels["smashed"].receive(step.wire, task.num_samples(targets), step.lengths)
+        outputs = parts(received.tensor, received.lengths)
         yield Nothing()
         sums = task.score(outputs, targets, task.evaluated)
         return Outcome(task.num_samples(targets), sums, told_apart=task.told_apart(outputs, targets))

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from splitlearn.console import Console
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.segments import adapters, bottleneck
-from splitlearn.segments.cutting import CutPoint, split, valid_cuts
+from splitlearn.segments.cutpoint import CutPoint
+from splitlearn.segments.cutting import split, valid_cuts
+from splitlearn.segments.forward import call, run_of
 from splitlearn.segments.parts import Parts, untie
 from splitlearn.segments.tracing import in_short
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks import task_from
 
-NAMES = ("shallow", "medium", "deep")
 CLIENT = "client"  # all that the client holds, in `freeze`
 LAST = "last"  # the last valid cut
 FITTED = 2  # cuts whose bottleneck can start from first batches: the client's first part, and the server's
@@ -68,7 +64,7 @@ class Network:
                 side.train()
                 buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}  # which it writes into
                 try:
-                    x = side.run(partial(functional_call, part, buffers), x)
+                    x = side.run(part, x, weights=buffers)
                 except Exception as error:
                     return in_short(error)
         return None
@@ -94,30 +90,35 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
         notes.append(f"LoRA: {trains:,} of {sum(one.numel() for one in rest.parameters()):,} weights train")
     notes += [task.revealed] * bool(task.revealed and exchange.sends_targets)
     plain, model, parts, points, cuts = rest, rest, [], [], exchange.cuts(cfg)
+    lengths, longest = task.lengths(example), task.longest(cfg)
     for cut, channels in zip(cuts, bottlenecks(cfg, len(cuts)), strict=True):
+        if channels is not None and longest is not None:
+            raise UserError(f"bottleneck={channels} is for samples of one shape, and texts differ in length: set null")
         try:
-            path = task.last_cut(plain) or _last(rest, example) if cut == LAST else task.cut_path(cfg, cut, plain)
-            part, following = split(rest, path, example)
+            path = task.cut_path(cfg, cut, plain) if cut != LAST else task.last_cut(plain)
+            path = path or _last(rest, example, lengths)
+            part, following = split(rest, path, example, lengths)
         except UserError as error:
             if points:
                 raise UserError(f"{error}; this cut has to come after {points[-1].path}") from None
             raise
-        reached, crossing = run_once(part, example), None
+        reached, crossing = run_once(part, example, lengths), None
         if channels is not None:
             shape = tuple(reached.shape[1:])
-            pair, crossing = (
-                bottleneck.pair_for(path, shape, channels, cfg.seed),
-                (channels, bottleneck.channels_of(shape)),
-            )
+            pair = bottleneck.pair_for(path, shape, channels, cfg.seed)
+            crossing = channels, bottleneck.channels_of(shape)
             model, rest = (bottleneck.insert(one, path, pair) for one in (model, rest))
             part, following = split(rest, f"{bottleneck.name_of(path)}.reduce", example)
             reached = run_once(part, example)
         example, rest = reached, following
         parts.append(part)
-        points.append(CutPoint(path, tuple(example.shape[1:]), example.dtype, crossing))
+        is_ragged = lengths is not None and run_of(rest).is_ragged
+        point = CutPoint(path, tuple(example.shape[1:]), example.dtype, crossing, is_ragged)
+        points.append(of_longest(point, longest))
+        lengths = lengths if is_ragged else None
     parts.append(rest)
     if about is not None:
-        task.check_outputs(cfg, run_once(rest, example), about)
+        task.check_outputs(cfg, run_once(rest, example, lengths), about)
     client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
     untied = untie(model, client, server)
     notes += [
@@ -195,18 +196,23 @@ def load(built: Network, weights: dict[str, Tensor], source: str) -> None:
         side.load_state_dict({name: weights[name] for name in side.state_dict()})
 
 
-def _last(rest: nn.Module, example: Tensor) -> str:
-    points = valid_cuts(rest, example)
+def of_longest(point: CutPoint, longest: int | None) -> CutPoint:
+    """A cut with the map of the longest sample, where the example is shorter."""
+    return replace(point, shape=(longest, *point.shape[1:])) if point.is_ragged else point
+
+
+def _last(rest: nn.Module, example: Tensor, lengths: Tensor | None) -> str:
+    points = valid_cuts(rest, example, lengths)
     if not points:
         raise UserError("cut_back=last is not possible: there is no cut with parameters on both sides; cut earlier")
     return points[-1].path
 
 
 @torch.no_grad()
-def run_once(part: nn.Module, example: Tensor) -> Tensor:
+def run_once(part: nn.Module, example: Tensor, lengths: Tensor | None = None) -> Tensor:
     """What a part gives in evaluation mode, for its shape and dtype."""
     part.eval()
-    output = part(example)
+    output = call(part, example, lengths)
     part.train()
     return output
 
@@ -222,23 +228,3 @@ def check(cfg: DictConfig) -> None:
             build(cfg)
     except Exception:
         build(cfg)  # it is wrong, or one that cannot be built without values
-
-
-def print_cuts(cfg: DictConfig) -> None:
-    """Prints where the config's network can be cut."""
-    task = task_from(cfg)
-    model = task.network(cfg, task.default_about(cfg))
-    example = task.example(cfg)
-    names = {task.cut_path(cfg, name, model): name for name in NAMES}
-    table = Table(
-        title=f"cuts of {task.headline(cfg)[0]} for inputs of {'×'.join(map(str, example.shape[1:]))}",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("cut=")
-    table.add_column("also")
-    table.add_column("map a sample", justify="right")
-    table.add_column("bytes a sample", justify="right")
-    for point in valid_cuts(model, example):
-        table.add_row(point.path, names.get(point.path, ""), "×".join(map(str, point.shape)), f"{point.nbytes:,}")
-    Console().print(table)

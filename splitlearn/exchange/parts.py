@@ -14,10 +14,12 @@ from typing import Any, NewType, get_type_hints
 import torch
 from torch import Tensor
 
+from splitlearn.exchange import ragged
 from splitlearn.exchange.agreement import Agreement, Unfit, is_like
 
 Wire = NewType("Wire", Tensor)  # a payload: 1-D uint8, on the CPU
 Targets = NewType("Targets", Tensor)  # as Task.pack gives them
+Lengths = NewType("Lengths", Tensor)  # of samples that differ in it, as ragged.pack gives them; else None
 Loss = NewType("Loss", float)  # finite
 Sums = NewType("Sums", dict)  # over a batch's samples, of Task.train_metrics
 TestSums = NewType("TestSums", dict)  # over test samples, of Task.evaluated
@@ -27,10 +29,12 @@ MAX_SUM = 1e30  # so that a run's totals stay finite
 
 @dataclass
 class Part:
-    """Base of an exchange's messages; the fields cross as a tuple."""
+    """Base of an exchange's messages; the fields cross as a tuple, without lengths where there are none."""
 
     def body(self) -> tuple:
-        return tuple(getattr(self, field.name) for field in fields(self))
+        hints = _hints(type(self))
+        pairs = ((hint, getattr(self, name)) for name, hint in hints.items())
+        return tuple(value for hint, value in pairs if hint is not Lengths or value is not None)
 
     @classmethod
     def has_targets(cls) -> bool:
@@ -41,11 +45,12 @@ class Part:
         return self._bytes_of(Targets)
 
     def payload_bytes(self) -> int:
-        """Bytes of payloads in it."""
-        return self._bytes_of(Wire)
+        """Bytes of payloads in it, with the lengths of their samples."""
+        return self._bytes_of(Wire) + self._bytes_of(Lengths)
 
     def _bytes_of(self, kind: Any) -> int:
-        return sum(getattr(self, name).nbytes for name, hint in _hints(type(self)).items() if hint is kind)
+        values = (getattr(self, name) for name, hint in _hints(type(self)).items() if hint is kind)
+        return sum(value.nbytes for value in values if value is not None)
 
     @classmethod
     def parse(cls, body: Any, agreement: Agreement) -> Part:
@@ -53,12 +58,12 @@ class Part:
         Raises:
             Unfit: it does not hold what the fields' annotations say.
         """
-        hints = _hints(cls)
+        hints = {name: hint for name, hint in _hints(cls).items() if hint is not Lengths or agreement.has_lengths}
         if not isinstance(body, tuple) or len(body) != len(hints):
             raise Unfit(f"it does not have {len(hints)} parts of {cls.__name__}")
         for value, (name, hint) in zip(body, hints.items(), strict=True):
             _CHECKS[hint](name, value, agreement)
-        return cls(*body)
+        return cls(**dict(zip(hints, body, strict=True)))
 
 
 @dataclass
@@ -80,6 +85,13 @@ def _wire(name: str, value: Any, agreement: Agreement) -> None:
 def _targets(name: str, value: Any, agreement: Agreement) -> None:
     try:
         agreement.task.check_targets(value, agreement.about, agreement.max_samples)
+    except ValueError as error:
+        raise Unfit(str(error)) from None
+
+
+def _lengths(name: str, value: Any, agreement: Agreement) -> None:
+    try:
+        ragged.check(value, agreement.max_samples, agreement.task.longest(agreement.cfg))
     except ValueError as error:
         raise Unfit(str(error)) from None
 
@@ -107,6 +119,7 @@ def _require_sums(name: str, value: Any, names: tuple[str, ...]) -> None:
 _CHECKS: dict[Any, Callable[[str, Any, Agreement], None]] = {
     Wire: _wire,
     Targets: _targets,
+    Lengths: _lengths,
     Loss: _loss,
     Sums: _sums,
     TestSums: _test_sums,

@@ -17,6 +17,7 @@ from torch import Tensor
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.compressors.trace import Trace
 from splitlearn.errors import PayloadError, PeerError
+from splitlearn.exchange import ragged
 from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.layer import Receive, Send
@@ -68,7 +69,9 @@ class Passage:
     def _codec(self, channel: Channel) -> Compressor:
         return self.codecs.of(channel, self.in_evaluation)
 
-    def encode(self, channel: Channel, x: Tensor, of: Trace | None = None) -> tuple[Payload, WayBack]:
+    def encode(
+        self, channel: Channel, x: Tensor, of: Trace | None = None, lengths: Tensor | None = None
+    ) -> tuple[Payload, WayBack]:
         """The payload of `x`, which may be the gradient of what left a trace, and the way back of its own gradient."""
         codec = self._codec(channel).linked_to(of)
         backward = channel.backward if channel.spec.back and not self.in_evaluation else "straight_through"
@@ -77,11 +80,15 @@ class Passage:
                 codec.seed(derive(channel.seed, channel.spec.key, *self.place))
             payload, way_back, decoded = encode(codec, x, backward, wants_decoded=self.measures_error)
             error = relative_error(decoded, x) if self.measures_error else None
-        self._book(channel, codec, payload, error, x)
+        self._book(channel, codec, payload, error, x, lengths)
         return payload, way_back
 
-    def decode(self, channel: Channel, wire: Tensor, num_samples: int | None = None) -> tuple[Tensor, Trace | None]:
+    def decode(
+        self, channel: Channel, wire: Tensor, num_samples: int | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Trace | None]:
         """What `wire` holds, of so many samples, or of up to max_samples, and what its gradient goes by.
+
+        Where there are lengths, of a ragged map, it is the rows of all samples.
 
         Raises:
             PeerError: it is no payload of what is expected.
@@ -91,10 +98,13 @@ class Passage:
             payload = Payload.parse(wire)
             if num_samples is None:
                 num_samples = payload.shape[0] if payload.shape else 0
+            if lengths is not None:
+                num_samples = len(lengths)
             if not 1 <= num_samples <= self.max_samples:
                 raise PayloadError(f"is of {num_samples} samples, where a batch has 1 to {self.max_samples}")
-            decoded = codec.decode(payload, self.device, channel.expected(payload, num_samples))
-        self._book(channel, codec, payload, self.reported.get(channel.spec.name), decoded)
+            num_rows = num_samples if lengths is None else int(lengths.sum())
+            decoded = codec.decode(payload, self.device, channel.expected(payload, num_rows))
+        self._book(channel, codec, payload, self.reported.get(channel.spec.name), decoded, lengths)
         return decoded, codec.trace
 
     def decode_gradient(self, channel: Channel, wire: Tensor, sent: Payload, way_back: WayBack) -> Tensor:
@@ -113,12 +123,21 @@ class Passage:
         except PayloadError as error:
             raise PeerError(f"{self.peer} sent a payload that {error}") from None
 
-    def _book(self, channel: Channel, codec: Compressor, payload: Payload, error: float | None, x: Tensor) -> None:
+    def _book(
+        self,
+        channel: Channel,
+        codec: Compressor,
+        payload: Payload,
+        error: float | None,
+        x: Tensor,
+        lengths: Tensor | None = None,
+    ) -> None:
         value_bytes, (kept, of) = payload.dtype.itemsize, channel.kept
+        of_lengths = ragged.DTYPE.itemsize * len(lengths) if lengths is not None and channel.spec.has_lengths else 0
         self.transfers.append(
             Transfer(
                 channel.spec.name,
-                payload.nbytes,
+                payload.nbytes + of_lengths,
                 payload.numel * value_bytes * of // kept,
                 codec.formula_bits(payload.shape, 8 * value_bytes),
                 error,
@@ -134,13 +153,25 @@ class End:
     def __init__(self, passage: Passage, channel: Channel):
         self.passage, self.channel = passage, channel
 
-    def send(self, x: Tensor) -> Sent:
-        """Encodes `x`, so that its gradient can come back on the channel's way back."""
-        return Sent(self.passage, self.channel, x)
+    def send(self, x: Tensor, lengths: Tensor | None = None) -> Sent:
+        """Encodes `x`, so that its gradient can come back on the channel's way back.
 
-    def receive(self, wire: Tensor, num_samples: int | None = None) -> Received:
-        """Decodes what came, so that its gradient can be sent back."""
-        return Received(self.passage, self.channel, wire, num_samples)
+        `lengths` are (B,) int64, of samples that differ in length: of a ragged map only what they have is sent.
+        """
+        return Sent(self.passage, self.channel, x, lengths if self.channel.is_ragged else None)
+
+    def receive(self, wire: Tensor, num_samples: int | None = None, lengths: Tensor | None = None) -> Received:
+        """Decodes what came, so that its gradient can be sent back.
+
+        `lengths` are (B,), as they came or int64; of a map that is not ragged they do not matter.
+
+        Raises:
+            PeerError: it is no payload of so many samples, or of samples of these lengths.
+        """
+        lengths = lengths.to(self.passage.device).long() if lengths is not None and self.channel.is_ragged else None
+        if lengths is not None and num_samples not in (None, len(lengths)):
+            raise PeerError(f"{self.passage.peer} sent {len(lengths)} lengths of {num_samples} samples")
+        return Received(self.passage, self.channel, wire, num_samples, lengths)
 
 
 class Sent:
@@ -148,14 +179,16 @@ class Sent:
 
     Attributes:
         wire: what crosses, a 1-D uint8 tensor on the CPU.
+        lengths: of a ragged map, what crosses beside it (see ragged.pack); else None.
     """
 
-    def __init__(self, passage: Passage, channel: Channel, x: Tensor):
-        self._passage, self._channel = passage, channel
-        self._start = Send.apply(x, self)
+    def __init__(self, passage: Passage, channel: Channel, x: Tensor, lengths: Tensor | None):
+        self._passage, self._channel, self._lengths = passage, channel, lengths
+        self.lengths = None if lengths is None else ragged.pack(lengths)
+        self._start = Send.apply(x if lengths is None else ragged.rows_of(x, lengths), self)
 
     def encode(self, x: Tensor) -> None:
-        self._payload, self._way_back = self._passage.encode(self._channel, x)
+        self._payload, self._way_back = self._passage.encode(self._channel, x, lengths=self._lengths)
         self.wire = self._payload.tensor
 
     def backward(self, gradient_wire: Tensor) -> None:
@@ -174,18 +207,22 @@ class Received:
 
     Attributes:
         tensor: decoded; requires grad, where the channel has a way back that is needed.
+        lengths: (B,) int64 on the device, of a ragged map; else None.
         gradient_wire: after a backward pass, what crosses back, a 1-D uint8 tensor on the CPU; empty if nothing does.
     """
 
-    def __init__(self, passage: Passage, channel: Channel, wire: Tensor, num_samples: int | None):
-        self._passage, self._channel = passage, channel
+    def __init__(
+        self, passage: Passage, channel: Channel, wire: Tensor, num_samples: int | None, lengths: Tensor | None
+    ):
+        self._passage, self._channel, self.lengths = passage, channel, lengths
         self._wire, self._num_samples = wire, num_samples
         self.gradient_wire = torch.empty(0, dtype=torch.uint8)
         received = Receive.apply(torch.zeros((), requires_grad=True), self)
+        received = received if lengths is None else ragged.padded(received, lengths)
         self.tensor: Tensor = received if channel.has_gradient else received.detach()
 
     def decode(self) -> Tensor:
-        decoded, self._trace = self._passage.decode(self._channel, self._wire, self._num_samples)
+        decoded, self._trace = self._passage.decode(self._channel, self._wire, self._num_samples, self.lengths)
         return decoded
 
     def encode_gradient(self, gradient: Tensor) -> None:

@@ -23,7 +23,13 @@ from omegaconf import DictConfig
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Exchange, Outcome, is_one
-from splitlearn.exchange.parts import Loss, Nothing, Part, Sums, TestSums, Wire
+from splitlearn.exchange.parts import Lengths, Loss, Nothing, Part, Sums, TestSums, Wire
+
+
+@dataclass
+class Smashed(Part):
+    wire: Wire
+    lengths: Lengths = None
 
 
 @dataclass
@@ -46,13 +52,13 @@ class Scores(Part):
 class UShaped(Exchange):
     name = "u_shaped"
     channels = (
-        ChannelSpec("smashed", "up", "smashed data", "compressor", "uplink", cut=0, back="gradient"),
+        ChannelSpec("smashed", "up", "smashed data", "compressor", "uplink", back="gradient", has_lengths=True),
         ChannelSpec("features", "down", "features", "features", "features", cut=1, back="feature_gradient"),
         ChannelSpec("feature_gradient", "up", "feature gradient", "feature_gradient", "feature_gradient", cut=1),
         ChannelSpec("gradient", "down", "cut gradient", "downlink", "downlink", cut=0),
     )
-    rounds = ((Payload, Payload), (FeatureGradient, Payload))
-    evaluation_rounds = ((Payload, Payload), (Scores, Nothing))
+    rounds = ((Smashed, Payload), (FeatureGradient, Payload))
+    evaluation_rounds = ((Smashed, Payload), (Scores, Nothing))
 
     def cuts(self, cfg: DictConfig) -> list[str]:
         cuts = [cfg.cut, cfg.cut_back] if is_one(cfg.cut) or not cfg.cut else cfg.cut
@@ -61,11 +67,11 @@ class UShaped(Exchange):
         return [*map(str, cuts)]
 
     def client(self, parts, channels, task, inputs, targets):
-        smashed = parts[0](inputs)
-        sent = channels["smashed"].send(smashed)
-        answer = yield Payload(sent.wire)
-        received = channels["features"].receive(answer.wire, task.num_samples(targets))
-        outputs = parts[1](received.tensor)
+        smashed, lengths = parts[0](inputs), task.lengths(inputs)
+        sent = channels["smashed"].send(smashed, lengths)
+        answer = yield Smashed(sent.wire, sent.lengths)
+        received = channels["features"].receive(answer.wire, task.num_samples(targets), lengths)
+        outputs = parts[1](received.tensor, received.lengths)
         loss = require_finite(task.loss(outputs, targets))
         loss.backward()
         sums = task.score(outputs, targets, task.train_metrics)
@@ -74,23 +80,27 @@ class UShaped(Exchange):
 
     def server(self, parts, channels, task):
         step = yield
-        received = channels["smashed"].receive(step.wire)
-        features = parts(received.tensor)
-        sent = channels["features"].send(features)
+        received = channels["smashed"].receive(step.wire, lengths=step.lengths)
+        features = parts(received.tensor, received.lengths)
+        sent = channels["features"].send(features, received.lengths)
         step = yield Payload(sent.wire)
         sent.backward(step.wire)
         yield Payload(received.gradient_wire)
         return Outcome(len(features), step.sums, step.loss)
 
     def client_evaluation(self, parts, channels, task, inputs, targets):
-        answer = yield Payload(channels["smashed"].send(parts[0](inputs)).wire)
-        outputs = parts[1](channels["features"].receive(answer.wire, task.num_samples(targets)).tensor)
+        lengths = task.lengths(inputs)
+        sent = channels["smashed"].send(parts[0](inputs), lengths)
+        answer = yield Smashed(sent.wire, sent.lengths)
+        received = channels["features"].receive(answer.wire, task.num_samples(targets), lengths)
+        outputs = parts[1](received.tensor, received.lengths)
         yield Scores(task.score(outputs, targets, task.evaluated))
         return task.told_apart(outputs, targets)  # which does not cross
 
     def server_evaluation(self, parts, channels, task):
         step = yield
-        features = parts(channels["smashed"].receive(step.wire).tensor)
-        step = yield Payload(channels["features"].send(features).wire)
+        received = channels["smashed"].receive(step.wire, lengths=step.lengths)
+        features = parts(received.tensor, received.lengths)
+        step = yield Payload(channels["features"].send(features, received.lengths).wire)
         yield Nothing()
         return Outcome(len(features), step.sums)

@@ -99,6 +99,7 @@ class Display:
         self.console.print((_columns if len(channels) <= 2 else _rows)(summary, channels))
         first, *others = task.metrics
         beside = [f"best {first.form(summary[f'best_test_{first.name}'])}"]
+        others += [metric for metric in task.confusion_metrics if f"test_{metric.name}" in summary]
         beside += [f"{metric.title} {metric.form(summary[f'test_{metric.name}'])}" for metric in others]
         over = over_in_words(summary["tested"], self.num_clients)
         self.console.print(

@@ -176,7 +176,7 @@ class Recorder:
         names = self.task.class_names(self.about)
         confusion = confusion_of((outcome for _, outcome in outcomes), len(names))
         if confusion is not None:
-            came_to["by_class"] = by_class(confusion, names)
+            came_to |= {**self.task.of_confusion(confusion), "by_class": by_class(confusion, names)}
             with writing_to(self.folder):
                 write_whole(self.folder / CONFUSION, as_csv(confusion, names).encode())
         self.last_evaluation = {"epoch": epoch, "step": self.step_number, **came_to}

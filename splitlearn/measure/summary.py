@@ -39,6 +39,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
     cfg, task, totals = recorder.cfg, recorder.task, recorder.ledger.totals
     summary = {
         **{f"test_{name}": recorder.last_evaluation[name] for name in task.evaluated},
+        **{f"test_{name}": value for name, value in of_confusion(task, recorder.last_evaluation).items()},
         f"best_test_{task.metrics[0].name}": recorder.best,
         "tested": {name: recorder.last_evaluation[name] for name in ("samples", "samples_in_all", "clients")},
         **{name: recorder.last_evaluation[name] for name in PARTS if name in recorder.last_evaluation},
@@ -78,6 +79,12 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         summary["seconds_over_link"] = seconds + seconds_on_link(cfg, totals)
     summary["seconds_per_batch"] = {phase: recorder.seconds[phase] / totals["batches"] for phase in phases}
     return summary
+
+
+def of_confusion(task: Task, evaluation: dict[str, Any]) -> dict[str, float]:
+    """Those metrics of an evaluation that are known where the server has the labels."""
+    names = [metric.name for metric in task.confusion_metrics]
+    return {name: evaluation[name] for name in names if name in evaluation}
 
 
 def sent_both_ways(summary: dict[str, Any]) -> int:

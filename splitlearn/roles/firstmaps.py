@@ -24,7 +24,7 @@ from splitlearn.exchange.firstmaps import Fitted, Maps, Moments
 from splitlearn.exchange.message import Message
 from splitlearn.seeds import derive
 from splitlearn.segments import bottleneck
-from splitlearn.segments.cutting import CutPoint
+from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import are_finite, buffers_of, load_buffers, load_state, nbytes_of
 from splitlearn.transport.inbox import LOOK_EVERY_S

@@ -32,10 +32,11 @@ def _peft() -> Any:
 
 
 def inject(model: nn.Module, options: Any, seed: int, is_held: Callable[[str], bool] = lambda path: True) -> None:
-    """Puts an adapter beside linear layers of a model, in place; nothing else of it trains any more.
+    """Puts an adapter beside linear layers of a model, in place; but for its heads, nothing else of it trains any more.
 
     Args:
         model: any. Without `targets`, the linear layers within its blocks (`blocks_path`), else all but the last.
+            Where it has a head that starts afresh, `heads_paths` says where.
         options: rank, alpha (null: twice the rank), dropout, targets (ends of layers' paths; null), of the config.
         seed: of the adapters' weights.
         is_held: whether a layer, by its path, is to have one.
@@ -69,6 +70,10 @@ def inject(model: nn.Module, options: Any, seed: int, is_held: Callable[[str], b
             warnings.simplefilter("ignore")  # that GPT-2's layers are transposed, which is seen to
             torch.default_generator.manual_seed(derive(seed, "lora"))
             peft.inject_adapter_in_model(config, model)
+        for path in getattr(model, "heads_paths", ()):
+            for name, module in model.get_submodule(path).named_modules(prefix=path):
+                for parameter in module.parameters(recurse=False) if is_held(name) else ():
+                    parameter.requires_grad_(True)
     except Exception as error:
         raise UserError(f"lora.rank={options.rank} is not possible in this network: {in_short(error)}") from None
 

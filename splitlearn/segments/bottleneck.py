@@ -28,7 +28,8 @@ from splitlearn.errors import UserError
 from splitlearn.kernels.channels import channel_axis
 from splitlearn.kinds import shown
 from splitlearn.seeds import derive
-from splitlearn.segments.cutting import CutPoint, as_module, run, split
+from splitlearn.segments.cutpoint import CutPoint
+from splitlearn.segments.cutting import as_module, run, split
 from splitlearn.segments.tracing import Untraceable, modules_around, trace
 
 # By the number of a sample's dimensions: layers that mix the channels at each place.
@@ -95,7 +96,7 @@ def channels_at(bottleneck: Any, num_cuts: int, exchange: str) -> list[int | Non
 def in_words(cut: CutPoint) -> str:
     """A cut with the map that crosses, and what a bottleneck leaves of it."""
     of = ", bottleneck {} of {} channels".format(*cut.channels) if cut.channels else ""
-    return f"{cut.path} ({'×'.join(map(str, cut.shape))}{of})"
+    return f"{cut.path} ({'up to ' * cut.is_ragged}{'×'.join(map(str, cut.shape))}{of})"
 
 
 def name_of(cut: str) -> str:

@@ -13,7 +13,6 @@ A model that torch.fx cannot trace is cut by running it (see running.py).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from operator import attrgetter
 from typing import Any
@@ -24,32 +23,12 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from splitlearn.errors import UserError
 from splitlearn.segments import running
+from splitlearn.segments.cutpoint import CutPoint
+from splitlearn.segments.forward import call
 from splitlearn.segments.tracing import Refusal, Untraceable, in_short, mode, modules_around, trace
 
 
-@dataclass(frozen=True)
-class CutPoint:
-    """A module that a model can be cut after, and the map that crosses there.
-
-    Attributes:
-        path: the module's path in the model.
-        shape: shape of one sample's map; with a bottleneck of what crosses of it.
-        dtype: its dtype.
-        channels: with a bottleneck (see bottleneck.py), how many cross, and how many the module's map has.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    channels: tuple[int, int] | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one sample's map, uncompressed."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
-
-
-def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Module]:
+def split(model: nn.Module, cut: str, example: Tensor, lengths: Tensor | None = None) -> tuple[nn.Module, nn.Module]:
     """Cuts `model` after the module at path `cut`.
 
     Args:
@@ -57,6 +36,8 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Mo
             Both segments share its parameters, under the same names.
         cut: path of a module, such as "layer2" or "features.25".
         example: an input of the model, (B, …), that the halves are tried with, and the valid cuts found.
+        lengths: (B,) of its samples, where these differ in length, so that masks are of what a sample has: each half
+            then computes its own, and the second one takes the lengths beside the map. None: all are of one shape.
 
     Returns:
         (client_segment, server_segment), with server_segment(client_segment(x)) == model(x).
@@ -66,12 +47,14 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Mo
     """
     if example.is_floating_point() and not example.is_meta and not example.any():  # zeros hide differences
         example = torch.rand(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
-    expected = run(model, example)
+    expected = run(model, example, lengths)
     try:
         if not isinstance(expected, Tensor):
             raise Refusal(f"the model gives a {type(expected).__name__}, where one tensor is needed")
         if cut not in dict(model.named_modules()) or not cut:
             raise Refusal("no module has this path")
+        if lengths is not None:
+            return running.split(model, cut, example, lengths)
         try:
             graph, outputs = trace(model, modules_around(cut))
         except Untraceable:
@@ -85,24 +68,23 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Mo
             raise Refusal("the halves do not compute what the model does")
         return client, server
     except Refusal as refusal:
-        valid = ", ".join(point.path for point in valid_cuts(model, example)) or "none"
+        valid = ", ".join(point.path for point in valid_cuts(model, example, lengths)) or "none"
         raise UserError(f"cut={cut} is not possible: {refusal}. Valid cuts: {valid}") from None
 
 
-def valid_cuts(model: nn.Module, example: Tensor) -> list[CutPoint]:
+def valid_cuts(model: nn.Module, example: Tensor, lengths: Tensor | None = None) -> list[CutPoint]:
     """All cuts that `split` accepts, in the order of computation; of modules with the same output the outermost."""
-    if not isinstance(run(model, example), Tensor):
+    if not isinstance(run(model, example, lengths), Tensor):
         return []
+    if lengths is not None:
+        return list(running.valid_cuts(model, example, lengths))
     try:
         (graph, outputs), accepts = trace(model), lambda path: True
     except Refusal:  # the modes differ somewhere: each cut is tried on its own
         try:
             graph, outputs = trace(model, modes=(False,))
         except Refusal:
-            return [
-                CutPoint(path, tuple(found.shape[1:]), found.dtype)
-                for path, found in running.valid_cuts(model, example)
-            ]
+            return list(running.valid_cuts(model, example))
         accepts = partial(_is_possible, model)
     with mode(model, False), torch.no_grad():
         ShapeProp(fx.GraphModule(model, graph).eval()).propagate(example)
@@ -134,7 +116,7 @@ def _is_map(found: Any, num_samples: int) -> bool:
 
 
 @torch.no_grad()
-def run(part: nn.Module, x: Tensor) -> object:
+def run(part: nn.Module, x: Tensor, lengths: Tensor | None = None) -> object:
     """What a part of the model gives in evaluation mode; draws the same each time.
 
     Raises:
@@ -143,7 +125,7 @@ def run(part: nn.Module, x: Tensor) -> object:
     with mode(part, False), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         try:
-            return part(x.clone())  # which it may write into
+            return call(part, x.clone(), lengths)  # which it may write into
         except Exception as error:
             raise UserError(
                 f"the network cannot take a {x.dtype} tensor of shape {'×'.join(map(str, x.shape))}: {in_short(error)}"

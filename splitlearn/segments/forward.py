@@ -8,10 +8,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from splitlearn.segments.recording import Blank, only_tensor
 from splitlearn.segments.tracing import Refusal
+
+ENDED = -1  # in inputs of tokens, (B, T), at positions that a sample has not got
+LONGEST = (1 << 16) - 1  # positions that a sample may have: lengths cross in 16 bits
+
+
+def lengths_of(inputs: Tensor) -> Tensor:
+    """(B,) int64: how many positions each sample of (B, T) tokens has."""
+    return (inputs != ENDED).sum(1)
+
+
+def valid(lengths: Tensor, longest: int) -> Tensor:
+    """(B, longest) bool: which positions samples of these lengths, (B,), have."""
+    return torch.arange(longest, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def call(part: nn.Module, x: Tensor, lengths: Tensor | None, weights: dict[str, Tensor] | None = None) -> Any:
+    """What a part gives for `x`, with other weights where some are given.
+
+    One that was cut by running it is told the lengths of the samples.
+    """
+    given = (x,) if lengths is None or run_of(part) is None else (x, lengths)
+    return part(*given) if weights is None else functional_call(part, weights, given)
 
 
 class _Reached(BaseException):
@@ -75,11 +98,13 @@ class Run:
         self.absent: list[tuple[nn.Module, str]] = []
         part.forward = self
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         inputs, placeholder = tuple(x.shape), x
         if self.start is not None:
             inputs = self.inputs_of(tuple(x.shape))
             placeholder = torch.zeros(inputs, dtype=self.dtype, device=x.device)
+            if lengths is not None:
+                placeholder[~valid(lengths, inputs[1])] = ENDED
         for module, name in self.absent:
             if vars(module)[name].device != x.device:
                 set_absent(module, name, vars(module)[name], x.device)
@@ -102,18 +127,28 @@ class Run:
         """Of the smashed data that the part begins with."""
         return only_tensor(self.blanks[self.start], Blank).shape(inputs)
 
+    @property
+    def is_ragged(self) -> bool:
+        """Whether the smashed data have a row for each position of the model's input, (B, T).
+
+        Raises:
+            Refusal: they have something else for each.
+        """
+        sizes = only_tensor(self.blanks[self.start], Blank).sizes
+        of_positions = {i: size for i, size in enumerate(sizes) if 1 in size[1]}
+        if of_positions and of_positions != {1: (1, (1,))}:
+            raise Refusal("the module's output has more than a row for each position of the input")
+        return bool(of_positions)
+
     def inputs_of(self, given: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the model's input by that of the smashed data.
 
-        Raises:
-            Refusal: the map does not say how long the input was.
+        Where these do not say how long it was, as after a mean over positions, any length will do: `split` tries it.
         """
         sizes = only_tensor(self.blanks[self.start], Blank).sizes
         found = list(self.sizes[0])
         for i, pair in enumerate(zip(*self.sizes, strict=True)):
-            if pair[0] != pair[1]:
-                if (1, (i,)) not in sizes:
-                    raise Refusal("its map does not say how long the model's input was")
+            if pair[0] != pair[1] and (1, (i,)) in sizes:
                 found[i] = given[sizes.index((1, (i,)))]
         return tuple(found)
 

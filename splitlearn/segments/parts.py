@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from splitlearn.segments.forward import call
 from splitlearn.segments.recording import parameters_of
 
 
@@ -58,17 +58,30 @@ class Parts(nn.Module):
                     module.eval()
         return self
 
-    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+    def __getitem__(self, index: int) -> Callable[..., Tensor]:
         return partial(self.run, self.parts[index])
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
         (part,) = self.parts
-        return self.run(part, x)
+        return self.run(part, x, lengths)
 
-    def run(self, part: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """A part's output, in the precision that is to cross the cut."""
+    def run(
+        self,
+        part: nn.Module,
+        x: Tensor,
+        lengths: Tensor | None = None,
+        weights: dict[str, Tensor] | None = None,
+    ) -> Tensor:
+        """A part's output, in the precision that is to cross the cut.
+
+        Args:
+            part: one of these.
+            x: (B, …), its input.
+            lengths: (B,) of samples that differ in length; None: all are of one shape.
+            weights: to compute it with instead of its own, by name.
+        """
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            output = part(x)
+            output = call(part, x, lengths, weights)
         return output.float() if self.cut_precision == "fp32" else output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -106,14 +119,14 @@ class Older:
         self.parts = parts
         self.weights = [weight.detach().clone().requires_grad_(weight.requires_grad) for weight in parts.parameters()]
 
-    def __getitem__(self, index: int) -> Callable[[Tensor], Tensor]:
+    def __getitem__(self, index: int) -> Callable[..., Tensor]:
         older = {id(now): before for now, before in zip(self.parts.parameters(), self.weights, strict=True)}
         part = self.parts.parts[index]
         weights = {name: older[id(parameter)] for name, parameter in part.named_parameters()}
-        return partial(self.parts.run, lambda x: functional_call(part, weights, (x,)))
+        return partial(self.parts.run, part, weights=weights)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return self[0](x)
+    def __call__(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self[0](x, lengths)
 
     def hand_gradients_on(self) -> None:
         """To the parts' parameters."""

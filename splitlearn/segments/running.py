@@ -20,12 +20,13 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
-from splitlearn.segments.forward import Emptied, Run, Stop, run_of, set_absent
+from splitlearn.segments.cutpoint import CutPoint
+from splitlearn.segments.forward import Emptied, Run, Stop, call, lengths_of, run_of, set_absent
 from splitlearn.segments.recording import Recording, is_below, only_tensor, parameters_of
 from splitlearn.segments.tracing import Refusal, in_short, mode
 
 
-def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Module]:
+def split(model: nn.Module, cut: str, example: Tensor, lengths: Tensor | None = None) -> tuple[nn.Module, nn.Module]:
     """Cuts a model, or a part of one, as `segments.split` does.
 
     Raises:
@@ -33,18 +34,18 @@ def split(model: nn.Module, cut: str, example: Tensor) -> tuple[nn.Module, nn.Mo
     """
     recording = Recording(model, example)
     recording.sides(cut)  # before more is run
-    run, other = _prepared(model, example, recording)
+    run, other, of_other = _prepared(model, example, recording, lengths)
     first, last = _divided(model, cut, recording, run)
-    for x in (example, other):
-        _try(first, last, x, run_part(model, x))
+    for x, of_samples in ((example, lengths), (other, of_other)):
+        _try(first, last, x, run_part(model, x, of_samples), of_samples)
     _try_training(model, first, last, example)
     return first, last
 
 
-def valid_cuts(model: nn.Module, example: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """Paths of the modules that `split` cuts behind, in the order of computation, each with what it gave.
+def valid_cuts(model: nn.Module, example: Tensor, lengths: Tensor | None = None) -> Iterator[CutPoint]:
+    """All cuts that `split` accepts, in the order of computation; of modules with the same output the outermost.
 
-    Of modules with the same output the outermost. Each is tried on one input.
+    Each is tried on one input.
     """
     recording, found = Recording(model, example), {}
     for path in recording.outputs:
@@ -53,22 +54,27 @@ def valid_cuts(model: nn.Module, example: Tensor) -> Iterator[tuple[str, Tensor]
             found[recording.node(path)] = path
     if not found:
         return
-    run, other = _prepared(model, example, recording)
-    expected = run_part(model, other)
+    run, other, of_other = _prepared(model, example, recording, lengths)
+    expected = run_part(model, other, of_other)
     for path in found.values():
         with suppress(Refusal):
-            _try(*_divided(model, path, recording, run), other, expected)
-            yield path, only_tensor(recording.outputs[path])
+            first, last = _divided(model, path, recording, run)
+            _try(first, last, other, expected, of_other)
+            output, is_ragged = only_tensor(recording.outputs[path]), lengths is not None and run_of(last).is_ragged
+            yield CutPoint(path, tuple(output.shape[1:]), output.dtype, is_ragged=is_ragged)
 
 
-def _prepared(model: nn.Module, example: Tensor, recording: Recording) -> tuple[Run, Tensor]:
-    """The forward that parts are made of, and an input of other sizes to try them with."""
+def _prepared(
+    model: nn.Module, example: Tensor, recording: Recording, lengths: Tensor | None
+) -> tuple[Run, Tensor, Tensor | None]:
+    """The forward that parts are made of, and an input of other sizes to try them with, with its samples' lengths."""
     run = run_of(model)
     if run is not None:
-        return run, _noise(run.map_shape(run.sizes[1]), example, seed=1)
+        return run, _noise(run.map_shape(run.sizes[1]), example, seed=1), None
     other, found = _recorded_otherwise(model, example)
     sizes = tuple(example.shape), tuple(other.shape)
-    return Run(_copied(model), recording.blanks(found), sizes, example.dtype), other
+    of_other = None if lengths is None else lengths_of(other)
+    return Run(_copied(model), recording.blanks(found), sizes, example.dtype), other, of_other
 
 
 def _divided(model: nn.Module, cut: str, recording: Recording, run: Run) -> tuple[nn.Module, nn.Module]:
@@ -141,13 +147,14 @@ def _part(run: Run, model: nn.Module, cut: str, own: set[str], done: set[str], i
 # Trying
 
 
-def _try(first: nn.Module, last: nn.Module, x: Tensor, expected: Tensor) -> None:
+def _try(first: nn.Module, last: nn.Module, x: Tensor, expected: Tensor, lengths: Tensor | None) -> None:
     """
     Raises:
         Refusal: the parts do not compute what the model does.
     """
+    of_map = lengths if lengths is not None and run_of(last).is_ragged else None
     try:
-        found = run_part(last, run_part(first, x))
+        found = run_part(last, run_part(first, x, lengths), of_map)
     except Exception as error:  # whatever zeros lead to
         raise Refusal(f"the part behind it cannot run ({in_short(error)})") from None
     if found.shape != expected.shape or not (found.is_meta or torch.allclose(found, expected, equal_nan=True)):
@@ -179,13 +186,13 @@ def _differ(one: Tensor, other: Tensor) -> bool:
 
 
 @torch.no_grad()
-def run_part(part: nn.Module, x: Tensor, training: bool = False) -> Tensor:
+def run_part(part: nn.Module, x: Tensor, lengths: Tensor | None = None, training: bool = False) -> Tensor:
     """What a part gives; notes whether it writes into what it is given."""
     given = x.clone()
     version = given._version
     with mode(part, training), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
-        output = part(given)
+        output = call(part, given, lengths)
     if (run := run_of(part)) and given._version != version:
         run.writes = True
     return output

@@ -8,10 +8,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from splitlearn.tasks.image_classification import ImageClassification
-from splitlearn.tasks.language import CausalLM
+from splitlearn.tasks.language import CausalLM, SequenceClassification
 from splitlearn.tasks.task import ClientData, Metric, Task
 
-__all__ = ["CausalLM", "ClientData", "Metric", "Task", "task_from"]
+__all__ = ["CausalLM", "ClientData", "Metric", "SequenceClassification", "Task", "task_from"]
 
 
 def task_from(cfg: DictConfig) -> Task:

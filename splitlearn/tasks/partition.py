@@ -17,7 +17,7 @@ def sharing(cfg: DictConfig) -> str:
     """
     if cfg.partition.name != "auto":
         return cfg.partition.name
-    is_users = bool(cfg.data.get("_target_")) or cfg.data.get("name") in ("image_folder", "text")
+    is_users = bool(cfg.data.get("_target_")) or cfg.data.get("name") in ("image_folder", "text", "text_classification")
     return "none" if cfg.role is not None and is_users else "iid"
 
 

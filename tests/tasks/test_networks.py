@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from splitlearn.errors import UserError
-from splitlearn.exchange import network
+from splitlearn.exchange import listing, network
 from splitlearn.tasks import task_from
 from splitlearn.tasks.image_classification import networks
 
@@ -115,7 +115,7 @@ def test_a_vision_transformer_is_made_for_the_datas_size(image_size, config):
 
 def test_looking_for_cuts_at_a_size_that_is_too_small_is_the_same_sentence(config):
     with pytest.raises(UserError, match=r"set data\.image_size=63"):
-        network.print_cuts(config("arch=alexnet", "cut=?"))
+        listing.print_cuts(config("arch=alexnet", "cut=?"))
 
 
 @pytest.mark.parametrize(

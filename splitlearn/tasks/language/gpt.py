@@ -39,15 +39,20 @@ class GPT(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab_size, bias=False)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                is_last_of_residual = name.endswith(("attention.out.weight", "feedforward.2.weight"))
-                nn.init.normal_(parameter, std=STD / (2 * depth) ** 0.5 if is_last_of_residual else STD)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        start(self, depth)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.norm(self.blocks(self.embedding(tokens))))
+
+
+def start(model: nn.Module, depth: int) -> None:
+    """Draws the weights of a model of so many blocks; those that end a residual branch are the smaller, the more."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            is_last_of_residual = name.endswith(("attention.out.weight", "feedforward.2.weight"))
+            nn.init.normal_(parameter, std=STD / (2 * depth) ** 0.5 if is_last_of_residual else STD)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
 
 
 class Embedding(nn.Module):
@@ -72,22 +77,25 @@ class Block(nn.Module):
         self.feedforward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x), mask))
         return x + self.dropout(self.feedforward(self.norm2(x)))
 
 
 class Attention(nn.Module):
-    """Each position looks at itself and those before it: (B, T, width) to the same."""
+    """Each position looks at itself and those before it: (B, T, width) to the same.
+
+    With a mask, (B, 1, 1, T) bool, it looks at all that are true in it.
+    """
 
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, T, width / heads)
-        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
+        mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], mask, is_causal=mask is None)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

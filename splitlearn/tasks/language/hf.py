@@ -1,4 +1,4 @@
-"""Causal language models of Hugging Face's transformers, by a folder or a name of the hub, or of random weights."""
+"""Models of Hugging Face's transformers, by a folder or a name of the hub, or with random weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
+from splitlearn.segments.forward import ENDED
 from splitlearn.segments.tracing import in_short
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -35,18 +36,40 @@ class Scores:
         return scores if scores.shape[2] == self.vocab_size else scores[..., : self.vocab_size]
 
 
-def network(vocab_size: int, context: int, model: str | None = None, config: str | None = None, **options: Any):
+class Labels:
+    """The forward of a classifier: (B, T) int64 tokens, -1 where a text has ended, to (B, classes) scores."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.padding = model, getattr(model.config, "pad_token_id", None) or 0
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        is_there = tokens != ENDED
+        if tokens.is_meta:  # where the library looks at values to find a mask
+            is_there = is_there[:, None, None].expand(-1, 1, tokens.shape[1], -1)
+        ids = torch.where(tokens != ENDED, tokens, self.padding)
+        return type(self.model).forward(self.model, input_ids=ids, attention_mask=is_there).logits
+
+
+def network(
+    vocab_size: int,
+    context: int,
+    num_classes: int | None = None,
+    model: str | None = None,
+    config: str | None = None,
+    **options: Any,
+):
     """The network of a folder's or a hub's configuration, or of a kind with sizes; its weights are drawn at random.
 
     Args:
         vocab_size: V, tokens of the data.
         context: T, tokens that it takes at once.
+        num_classes: that texts are of; None for a language model.
         model: a folder, or a name of the hub; `load` has its weights.
         config: a kind of model instead, such as llama.
         options: the others of conf/arch/hf.yaml, and any of the kind's configuration.
 
     Returns:
-        A module from (B, T) int64 to (B, T, V).
+        A module from (B, T) int64 to (B, T, V), or (B, classes).
 
     Raises:
         UserError: there is no such model, it does not fit the data, or transformers is not installed.
@@ -65,7 +88,9 @@ def network(vocab_size: int, context: int, model: str | None = None, config: str
             raise UserError(f"arch.{given[0]} is for arch.config=<kind>: arch.model={model} has sizes of its own")
         found = _read(transformers.AutoConfig, model, {**chosen, "dtype": None}, **options)
     found.use_cache = False
-    if getattr(found, "is_decoder", None) is False:
+    if num_classes is not None:
+        found.num_labels = num_classes
+    elif getattr(found, "is_decoder", None) is False:
         found.is_decoder = True  # of BERT's family: each token sees those before it
     known, longest = found.vocab_size, getattr(found, "max_position_embeddings", None)
     if known < vocab_size:
@@ -73,16 +98,20 @@ def network(vocab_size: int, context: int, model: str | None = None, config: str
             f"the data have {vocab_size:,} tokens, and arch.model={model} knows {known:,}: set data.tokenizer={model}"
         )
     if longest and longest < context:
-        raise UserError(f"task.context={context} is more than arch.model={model} takes at once: set {longest} or less")
+        key = "task.context" if num_classes is None else "data.max_length"
+        raise UserError(f"{key}={context} is more than arch.model={model} takes at once: set {longest} or less")
     try:
-        built = transformers.AutoModelForCausalLM.from_config(found, dtype=getattr(torch, chosen["dtype"]))
+        built = _kind(num_classes is not None).from_config(found, dtype=getattr(torch, chosen["dtype"]))
     except Exception as error:
         raise UserError(
             f"arch.{f'config={config}' if config else f'model={model}'} is not possible: {in_short(error)}"
         ) from None
     built.blocks_path = _blocks(built, found.num_hidden_layers)
     built.before_blocks = next(path for path, one in built.named_modules() if one is built.get_input_embeddings())
-    built.forward = Scores(built, vocab_size)
+    built.forward = Scores(built, vocab_size) if num_classes is None else Labels(built)
+    if num_classes is not None:
+        own = [path for path, one in built.named_children() if one is not built.base_model and [*one.parameters()]]
+        built.heads_paths = tuple(own)
     return built
 
 
@@ -93,9 +122,11 @@ def load(arch: DictConfig, built: nn.Module) -> list[str]:
         UserError: they are not there, or not all.
     """
     chosen = {name: arch[name] for name in ("gguf", "dtype", "download")}
-    found, about = _read(_transformers().AutoModelForCausalLM, arch.model, chosen, output_loading_info=True)
+    is_classifier = isinstance(vars(built)["forward"], Labels)
+    options = {"num_labels": built.config.num_labels, "ignore_mismatched_sizes": True} if is_classifier else {}
+    found, about = _read(_kind(is_classifier), arch.model, chosen, output_loading_info=True, **options)
     built.load_state_dict(found.state_dict())
-    if missing := sorted(about["missing_keys"]):
+    if missing := sorted({*about["missing_keys"], *(one[0] for one in about.get("mismatched_keys") or ())}):
         return [f"arch.model={arch.model} has no weights of {', '.join(missing[:3])}, which start afresh"]
     return [f"pretrained weights of {os.path.join(arch.model, arch.gguf or '').rstrip('/')}"]
 
@@ -107,6 +138,11 @@ def save(built: nn.Module, folder: Path) -> None:
         built.config.tie_word_embeddings = False
     vars(built).pop("forward", None)
     built.save_pretrained(folder)
+
+
+def _kind(is_classifier: bool) -> Any:
+    transformers = _transformers()
+    return transformers.AutoModelForSequenceClassification if is_classifier else transformers.AutoModelForCausalLM
 
 
 def _transformers() -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
@@ -13,14 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
-from splitlearn.tasks.language import hf, networks, texts
+from splitlearn.tasks.language import hf, networks, texts, tokens
 from splitlearn.tasks.language.gpt import generate
-from splitlearn.tasks.language.tokens import tokenizer_from
+from splitlearn.tasks.language.tokens import Bytes, tokenizer_from
 from splitlearn.tasks.loading import client_data, limited, test_data
 from splitlearn.tasks.task import ClientData, Metric, Task
 
-MAX_VOCABULARY = 1 << 20  # what a client may make the server build
-MAX_DIGEST = 64
 DTYPES = {torch.uint8: 1 << 8, torch.uint16: 1 << 16, torch.int32: 1 << 31}  # of packed targets, and their ends
 MAX_BYTES_PER_TOKEN = 1e6
 WIDEST = 700.0  # nats, of which a float holds the exponential
@@ -85,33 +82,22 @@ class CausalLM(Task):
         found = texts.build(cfg.data, tokenizer, self.context)
         train = limited(found.train, cfg.data.max_train_samples, cfg.seed)
         test = limited(found.test, cfg.data.max_test_samples, cfg.seed)
-        return train, test, self._about(tokenizer.vocab_size, tokenizer.digest, found.bytes_per_token)
+        return train, test, self._about(tokens.about_of(tokenizer), found.bytes_per_token)
 
-    def _about(self, vocab_size: int, digest: str, bytes_per_token: float) -> dict[str, Any]:
-        return {
-            "vocab_size": vocab_size,
-            "tokenizer": digest,
-            "context": self.context,
-            "bytes_per_token": bytes_per_token,
-        }
+    def _about(self, of_tokens: dict[str, Any], bytes_per_token: float) -> dict[str, Any]:
+        return {**of_tokens, "context": self.context, "bytes_per_token": bytes_per_token}
 
     def check_about(self, about: Any) -> None:
-        if not isinstance(about, dict) or about.keys() != self._about(1, "", 1.0).keys():
+        if not isinstance(about, dict) or about.keys() != self._about(tokens.about_of(Bytes()), 1.0).keys():
             raise ValueError("it does not say which tokens there are, how many a window has, and nothing else")
-        if type(about["vocab_size"]) is not int or not 1 <= about["vocab_size"] <= MAX_VOCABULARY:
-            raise ValueError(f"vocab_size is not a number from 1 to {MAX_VOCABULARY}")
-        if type(about["tokenizer"]) is not str or len(about["tokenizer"]) > MAX_DIGEST:
-            raise ValueError(f"its tokenizer is no word of up to {MAX_DIGEST} letters")
+        tokens.check_about(about)
         if type(about["context"]) is not int or about["context"] != self.context:
             raise ValueError(f"its windows do not have {self.context} tokens")
         if type(about["bytes_per_token"]) is not float or not 0 < about["bytes_per_token"] <= MAX_BYTES_PER_TOKEN:
             raise ValueError(f"bytes_per_token is not a number up to {MAX_BYTES_PER_TOKEN:.0f}")
 
     def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
-        if (one["tokenizer"], one["vocab_size"]) == (other["tokenizer"], other["vocab_size"]):
-            return None
-        pair = (f"{about['tokenizer']} ({about['vocab_size']} tokens)" for about in (other, one))
-        return "it has another tokenizer, {} instead of {}: set data.tokenizer to the same on all ranks".format(*pair)
+        return tokens.disagreement(one, other)
 
     def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
         mean = sum(about["bytes_per_token"] for about in abouts) / len(abouts)
@@ -121,23 +107,18 @@ class CausalLM(Task):
         self.bytes_per_token = about["bytes_per_token"]
 
     def default_about(self, cfg: DictConfig) -> dict[str, Any]:
-        try:
-            tokenizer = tokenizer_from(cfg.data.tokenizer)
-        except UserError:  # a server needs none: the clients say which tokens there are
-            return self._about(256, "", 1.0)
-        return self._about(tokenizer.vocab_size, tokenizer.digest, 1.0)
+        return self._about(tokens.default_about(cfg.data.tokenizer), 1.0)
 
     def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
         return f"{about['vocab_size']:,} different tokens ({cfg.data.tokenizer}), windows of {self.context}"
 
     def headline(self, cfg: DictConfig) -> tuple[str, str]:
-        arch = cfg.arch.get("model") or cfg.arch.get("config") or cfg.arch.name
-        return os.path.basename(arch.rstrip("/")), cfg.data.name
+        return networks.headline(cfg)
 
     # Network
 
     def example(self, cfg: DictConfig) -> Tensor:
-        return networks.example(self.context)
+        return networks.example_of(self.context)
 
     def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -154,7 +135,7 @@ class CausalLM(Task):
             raise UserError(f"arch {cfg.arch.name} gives a {found} tensor, where {needed} is needed")
 
     def cut_path(self, cfg: DictConfig, cut: str, model: nn.Module) -> str:
-        return networks.cut_path(cut, model, self.context)
+        return networks.cut_path(cut, model, self.example(cfg))
 
     def last_cut(self, model: nn.Module) -> str | None:
         return networks.last_cut(model)

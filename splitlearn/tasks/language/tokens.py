@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from splitlearn.errors import UserError
 
 BYTES = "bytes"
+MAX_VOCABULARY = 1 << 20  # what a client may make the server build
+MAX_DIGEST = 64
 
 
 class Bytes:
@@ -25,6 +28,11 @@ class Bytes:
     def encode(self, text: bytes) -> np.ndarray:
         """(N) tokens, in an integer dtype that torch has."""
         return np.frombuffer(text, np.uint8).copy()  # torch wants to write
+
+    def encode_all(self, texts: list[str], longest: int) -> tuple[list[np.ndarray], int]:
+        """As of Trained."""
+        found = [self.encode(text.encode(errors="surrogateescape")) for text in texts]
+        return [tokens[:longest] for tokens in found], sum(len(tokens) > longest for tokens in found)
 
     def decode(self, tokens: list[int]) -> str:
         return bytes(tokens).decode(errors="replace")
@@ -63,6 +71,19 @@ class Trained:
         """
         return np.array(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids, np.int32)
 
+    def encode_all(self, texts: list[str], longest: int) -> tuple[list[np.ndarray], int]:
+        """The tokens of each text, (N), with those that the tokenizer puts around them; and how many texts are cut off.
+
+        Args:
+            texts: of which a classifier sees one at a time.
+            longest: tokens of a text, at most.
+        """
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(longest)
+        found = self._tokenizer.encode_batch(texts)
+        self._tokenizer.no_truncation()
+        return [np.array(one.ids, np.int32) for one in found], sum(bool(one.overflowing) for one in found)
+
     def decode(self, tokens: list[int]) -> str:
         return self._tokenizer.decode(tokens)
 
@@ -74,3 +95,36 @@ def tokenizer_from(name: str) -> Bytes | Trained:
         UserError: it cannot be loaded.
     """
     return Bytes() if name == BYTES else Trained(name)
+
+
+def about_of(tokenizer: Bytes | Trained) -> dict[str, Any]:
+    """What the server is told of the tokens."""
+    return {"vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.digest}
+
+
+def default_about(name: str) -> dict[str, Any]:
+    """The same as far as data.tokenizer says; of bytes where it is not here, as on a server, which needs none."""
+    try:
+        return about_of(tokenizer_from(name))
+    except UserError:
+        return about_of(Bytes()) | {"tokenizer": ""}
+
+
+def check_about(about: dict[str, Any]) -> None:
+    """Looks at what a client says that its tokens are.
+
+    Raises:
+        ValueError: it is nothing that `about_of` gives; says what is wrong.
+    """
+    if type(about["vocab_size"]) is not int or not 1 <= about["vocab_size"] <= MAX_VOCABULARY:
+        raise ValueError(f"vocab_size is not a number from 1 to {MAX_VOCABULARY}")
+    if type(about["tokenizer"]) is not str or len(about["tokenizer"]) > MAX_DIGEST:
+        raise ValueError(f"its tokenizer is no word of up to {MAX_DIGEST} letters")
+
+
+def disagreement(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """How the tokens of two clients, by what they say of them, differ, in words; None if they do not."""
+    if (one["tokenizer"], one["vocab_size"]) == (other["tokenizer"], other["vocab_size"]):
+        return None
+    pair = (f"{about['tokenizer']} ({about['vocab_size']} tokens)" for about in (other, one))
+    return "it has another tokenizer, {} instead of {}: set data.tokenizer to the same on all ranks".format(*pair)
