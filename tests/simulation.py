@@ -90,20 +90,19 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
 
     `dropout` says on which end of the cut its layers are.
     """
+    loader, about = loader_of(cfg, 0, 1)
     torch.manual_seed(cfg.seed)
     if cfg.arch.name == "hf":
-        model = transformer(cfg)
+        model = transformer(cfg, about.get("num_classes"))
     elif is_of_text(cfg):
         model = GPT(256, cfg.task.context, cfg.arch.depth, cfg.arch.width, cfg.arch.heads, cfg.arch.dropout)
-    elif not is_of_labelled_texts(cfg):
+    elif is_of_labelled_texts(cfg):
+        sizes = {key: cfg.arch[key] for key in ("depth", "width", "heads", "dropout")}
+        model = Encoder(256, cfg.data.max_length, about["num_classes"], **sizes)
+    else:
         model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
     if cfg.lora.rank:
         adapters.inject(model, cfg.lora, cfg.seed)
-    loader, about = loader_of(cfg, 0, 1)
-    if is_of_labelled_texts(cfg) and cfg.arch.name == "encoder":
-        sizes = {key: cfg.arch[key] for key in ("depth", "width", "heads", "dropout")}
-        torch.manual_seed(cfg.seed)
-        model = Encoder(256, cfg.data.max_length, about["num_classes"], **sizes)
     if cfg.bottleneck:
         built = network.build(cfg, {"num_classes": 10})
         fit_bottlenecks(cfg, built, [loader])
@@ -125,19 +124,27 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
     return losses, each_once(model.state_dict())
 
 
-def transformer(cfg: DictConfig) -> nn.Module:
+def transformer(cfg: DictConfig, num_classes: int | None = None) -> nn.Module:
     """The model of transformers that arch.config describes, as its library gives it."""
     import transformers
 
-    width, heads, positions = cfg.arch.width, cfg.arch.heads, cfg.task.context
+    is_classifier = is_of_labelled_texts(cfg)
+    width, heads = cfg.arch.width, cfg.arch.heads
+    positions = cfg.data.max_length if is_classifier else cfg.task.context
     sizes = {"num_hidden_layers": cfg.arch.depth, "hidden_size": width, "num_attention_heads": heads}
     sizes |= {"vocab_size": 256, "max_position_embeddings": positions, "intermediate_size": 4 * width}
-    sizes |= {"num_key_value_heads": heads, "head_dim": width // heads, "is_decoder": True, "pad_token_id": None}
+    sizes |= {"num_key_value_heads": heads, "head_dim": width // heads, "pad_token_id": None}
+    sizes |= {"num_labels": num_classes} if is_classifier else {"is_decoder": True}
     sizes |= {"bos_token_id": None, "eos_token_id": None, "use_cache": False}
     ours = ("_target_", "name", "model", "gguf", "config", "depth", "width", "heads", "dtype", "download")
     further = {key: value for key, value in cfg.arch.items() if key not in ours}
     kind = transformers.AutoConfig.for_model(cfg.arch.config, **sizes, **further)
-    model = transformers.AutoModelForCausalLM.from_config(kind)
+    if is_classifier:
+        model = transformers.AutoModelForSequenceClassification.from_config(kind)
+        model.forward = lambda x: type(model).forward(model, input_ids=x.clamp(min=0), attention_mask=x >= 0)
+        model.heads_paths = ("classifier",)
+    else:
+        model = transformers.AutoModelForCausalLM.from_config(kind)
     model.blocks_path = next(path for path, one in model.named_modules() if isinstance(one, nn.ModuleList))
     return model
 

@@ -40,6 +40,23 @@ def test_one_client_without_compression_trains_the_uncut_model(kind, exchange, c
 
 
 @pytest.mark.parametrize(
+    ("exchange", "cut", "lora"),
+    [
+        ("labels_up", "1", LORA),
+        ("u_shaped", "2", []),
+        pytest.param("labels_up", "0", [], marks=pytest.mark.slow),
+        pytest.param("u_shaped", "1", LORA, marks=pytest.mark.slow),
+        pytest.param("labels_up", "bert.pooler", LORA, marks=pytest.mark.slow),
+    ],
+    ids=lambda value: "lora" if value == LORA else str(value or "all"),
+)
+def test_so_does_one_that_tells_texts_of_different_lengths_apart(exchange, cut, lora, reviews, tmp_path):
+    options = ["task=sequence_classification", "arch=hf", "arch.config=bert", *SMALL[2:5], *KINDS["bert"], *reviews]
+    options += [*PLAIN, "optimizer.lr=0.01", f"exchange={exchange}", f"cut={cut}", *lora]
+    assert_trains_the_uncut_model(tmp_path / "run", *options, samples="samples_per_epoch=21")
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         ["arch.config=llama", "exchange=labels_up", "lora.rank=2", "lora.sides=client", "compressor=qu"],
@@ -58,4 +75,4 @@ def test_two_clients_equal_the_simulation(overrides, tmp_path):
 
 def test_a_run_with_adapters_goes_on_as_if_nothing_had_been(tmp_path):
     small = ["arch.config=llama", "lora.rank=2", "lora.dropout=0.1", "samples_per_epoch=26", "batch_size=8"]
-    assert_can_go_on([*SMALL, *small, "compressor=rt"], tmp_path)
+    assert_can_go_on([*SMALL, *small, "compressor=rt"], tmp_path, [])

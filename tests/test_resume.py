@@ -74,12 +74,17 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
             *("task=causal_lm", "arch.dropout=0.1", "arch.depth=3", "arch.width=16", "arch.heads=2"),
             *("task.context=8", "samples_per_epoch=26", "epochs=2", "batch_size=8", "compressor=rt"),
         ],
+        [
+            *("task=sequence_classification", "arch.dropout=0.1", "arch.depth=2", "arch.width=16", "arch.heads=2"),
+            *("exchange=u_shaped", "cut=1", "compressor=rt", "compressor@features=klt", "features.refresh=3"),
+        ],
         pytest.param(["bottleneck=[8,32]", "exchange=u_shaped", "topology=sequential"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: " ".join(overrides[:2]),
 )
-def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
-    cfg = compose(*SMALL, *OFTEN, *overrides)
+def test_going_on_from_any_step_changes_nothing(overrides, tmp_path, reviews):
+    texts = reviews if "task=sequence_classification" in overrides else []
+    cfg = compose(*SMALL, *OFTEN, *texts, *overrides)
     whole = tmp_path / "whole"
     local.run(cfg, whole)
     steps = [line["step"] for line in metrics(whole, "step")]

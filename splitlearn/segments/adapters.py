@@ -105,7 +105,10 @@ def merge(model: nn.Module) -> None:
 
 
 def save(model: nn.Module, options: Any, base: str | None, folder: Path) -> dict[str, Tensor]:
-    """Writes the adapters as a folder that `peft.PeftModel.from_pretrained(base, folder)` loads; returns them."""
+    """Writes what trains beside a base as a folder that `peft.PeftModel.from_pretrained(base, folder)` loads.
+
+    Returns it: the adapters, and the heads.
+    """
     from safetensors.torch import save_file
 
     state = {
@@ -114,12 +117,17 @@ def save(model: nn.Module, options: Any, base: str | None, folder: Path) -> dict
         if ".lora_" in name
     }
     targets = sorted({name.partition(".lora_")[0].removeprefix(PREFIX) for name in state})
+    heads = getattr(model, "heads_paths", ())
+    for path in heads:
+        of_head = model.get_submodule(path).state_dict(prefix=f"{PREFIX}{path}.")
+        state |= {name: tensor.contiguous() for name, tensor in of_head.items()}
     is_transposed = any(type(model.get_submodule(path).get_base_layer()).__name__ == "Conv1D" for path in targets)
     config = _peft().LoraConfig(
         r=options.rank,
         lora_alpha=options.alpha or 2 * options.rank,
         lora_dropout=options.dropout,
         target_modules=targets,
+        modules_to_save=list(heads) or None,
         base_model_name_or_path=base,
         fan_in_fan_out=is_transposed,
         inference_mode=True,

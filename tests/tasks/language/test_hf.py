@@ -208,3 +208,28 @@ def test_only_what_trains_is_sent(tmp_path):
     built = build("arch.config=llama", "cut=1", "lora.rank=2")
     trained = sum(one.nbytes for one in built.client.parameters() if one.requires_grad)
     assert summary(tmp_path)["other_bytes"]["weights_up"] == trained
+
+
+def test_a_classifier_with_adapters_and_a_new_head_is_one_of_pefts(reviews, tmp_path, run_here):
+    peft, folder = pytest.importorskip("peft"), tmp_path / "bert"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    kind = transformers.BertConfig(vocab_size=300, num_labels=2, **sizes)  # the data have three classes
+    transformers.BertForSequenceClassification(kind).save_pretrained(folder)
+    task = ["task=sequence_classification", "arch=hf", f"arch.model={folder}", *reviews]
+    options = ["cut=1", "lora.rank=2", "num_clients=1", "batch_size=8", "epochs=1", "optimizer.lr=0.05"]
+    local.run(compose(*task, *options), tmp_path / "run")
+    model = saved.load(tmp_path / "run").model()
+    status, out = run_here(ROOT / "scripts" / "export.py", str(tmp_path / "run"), str(tmp_path / "adapter"))
+    assert status == 0, out
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=3, ignore_mismatched_sizes=True
+    )
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    texts = torch.tensor([[5, 6, 7, 8], [9, 8, -1, -1]])
+    expected = loaded(input_ids=texts.clamp(min=0), attention_mask=texts >= 0).logits
+    assert torch.allclose(model(texts), expected, atol=1e-6)
+    status, out = run_here(ROOT / "scripts" / "export.py", str(tmp_path / "run"), str(tmp_path / "whole"), "--merge")
+    assert status == 0, out
+    whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
+    assert torch.allclose(whole(texts.clamp(min=0), attention_mask=texts >= 0).logits, model(texts), atol=1e-5)
