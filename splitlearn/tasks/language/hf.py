@@ -44,10 +44,11 @@ class Labels:
 
     def __call__(self, tokens: Tensor) -> Tensor:
         is_there = tokens != ENDED
+        mask = is_there.long()
         if tokens.is_meta:  # where the library looks at values to find a mask
-            is_there = is_there[:, None, None].expand(-1, 1, tokens.shape[1], -1)
-        ids = torch.where(tokens != ENDED, tokens, self.padding)
-        return type(self.model).forward(self.model, input_ids=ids, attention_mask=is_there).logits
+            mask = is_there[:, None, None].expand(-1, 1, tokens.shape[1], -1)
+        ids = torch.where(is_there, tokens, self.padding)
+        return type(self.model).forward(self.model, input_ids=ids, attention_mask=mask).logits
 
 
 def network(
@@ -81,7 +82,7 @@ def network(
     if chosen["dtype"] not in DTYPES:
         raise UserError(f"arch.dtype={chosen['dtype']} is unknown: choose {', '.join(DTYPES)}")
     if config is not None:
-        found = _sized(transformers, config, vocab_size, context, options)
+        found = _sized(transformers, config, vocab_size, context, options, num_classes is not None)
     else:
         given = [name for name in SIZES if options.pop(name) is not None]
         if given:
@@ -90,6 +91,8 @@ def network(
     found.use_cache = False
     if num_classes is not None:
         found.num_labels = num_classes
+        if model is not None and found.pad_token_id is None:  # which decoders find a text's last token by
+            found.pad_token_id = getattr(found, "eos_token_id", None)
     elif getattr(found, "is_decoder", None) is False:
         found.is_decoder = True  # of BERT's family: each token sees those before it
     known, longest = found.vocab_size, getattr(found, "max_position_embeddings", None)
@@ -155,7 +158,9 @@ def _transformers() -> Any:
     return transformers
 
 
-def _sized(transformers: Any, kind: str, vocab_size: int, context: int, options: dict[str, Any]) -> Any:
+def _sized(
+    transformers: Any, kind: str, vocab_size: int, context: int, options: dict[str, Any], is_classifier: bool
+) -> Any:
     """A kind's configuration with these sizes, and what follows from them where it has the key."""
     chosen = {name: options.pop(name) for name in SIZES}
     for name, value in chosen.items():
@@ -180,8 +185,10 @@ def _sized(transformers: Any, kind: str, vocab_size: int, context: int, options:
     if unknown := [name for name in options if not hasattr(default, name)]:
         raise UserError(f"arch.{unknown[0]} is no key of the configuration of arch.config={kind}")
     special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+    if is_classifier and default.pad_token_id is None:  # a decoder, which finds a text's last token by it
+        special |= {"pad_token_id": vocab_size, "vocab_size": vocab_size + 1}
     try:
-        return transformers.AutoConfig.for_model(kind, **{**special, **sizes, **options})
+        return transformers.AutoConfig.for_model(kind, **{**sizes, **special, **options})
     except Exception as error:
         raise UserError(f"arch.config={kind} does not take these options: {in_short(error)}") from None
 

@@ -72,7 +72,7 @@ def build(
         UserError: there are no such texts, or they cannot be read.
     """
     train_file, test_file = _files(cfg)
-    train = _rows(train_file, cfg)
+    train = [] if train_file is None else _rows(train_file, cfg)
     if test_file is not None:
         test = _rows(test_file, cfg)
     else:
@@ -102,8 +102,8 @@ def build(
     return *built, classes
 
 
-def _files(cfg: DictConfig) -> tuple[Path, Path | None]:
-    """The file of training texts, and of test texts where they have one of their own."""
+def _files(cfg: DictConfig) -> tuple[Path | None, Path | None]:
+    """The file of training texts, and of test texts where they have one of their own; a server may have the latter."""
     given = _path(cfg.test_root, "data.test_root") if cfg.test_root is not None else None
     if given is not None and given.is_dir():
         raise UserError(f"data.test_root={cfg.test_root} is a folder: set it to a file of test texts")
@@ -118,13 +118,13 @@ def _files(cfg: DictConfig) -> tuple[Path, Path | None]:
     test = next(([path for path in found if path.stem.lower() in names] for names in TEST if _any(found, names)), [])
     if not train and not test and len(found) == 1:
         train = found
-    if len(train) != 1 or len(test) > 1:
+    if len(train) > 1 or len(test) > 1 or not (train or test):
         names = in_words([path.name for path in found]) or "none of these"
         raise UserError(
             f"data.root={cfg.root} needs one file of training texts, such as train.csv (or .tsv, .jsonl), and at most"
             f" one of test texts, such as test.csv; it has {names}"
         )
-    return train[0], given or (test[0] if test else None)
+    return train[0] if train else None, given or (test[0] if test else None)
 
 
 def _any(paths: list[Path], names: set[str]) -> bool:

@@ -9,7 +9,7 @@ from simulation import compose
 
 from splitlearn import local, saved
 from splitlearn.errors import UserError
-from splitlearn.exchange import network
+from splitlearn.exchange import network, ragged
 from splitlearn.segments import adapters
 
 transformers = pytest.importorskip("transformers")
@@ -233,3 +233,20 @@ def test_a_classifier_with_adapters_and_a_new_head_is_one_of_pefts(reviews, tmp_
     assert status == 0, out
     whole = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "whole").eval()
     assert torch.allclose(whole(texts.clamp(min=0), attention_mask=texts >= 0).logits, model(texts), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "modernbert"])
+@pytest.mark.parametrize("overrides", [["cut=1"], ["exchange=u_shaped", "cut=0"]], ids=" ".join)
+def test_classifiers_of_each_kind_are_cut_with_the_lengths_of_texts(kind, overrides):
+    sizes = ["arch.depth=3", "arch.width=16", "arch.heads=2", "data.max_length=24"]
+    cfg = compose("task=sequence_classification", "arch=hf", f"arch.config={kind}", *sizes, *overrides)
+    built = network.build(cfg, {"num_classes": 3, "classes": [*"abc"], "vocab_size": 256, "tokenizer": "bytes"})
+    tokens = torch.randint(256, (3, 10), generator=torch.Generator().manual_seed(0))
+    tokens[1, 6:], tokens[2, 1:] = -1, -1
+    lengths, expected = torch.tensor([10, 6, 1]), built.model.eval()(tokens)
+    x = tokens
+    for number, (side, part) in enumerate(built.parts()):
+        if number:
+            x = ragged.padded(ragged.rows_of(x, lengths), lengths)  # as it arrives
+        x = side.run(part.eval(), x, lengths)
+    assert expected.shape == (3, 3) and torch.equal(x, expected)

@@ -54,6 +54,9 @@ def test_a_folder_has_its_test_texts_apart(config, tmp_path):
     assert list(map(len, built(config, tmp_path)[:2])) == [4, 1]
     write(tmp_path / "test.csv", ROWS[:2])
     assert list(map(len, built(config, tmp_path)[:2])) == [4, 2]
+    (tmp_path / "exam").mkdir()
+    write(tmp_path / "exam" / "test.csv", ROWS[:2])  # as a server may have it, with evaluate.on=server
+    assert list(map(len, built(config, tmp_path / "exam")[:2])) == [0, 2]
     other = write(tmp_path / "more.csv", ROWS[:3])
     assert list(map(len, built(config, tmp_path, f"data.test_root={other}")[:2])) == [4, 3]
 
