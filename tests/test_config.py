@@ -88,7 +88,8 @@ def test_command_line_wins_over_experiment():
 
 @pytest.mark.parametrize("group, choice", CHOICES)
 def test_choice_passes_check(group, choice):
-    task = ["task=causal_lm"] if choice in ("gpt", "shakespeare", "text") else []
+    tasks = {"causal_lm": ("gpt", "shakespeare", "text"), "sequence_classification": ("encoder", "text_classification")}
+    task = [f"task={name}" for name, choices in tasks.items() if choice in choices]
     cfg = compose(*task, f"{group}={choice}")
     checks.check(cfg)
     assert cfg[group].get("name", choice) == choice
