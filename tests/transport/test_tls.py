@@ -420,11 +420,11 @@ def test_a_run_on_one_machine_can_be_encrypted_too(tmp_path):
 def test_a_wrong_token_is_one_sentence_on_both_sides(tmp_path, free_port):
     for name in ("server", "client"):
         (tmp_path / name).mkdir()
-    options = [*LAUNCH, *TINY, "num_clients=1", f"rpc.port={free_port}", "tls.enabled=true", "rpc.connect_timeout_s=5"]
+    options = [*LAUNCH, *TINY, "num_clients=1", f"rpc.port={free_port}", "tls.enabled=true", "rpc.connect_timeout_s=20"]
     with started([*options, "role=server"], tmp_path / "server", SPLITLEARN_TOKEN="t" * 16) as server:
         wait_for(tmp_path / "server" / "out.txt", "listening at")
         status, out = run([*options, "role=client"], tmp_path / "client", SPLITLEARN_TOKEN="u" * 16)
         assert status == 1 and "cannot be trusted" in out and "another token" in out and "Traceback" not in out
-        assert server.wait(30) == 1
+        assert server.wait(60) == 1
     out = (tmp_path / "server" / "out.txt").read_text()
     assert "client 0 did not come" in out and re.search("refused connection: .* does not sign in", out), out
