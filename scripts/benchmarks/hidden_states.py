@@ -1,7 +1,8 @@
 """What codecs make of a language model's hidden states and of their gradients, and what it costs in perplexity.
 
     python scripts/benchmarks/hidden_states.py --run outputs/gpt
-    python scripts/benchmarks/hidden_states.py --model <folder> --text <file> --cuts 3,15,27
+    python scripts/benchmarks/hidden_states.py --cuts 3,15,27 task=causal_lm arch=hf arch.model=<folder> \\
+        data=text data.root=<file> data.tokenizer=<folder> task.context=256
 
 Cuts a trained model after some blocks, sends what crosses there for several batches of a held-out text through each
 codec, in real bytes, and compares with what was sent. The weights stay as they are. Of the batches the first half lets
@@ -15,7 +16,7 @@ through the codec; bits and error of the gradient that comes back, by the codec 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -23,7 +24,9 @@ from statistics import fmean
 import torch
 import torch.nn.functional as F
 from common import markdown
+from omegaconf import DictConfig
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 BITS = (0.75, 1.5, 2.3, 3.3)
 HEADER = ["up", "down", "bits up", "error", "a token's error", "without first", "perplexity", "bits down", "error down"]
@@ -32,34 +35,25 @@ HEADER = ["up", "down", "bits up", "error", "a token's error", "without first", 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", help="folder of a run with task=causal_lm")
-    parser.add_argument("--model", help="folder that transformers loads, or a .gguf file, instead of a run")
-    parser.add_argument("--text", help="file, with --model")
-    parser.add_argument(
-        "--cuts", default="", help="numbers of blocks; none: a quarter, half and three quarters of them"
-    )
+    parser.add_argument("--cuts", default="shallow,medium,deep", help="as of cut=, such as 3,15,27")
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--sequences", type=int, default=4, help="of a batch")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a sequence, with --model")
     parser.add_argument("--out", type=Path, default=Path("outputs/hidden_states.md"))
+    parser.add_argument("overrides", nargs="*", help="of a configuration, without --run")
     arguments = parser.parse_args()
-    if bool(arguments.run) == bool(arguments.model) or bool(arguments.model) != bool(arguments.text):
-        parser.error("give --run, or --model and --text")
-    torch.manual_seed(0)
-    if arguments.run:
-        model, batches = of_run(arguments.run, arguments.batches * arguments.sequences)
-    else:
-        model, batches = of_folder(arguments.model, arguments.text, arguments.length)
-    batches = list(zip(range(arguments.batches), batches.split(arguments.sequences), strict=False))
-    batches = [batch for _, batch in batches]
-    blocks = blocks_of(model)
-    numbers = [int(one) for one in arguments.cuts.split(",") if one] or [
-        max(1, round(len(blocks) * part)) for part in (0.25, 0.5, 0.75)
-    ]
+    if bool(arguments.run) == bool(arguments.overrides):
+        parser.error("give --run, or overrides such as task=causal_lm arch=hf arch.model=<folder>")
+    from splitlearn.tasks import task_from
+
+    cfg, model, data = of_run(arguments.run) if arguments.run else of_config(arguments.overrides)
+    model.requires_grad_(False)
+    batches = windows_of(data, arguments.batches * arguments.sequences).split(arguments.sequences)
     text = ""
-    for number in numbers:
-        rows = table(model, blocks[number - 1], batches)
-        text += f"### After block {number} of {len(blocks)}\n\n{markdown(HEADER, rows)}\n\n"
-        print(text.split("### ")[-1], flush=True)
+    for cut in arguments.cuts.split(","):
+        path = task_from(cfg).cut_path(cfg, cut, model)
+        section = f"### After {path}\n\n{markdown(HEADER, table(model, path, batches))}\n\n"
+        print(section, flush=True)
+        text += section
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text)
 
@@ -96,7 +90,7 @@ def codecs() -> Iterator[tuple[str, str, Callable, Callable]]:
             )
 
 
-def table(model: nn.Module, cut: str, batches: list[Tensor]) -> list[list[str]]:
+def table(model: nn.Module, cut: str, batches: Sequence[Tensor]) -> list[list[str]]:
     from splitlearn.segments import split
 
     client, server = split(model, cut, batches[0][:2, :-1])
@@ -143,53 +137,33 @@ def relative(decoded: Tensor, x: Tensor) -> float:
     return ((decoded - x).norm() / x.norm()).item()
 
 
-def blocks_of(model: nn.Module) -> list[str]:
-    """Paths of the blocks: what the longest list of modules holds."""
-    lists = [
-        (path, module) for path, module in model.named_modules() if isinstance(module, (nn.ModuleList, nn.Sequential))
-    ]
-    path, module = max(lists, key=lambda pair: len(pair[1]))
-    return [f"{path}.{index}" for index in range(len(module))]
-
-
-def of_run(folder: str, num: int) -> tuple[nn.Module, Tensor]:
-    """The network of a run with task=causal_lm, uncut, and windows of its held-out text."""
+def of_run(folder: str) -> tuple[DictConfig, nn.Module, Dataset]:
+    """The configuration of a run, its network, uncut, and its held-out windows."""
     from splitlearn import saved
     from splitlearn.tasks import task_from
 
     run = saved.load(Path(folder))
-    data = task_from(run.cfg).load_test(run.cfg).test.dataset
+    return run.cfg, run.model(), task_from(run.cfg).load_test(run.cfg).test.dataset
+
+
+def of_config(overrides: list[str]) -> tuple[DictConfig, nn.Module, Dataset]:
+    """The same of a configuration: with the weights that it names, or random ones."""
+    from splitlearn.compose import compose
+    from splitlearn.tasks import task_from
+
+    cfg = compose(*overrides)
+    task = task_from(cfg)
+    data = task.load_test(cfg)
+    model = task.network(cfg, data.about)
+    task.pretrain(cfg, model, data.about)
+    return cfg, model.eval(), data.test.dataset
+
+
+def windows_of(data: Dataset, num: int) -> Tensor:
+    """(num, T + 1) tokens, drawn at random; fewer where there are not so many."""
     picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:num]
-    windows = [data.dataset[int(data.indices[index])] for index in picked.tolist()]
-    inputs, targets = (
-        torch.stack([torch.as_tensor(one) for one in part]).long() for part in zip(*windows, strict=True)
-    )
-    return run.model().eval().requires_grad_(False), torch.cat([inputs, targets[:, -1:]], 1)
-
-
-class Logits(nn.Module):
-    """A causal model of transformers that gives its logits, (B, T, vocabulary)."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.model(input_ids, use_cache=False).logits
-
-
-def of_folder(name: str, text: str, length: int) -> tuple[nn.Module, Tensor]:
-    """A model of transformers, and sequences of one token more than `length`, (N, length + 1) int64."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    path = Path(name)
-    source = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    folder = str(path.parent) if source else name
-    tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **source).eval().requires_grad_(False)
-    ids = torch.tensor(tokenizer(Path(text).read_text(), verbose=False)["input_ids"])
-    num = len(ids) // (length + 1)
-    return Logits(model), ids[: num * (length + 1)].view(num, length + 1)
+    inputs, targets = zip(*data.__getitems__([(1, index) for index in picked.tolist()]), strict=True)
+    return torch.cat([torch.stack(inputs), torch.stack(targets)[:, -1:]], 1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from splitlearn.rates import SCHEDULED
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks import Task
+from splitlearn.tasks.checking import is_as_sent
 from splitlearn.tasks.origin import Origin
 
 PLAIN = (str, int, float, bool, type(None))
@@ -135,8 +136,7 @@ def is_like(value: Any, expected: Any) -> bool:
     """Whether it is a plain tensor on the CPU of this shape and dtype, or a value of this type."""
     if not isinstance(value, Tensor):
         return type(value) is expected
-    is_as_sent = value.device.type == "cpu" and value.layout == torch.strided and not value.requires_grad
-    return is_as_sent and (value.shape, value.dtype) == expected
+    return is_as_sent(value) and (value.shape, value.dtype) == expected
 
 
 def is_plain(value: Any, depth: int = 8) -> bool:

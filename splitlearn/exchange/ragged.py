@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.segments.forward import valid
+from splitlearn.tasks.checking import is_as_sent
 
 DTYPE = torch.uint16  # of lengths on the wire, which are up to forward.LONGEST
 
@@ -49,7 +50,7 @@ def check(packed: Any, max_samples: int, longest: int) -> None:
     """
     if not isinstance(packed, Tensor) or packed.dtype != DTYPE or packed.dim() != 1:
         raise ValueError("the lengths are no 1-D uint16 tensor")
-    if packed.device.type != "cpu" or packed.layout != torch.strided or packed.requires_grad:
+    if not is_as_sent(packed):
         raise ValueError("the lengths are no plain tensor on the CPU")
     if not 1 <= len(packed) <= max_samples:
         raise ValueError(f"there are {len(packed)} lengths, where a batch has 1 to {max_samples} samples")

@@ -31,6 +31,17 @@ def _peft() -> Any:
     return peft
 
 
+def _configured(options: Any, targets: list[str], **more: Any) -> Any:
+    """peft's configuration of adapters beside these layers."""
+    return _peft().LoraConfig(
+        r=options.rank,
+        lora_alpha=options.alpha or 2 * options.rank,
+        lora_dropout=options.dropout,
+        target_modules=targets,
+        **more,
+    )
+
+
 def inject(model: nn.Module, options: Any, seed: int, is_held: Callable[[str], bool] = lambda path: True) -> None:
     """Puts an adapter beside linear layers of a model, in place; but for its heads, nothing else of it trains any more.
 
@@ -59,12 +70,7 @@ def inject(model: nn.Module, options: Any, seed: int, is_held: Callable[[str], b
             f"lora.targets={'null' if targets is None else f'[{chr(44).join(targets)}]'} matches no linear layer on"
             f" lora.sides={options.sides}: there are {ends}"
         )
-    config = peft.LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha or 2 * options.rank,
-        lora_dropout=options.dropout,
-        target_modules=wanted,
-    )
+    config = _configured(options, wanted)
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # that GPT-2's layers are transposed, which is seen to
@@ -122,11 +128,9 @@ def save(model: nn.Module, options: Any, base: str | None, folder: Path) -> dict
         of_head = model.get_submodule(path).state_dict(prefix=f"{PREFIX}{path}.")
         state |= {name: tensor.contiguous() for name, tensor in of_head.items()}
     is_transposed = any(type(model.get_submodule(path).get_base_layer()).__name__ == "Conv1D" for path in targets)
-    config = _peft().LoraConfig(
-        r=options.rank,
-        lora_alpha=options.alpha or 2 * options.rank,
-        lora_dropout=options.dropout,
-        target_modules=targets,
+    config = _configured(
+        options,
+        targets,
         modules_to_save=list(heads) or None,
         base_model_name_or_path=base,
         fan_in_fan_out=is_transposed,

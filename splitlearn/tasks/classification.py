@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from splitlearn.errors import UserError
 from splitlearn.tasks import classes
+from splitlearn.tasks.checking import check_smoothing, is_as_sent
 from splitlearn.tasks.loading import client_data
 from splitlearn.tasks.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task
@@ -41,8 +42,7 @@ class Classification(Task):
     train_metrics: ClassVar = ("top1",)
 
     def __init__(self, label_smoothing: float = 0.0, class_weights: Any = None):
-        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} must be a number from 0, and below 1")
+        check_smoothing(label_smoothing)
         if class_weights not in (None, "balanced") and not (
             isinstance(class_weights, (list, tuple, ListConfig))
             and all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in class_weights)
@@ -121,8 +121,7 @@ class Classification(Task):
     def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
         if not isinstance(packed, Tensor) or packed.dim() != 1 or packed.dtype not in LABELS:
             raise ValueError("the labels are no 1-D integer tensor")
-        is_as_sent = packed.device.type == "cpu" and packed.layout == torch.strided and not packed.requires_grad
-        if not is_as_sent or not 1 <= len(packed) <= max_samples:
+        if not is_as_sent(packed) or not 1 <= len(packed) <= max_samples:
             raise ValueError(f"there are {len(packed)} labels, where a batch has 1 to {max_samples}")
         lowest, highest = (int(label) for label in packed.aminmax())
         if not 0 <= lowest <= highest < about["num_classes"]:

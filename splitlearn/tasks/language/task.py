@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
+from splitlearn.tasks.checking import check_smoothing, is_as_sent
 from splitlearn.tasks.language import hf, networks, texts, tokens
 from splitlearn.tasks.language.gpt import generate
 from splitlearn.tasks.language.tokens import Bytes, tokenizer_from
@@ -58,8 +59,7 @@ class CausalLM(Task):
     def __init__(self, context: int = 64, label_smoothing: float = 0.0, sample_tokens: int = 300):
         if type(context) is not int or context < 1:
             raise ValueError(f"context={context} must be a whole number, at least 1")
-        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing={label_smoothing} must be a number from 0, and below 1")
+        check_smoothing(label_smoothing)
         if type(sample_tokens) is not int or sample_tokens < 0:
             raise ValueError(f"sample_tokens={sample_tokens} must be a whole number, at least 0")
         self.context, self.label_smoothing, self.sample_tokens = context, label_smoothing, sample_tokens
@@ -149,7 +149,7 @@ class CausalLM(Task):
     def check_targets(self, packed: Any, about: dict[str, Any], max_samples: int) -> None:
         if not isinstance(packed, Tensor) or packed.dtype not in DTYPES:
             raise ValueError("the targets are no tensor of tokens")
-        if packed.device.type != "cpu" or packed.layout != torch.strided or packed.requires_grad:
+        if not is_as_sent(packed):
             raise ValueError("the targets are no plain tensor on the CPU")
         if packed.dim() != 2 or packed.shape[1] != self.context or not 1 <= len(packed) <= max_samples:
             raise ValueError(
