@@ -51,6 +51,8 @@ AT_LEAST_ONE = (
     "data.max_length",
     "checkpoint.keep",
     "membership.quorum",
+    "exchange.send_every",
+    "exchange.auxiliary",
 )
 AT_LEAST_ONE_OR_NONE = (
     "membership.sample",
@@ -151,6 +153,7 @@ def check(cfg: DictConfig) -> None:
     for key in ("exchange", "topology"):
         made_from(cfg, key)
     exchange = exchange_from(cfg)
+    exchange.check(cfg)
     network.bottlenecks(cfg, len(exchange.cuts(cfg)))
     made_from(cfg, "task").check(cfg)
     try_out(cfg)

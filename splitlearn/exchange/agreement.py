@@ -18,6 +18,7 @@ from splitlearn.tasks import Task
 from splitlearn.tasks.checking import is_as_sent
 from splitlearn.tasks.origin import Origin
 
+MAX_SUM = 1e30  # so that a run's totals stay finite
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -44,6 +45,11 @@ class Agreement:
     def has_lengths(self) -> bool:
         """Whether lengths of samples cross beside maps."""
         return any(channel.is_ragged and channel.spec.has_lengths for channel in self.channels.values())
+
+    @property
+    def own_sums(self) -> tuple[str, ...]:
+        """What a client adds up over its batches by a loss of its own."""
+        return "samples", "loss", *self.task.train_metrics
 
     def know(self, client_segment: Parts, about: dict[str, Any]) -> None:
         """The network is built."""
@@ -112,9 +118,12 @@ class Agreement:
             "segment",
             "optimizer",
             "codecs",
+            "own",
         }:
             raise Unfit("it does not hold a segment and an optimizer's state")
         self.check_codecs(state.get("codecs", {}))
+        if "own" in state:
+            require_sums("its own sums", state["own"], ("client", *self.own_sums))
         self.check_segment(state["segment"], self.changing)
         kept = state["optimizer"]
         if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet
@@ -125,6 +134,17 @@ class Agreement:
                 raise Unfit(f"its optimizer does not keep {', '.join(expected)} for parameter {index}")
             if not all(is_like(values[name], expected[name]) for name in expected):
                 raise Unfit(f"what its optimizer keeps for parameter {index} has other shapes or dtypes")
+
+
+def require_sums(name: str, value: Any, names: tuple[str, ...]) -> None:
+    """
+    Raises:
+        Unfit: they are not finite numbers of these names.
+    """
+    if not isinstance(value, dict) or value.keys() != set(names):
+        raise Unfit(f"{name} are not those of {', '.join(sorted(names))}")
+    if not all(type(one) in (int, float) and abs(one) <= MAX_SUM for one in value.values()):  # which NaN is not
+        raise Unfit(f"{name} are no finite numbers")
 
 
 def like(value: Any) -> Any:

@@ -26,6 +26,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange.channel import Channel, ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
+from splitlearn.exchange.plan import Plan
 from splitlearn.exchange.wayback import check_linked
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import trained
@@ -33,6 +34,9 @@ from splitlearn.tasks import Task
 
 if TYPE_CHECKING:
     from splitlearn.exchange.network import Network
+
+
+EVERY_BATCH = Plan()
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Outcome:
     told_apart: Tensor | None = None
 
 
-ClientHalf = Generator[Part, Part, "Tensor | None"]
+ClientHalf = Generator[Part, Part, "Tensor | Outcome | None"]
 ServerHalf = Generator[Part | None, Part, Outcome]
 
 
@@ -64,12 +68,15 @@ class Exchange:
         channels: what crosses.
         rounds: of a training step: what the client sends, and what it is answered, one pair a round trip.
         evaluation_rounds: the same of a batch of test samples.
+        auxiliary: channels of the auxiliary network that the client has as its last part (see segments/auxiliary.py);
+            None for none.
     """
 
     name: ClassVar[str]
     channels: ClassVar[tuple[ChannelSpec, ...]]
     rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
     evaluation_rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
+    auxiliary: int | None = None
 
     @property
     def sends_targets(self) -> bool:
@@ -84,8 +91,22 @@ class Exchange:
             )
         return [str(cfg.cut)]
 
+    def check(self, cfg: DictConfig) -> None:
+        """Raises UserError, naming the key, for what does not go with this exchange."""
+
+    def plan(self, epoch: int) -> Plan:
+        """Which of a client's batches are sent in an epoch."""
+        return EVERY_BATCH
+
     def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:
-        """The client's half of a training step: leaves gradients in its parts' parameters."""
+        """The client's half of a training step: leaves gradients in its parts' parameters.
+
+        May return the Outcome of a loss of the client's own.
+        """
+        raise NotImplementedError
+
+    def alone(self, parts: Parts, task: Task, inputs: Tensor, targets: Tensor) -> Outcome:
+        """A batch of the client that is not sent: leaves gradients in its parts' parameters."""
         raise NotImplementedError
 
     def server(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
@@ -160,7 +181,7 @@ def converse(client: ClientHalf, server: ServerHalf) -> Outcome:
             message = client.send(answer)
         except StopIteration as end:
             outcome = conclude(server)
-            if end.value is not None:
+            if isinstance(end.value, Tensor):
                 outcome.told_apart = end.value
             return outcome
 

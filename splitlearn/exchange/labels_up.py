@@ -41,7 +41,7 @@ class LabelsUp(Exchange):
     evaluation_rounds = ((Smashed, Nothing),)
 
     def client(self, parts, channels, task, inputs, targets):
-        smashed = parts(inputs)
+        smashed = parts[0](inputs)
         sent = channels["smashed"].send(smashed, task.lengths(inputs))
         answer = yield Smashed(sent.wire, task.pack(targets), sent.lengths)
         sent.backward(answer.wire)
@@ -57,7 +57,7 @@ class LabelsUp(Exchange):
         return Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())
 
     def client_evaluation(self, parts, channels, task, inputs, targets):
-        sent = channels["smashed"].send(parts(inputs), task.lengths(inputs))
+        sent = channels["smashed"].send(parts[0](inputs), task.lengths(inputs))
         yield Smashed(sent.wire, task.pack(targets), sent.lengths)
 
     def server_evaluation(self, parts, channels, task):

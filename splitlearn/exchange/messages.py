@@ -28,7 +28,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from splitlearn.exchange.agreement import Agreement, Unfit, is_plain
+from splitlearn.exchange.agreement import Agreement, Unfit, is_plain, require_sums
 from splitlearn.exchange.message import Message
 from splitlearn.exchange.parts import Part
 
@@ -155,6 +155,7 @@ class Weights(Message):
     kind = "weights"
     state: Any
     seconds: dict[str, float]  # where time went since the last one, by phase
+    own: dict | None  # of the batches since then, samples and sums by a loss of the client's own, if it has one
 
     def check(self, agreement: Agreement, holds: str | None = None) -> None:
         """`holds` says what the state has to be: "segment" for what of it changes, "trainable", or None for nothing."""
@@ -162,6 +163,8 @@ class Weights(Message):
             raise Unfit(f"its times are not those of {', '.join(sorted(CLIENT_PHASES))}")
         if not all(type(value) in (int, float) and abs(value) < MAX_SECONDS for value in self.seconds.values()):
             raise Unfit("its times are no numbers of seconds")
+        if self.own is not None:
+            require_sums("its own sums", self.own, agreement.own_sums)
         if holds == "trainable":
             agreement.check_trainable(self.state)
         elif holds == "segment":

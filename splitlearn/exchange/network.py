@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
-from splitlearn.segments import adapters, bottleneck
+from splitlearn.segments import adapters, auxiliary, bottleneck
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.cutting import split, valid_cuts
 from splitlearn.segments.forward import call, run_of
@@ -31,7 +31,7 @@ class Network:
     """A network that is cut.
 
     Attributes:
-        client: the first part, the third, and so on.
+        client: the first part, the third, and so on; then the auxiliary network, where the exchange has one.
         server: the others.
         cuts: where, in the order of computation.
         example: inputs, (2, …).
@@ -117,9 +117,13 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
         points.append(of_longest(point, longest))
         lengths = lengths if is_ragged else None
     parts.append(rest)
+    outputs = run_once(rest, example, lengths)
     if about is not None:
-        task.check_outputs(cfg, run_once(rest, example, lengths), about)
-    client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (parts[0::2], parts[1::2]))
+        task.check_outputs(cfg, outputs, about)
+    own = parts[0::2]
+    if exchange.auxiliary is not None:
+        own.append(auxiliary.Auxiliary(points[-1].shape, tuple(outputs.shape[1:]), exchange.auxiliary, cfg.seed))
+    client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (own, parts[1::2]))
     untied = untie(model, client, server)
     notes += [
         f"{name} is tied to {own}, which is on the other side of the cut: the server has a copy of {nbytes:,} bytes"
@@ -175,7 +179,7 @@ def load(built: Network, weights: dict[str, Tensor], source: str) -> None:
     """
     own = built.client.state_dict() | built.server.state_dict()
     weights = {name: weights[of] for name, of in built.untied.items() if of in weights} | weights
-    weights = adapters.beside(weights, own)
+    weights = auxiliary.beside(adapters.beside(weights, own), own)
     for number, cut in enumerate(built.cuts):
         pair = f"{bottleneck.name_of(cut.path)}."
         if any(name.startswith(pair) for name in weights):

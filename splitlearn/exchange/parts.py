@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.exchange import ragged
-from splitlearn.exchange.agreement import Agreement, Unfit, is_like
+from splitlearn.exchange.agreement import Agreement, Unfit, is_like, require_sums
 
 Wire = NewType("Wire", Tensor)  # a payload: 1-D uint8, on the CPU
 Targets = NewType("Targets", Tensor)  # as Task.pack gives them
@@ -23,8 +23,6 @@ Lengths = NewType("Lengths", Tensor)  # of samples that differ in it, as ragged.
 Loss = NewType("Loss", float)  # finite
 Sums = NewType("Sums", dict)  # over a batch's samples, of Task.train_metrics
 TestSums = NewType("TestSums", dict)  # over test samples, of Task.evaluated
-
-MAX_SUM = 1e30  # so that a run's totals stay finite
 
 
 @dataclass
@@ -102,18 +100,11 @@ def _loss(name: str, value: Any, agreement: Agreement) -> None:
 
 
 def _sums(name: str, value: Any, agreement: Agreement) -> None:
-    _require_sums(name, value, agreement.task.train_metrics)
+    require_sums(name, value, agreement.task.train_metrics)
 
 
 def _test_sums(name: str, value: Any, agreement: Agreement) -> None:
-    _require_sums(name, value, agreement.task.evaluated)
-
-
-def _require_sums(name: str, value: Any, names: tuple[str, ...]) -> None:
-    if not isinstance(value, dict) or value.keys() != set(names):
-        raise Unfit(f"{name} are not those of {', '.join(sorted(names))}")
-    if not all(type(one) in (int, float) and abs(one) <= MAX_SUM for one in value.values()):  # which NaN is not
-        raise Unfit(f"{name} are no finite numbers")
+    require_sums(name, value, agreement.task.evaluated)
 
 
 _CHECKS: dict[Any, Callable[[str, Any, Agreement], None]] = {

@@ -148,6 +148,8 @@ def epoch_line(
     if "loss" in line:
         shown = f" train {first.form(line[first.name]):>6}" if first.name in line else ""
         train = f"loss {line['loss']:.4f}{shown}"
+    if "local_loss" in line:
+        train += f" local {line['local_loss']:.4f}"
     return (
         f"epoch {epoch:{len(str(num_epochs))}}/{num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
         f" {line['seconds']:.1f} s"

@@ -23,6 +23,7 @@ from splitlearn.measure.ledger import Ledger, Measured
 from splitlearn.measure.lines import Lines
 from splitlearn.measure.payloads import Growth, of_payloads
 from splitlearn.measure.summary import headline_of, summary_of
+from splitlearn.measure.tally import Tally
 from splitlearn.segments import CutPoint
 from splitlearn.tasks import task_from
 from splitlearn.transport import guard
@@ -62,7 +63,7 @@ class Recorder:
         self.stopped_early: str | None = None  # why
         self.step_number = 0
         self.unreadable: dict[str, int] = {}  # samples that are left out, by whose they are
-        self._in_epoch: Counter[str] = Counter()
+        self.tally = Tally()  # of the epoch
         self._seconds_before = 0.0, 0.0  # of the run and of the epoch
         self._lines: Lines | None = None
         self._boards: list[Board] = []
@@ -84,8 +85,9 @@ class Recorder:
             for name in ("step_number", "last_evaluation", "best", "best_epoch", "best_weights", "stopped_early"):
                 setattr(self, name, state.get(name))
             self.ledger.load(state["ledger"])
-            for name in ("seconds", "refused", "_in_epoch"):
-                getattr(self, name).update(state[name.lstrip("_")])
+            self.tally.load(state["tally"])
+            for name in ("seconds", "refused"):
+                getattr(self, name).update(state[name])
         # First what may fail: a start that does leaves the run that is there as it was.
         self._boards = boards(self.cfg, self.folder, self.step_number)
         texts = self.origin | {"config.yaml": OmegaConf.to_yaml(self.cfg, resolve=True)}
@@ -111,7 +113,7 @@ class Recorder:
             "last_evaluation": self.last_evaluation,
             "ledger": self.ledger.state(),
             "seconds": dict(self.seconds),
-            "in_epoch": dict(self._in_epoch),
+            "tally": self.tally.state(),
             "refused": dict(self.refused + guard.refusals),
         }
 
@@ -162,9 +164,7 @@ class Recorder:
         self.ledger.stepped([one.transfers for one in measured])
         for one in measured:
             self.ledger.trained(one.transfers, one.targets_bytes)
-            outcome, number = one.outcome, one.outcome.num_samples
-            self._in_epoch.update(samples=number, loss=outcome.loss * number)
-            self._in_epoch.update({name: outcome.sums[name] for name in self.task.train_metrics})
+            self.tally.add(one.outcome)
             self.ledger.totals.update(batches=1)
         if note := self.growth.note(line):
             self.display.note(note)
@@ -187,12 +187,11 @@ class Recorder:
     def end_epoch(self, epoch: int, seconds: dict[str, float]) -> None:
         """Seconds of one epoch by phase."""
         now = time.perf_counter()
-        samples = self._in_epoch.pop("samples", 0)  # 0, and nothing else in it, where every batch was left out
         line = {
             "epoch": epoch,
             "step": self.step_number,
             "seconds": now - self.epoch_started_at,
-            **self.task.means(self._in_epoch, samples),
+            **self.tally.means(self.task),
             **{f"{name}_bytes": total for name, total in self.ledger.traffic.items()},
             **{f"{phase.replace(' ', '_')}_s": seconds.get(phase, 0.0) for phase in PHASES},
         }
@@ -201,7 +200,7 @@ class Recorder:
         is_evaluated = self.last_evaluation.get("epoch") == epoch
         crossed = self.ledger.of_epoch("up"), self.ledger.of_epoch("down")
         self.display.epoch(epoch, line, self.last_evaluation if is_evaluated else None, self.task, *crossed)
-        self._in_epoch = Counter()
+        self.tally = Tally()
         self.ledger.traffic.clear()
         self.epoch_started_at = now
 

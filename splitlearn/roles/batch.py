@@ -15,7 +15,7 @@ from torch import Tensor
 
 from splitlearn.config import measures_error
 from splitlearn.errors import NonFiniteError, UserError
-from splitlearn.exchange.exchange import ClientHalf
+from splitlearn.exchange.exchange import ClientHalf, Outcome
 from splitlearn.exchange.messages import Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
@@ -59,12 +59,12 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
     """The forward pass, until there is something to send."""
     cfg, progress = client.cfg, client.progress
     with client.stopwatch("client compute"):
-        inputs, targets = client.task.to_device(loaded, client.device)
-        progress.batch += 1
+        inputs, targets = _take(client, loaded)
         place = client.index, progress.epoch, progress.batch
-        torch.manual_seed(derive(cfg.seed, "client", *place))  # dropout
         may_be_undone = cfg.nonfinite == "skip" or cfg.membership.open or isinstance(parts, Older)
         step = (progress.epoch - 1) * client.num_batches + progress.batch
+        if client.plan.every > 1:
+            step = (step - 1) // client.plan.every + 1
         passage = Passage(
             client.codecs,
             place,
@@ -80,6 +80,27 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         batch = Batch(half, passage, parts, num_samples, buffers, client.codecs.state(), share)
         _advance(client, batch, None)
     return batch
+
+
+def alone(client: Any, loaded: Any) -> None:
+    """A batch that is not sent: trains on the client's own loss, with the rates of the last answer."""
+    with client.stopwatch("client compute"):
+        inputs, targets = _take(client, loaded)
+        buffers = buffers_of(client.trainable.segment) if client.cfg.nonfinite == "skip" else None
+        try:
+            client.learned(client.exchange.alone(client.trainable.segment, client.task, inputs, targets))
+        except NonFiniteError as error:
+            _refuse(client, error)
+            return load_buffers(client.trainable.segment, buffers)
+        client.trainable.collect(1.0)
+        client.trainable.step(client.rates)
+
+
+def _take(client: Any, loaded: Any) -> tuple[Any, Any]:
+    """The next batch's inputs and targets on the device, and the stream of its dropout."""
+    client.progress.batch += 1
+    torch.manual_seed(derive(client.cfg.seed, "client", client.index, client.progress.epoch, client.progress.batch))
+    return client.task.to_device(loaded, client.device)
 
 
 def send(client: Any, batch: Batch) -> None:
@@ -151,13 +172,20 @@ def _advance(client: Any, batch: Batch, answer: Part | None) -> bool:
     """Goes on with the client's half until it has a message, or is over; returns whether it is."""
     try:
         batch.message = batch.half.send(answer)
-    except StopIteration:
+    except StopIteration as end:
+        if isinstance(end.value, Outcome):
+            client.learned(end.value)
         return True
     except NonFiniteError as error:
-        if client.cfg.nonfinite != "skip":
-            raise UserError(
-                f"epoch {client.progress.epoch}, batch {client.progress.batch}: smashed data or loss are not finite"
-                f" ({error}): training diverged; lower optimizer.lr, or leave such batches out with nonfinite=skip"
-            ) from None
+        _refuse(client, error)
         batch.message = None
     return False
+
+
+def _refuse(client: Any, error: NonFiniteError) -> None:
+    """Raises UserError, if such a batch is not to be left out."""
+    if client.cfg.nonfinite != "skip":
+        raise UserError(
+            f"epoch {client.progress.epoch}, batch {client.progress.batch}: smashed data or loss are not finite"
+            f" ({error}): training diverged; lower optimizer.lr, or leave such batches out with nonfinite=skip"
+        ) from None

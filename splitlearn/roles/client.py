@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -19,7 +20,7 @@ from splitlearn.errors import PeerError, Rejoin, Stopped
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.codecs import Codecs
-from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.exchange import Outcome, channels_of, exchange_from, know
 from splitlearn.exchange.messages import (
     Goodbye,
     GoodbyeReply,
@@ -30,6 +31,7 @@ from splitlearn.exchange.messages import (
     WeightsReply,
     Welcome,
 )
+from splitlearn.exchange.plan import Plan
 from splitlearn.measure.screen import Screen
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.entering import enters
@@ -70,6 +72,8 @@ class Client:
         self.agreement = Agreement(cfg, self.task, self.channels)
         self.schedule = schedule_from(cfg)
         self.stopwatch = Stopwatch()
+        self.rates: dict[str, Any] | None = None  # of the last answer to a batch
+        self._own: Counter[str] = Counter()  # sums over the batches since the weights went, by a loss of its own
         self.is_in = False  # has joined
         self.stop = StopRequest()
 
@@ -111,8 +115,11 @@ class Client:
         self.agreement.know(built.client, welcome.about)
         self.trainable = Trainable(built.client.to(self.device), self.cfg)
         self.load(welcome.state)
+        own = dict(welcome.state.get("own", {}))
+        self._own = Counter(own if own.pop("client", None) == self.index else {})
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
-        self.progress = ClientProgress(welcome.epoch, welcome.step, welcome.batch)
+        begun = self.exchange.plan(welcome.epoch).begun(welcome.batch, self.num_batches)
+        self.progress = ClientProgress(welcome.epoch, welcome.step, begun)
         help_fit(self, built.cuts, welcome.unfitted)
         self.is_in = True
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
@@ -131,6 +138,15 @@ class Client:
             self.screen.epoch(self.progress.epoch, self.cfg.epochs, self.task)
             self.progress.end_epoch()
 
+    @property
+    def plan(self) -> Plan:
+        """Of the epoch."""
+        return self.exchange.plan(self.progress.epoch)
+
+    def learned(self, outcome: Outcome) -> None:
+        """What a batch came to by a loss of the client's own."""
+        self._own.update(outcome.sums, samples=outcome.num_samples, loss=outcome.loss * outcome.num_samples)
+
     def train_batches(self) -> None:
         """What is left of the epoch."""
         self.trainable.segment.train()
@@ -141,7 +157,8 @@ class Client:
         """All that it would go on from elsewhere, but for what is frozen."""
         state, frozen = self.trainable.state(), self.trainable.segment.frozen_state()
         changing = {name: value for name, value in state["segment"].items() if name not in frozen}
-        return {**state, "segment": changing, "codecs": self.codecs.state()}
+        own = {"own": {"client": self.index, **self._own}} if self._own else {}
+        return {**state, "segment": changing, "codecs": self.codecs.state(), **own}
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from another state, which may be all weights alone."""
@@ -182,7 +199,8 @@ class Client:
 
     def exchange_weights(self, state: Any) -> WeightsReply:
         """Weights up, and what all go on with down."""
-        message = Weights(state, self.stopwatch.take())
+        message = Weights(state, self.stopwatch.take(), dict(self._own) or None)
+        self._own.clear()
         while True:
             reply = self.ask_patiently(message, WeightsReply)
             if reply.is_answer:

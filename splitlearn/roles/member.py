@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from splitlearn.exchange.plan import Plan
+
 
 @dataclass
 class Member:
@@ -13,8 +15,9 @@ class Member:
         num_train, num_test: samples of its own.
         origin: the data set that they are of (see Origin).
         num_batches, num_test_batches: of its data.
+        num_due: of these batches, those that it sends in the epoch (see plan.py).
         epoch: that the next two are of.
-        batch: batches done.
+        batch: batches that it has sent.
         num_samples: in these.
         state: as handed in last; None before.
         state_epoch: when that was.
@@ -28,6 +31,7 @@ class Member:
     origin: dict[str, Any] | None = None
     num_batches: int = 0
     num_test_batches: int = 0
+    num_due: int = 0
     epoch: int = 0
     batch: int = 0
     num_samples: int = 0
@@ -40,9 +44,10 @@ class Member:
     @property
     def is_at_last(self) -> bool:
         """Whether its next batch is the last of its epoch."""
-        return self.batch + 1 >= self.num_batches
+        return self.batch + 1 >= self.num_due
 
-    def start(self, epoch: int) -> None:
+    def start(self, epoch: int, plan: Plan) -> None:
+        self.num_due = plan.num_sent(self.num_batches)
         if self.epoch != epoch:
             self.epoch, self.batch, self.num_samples = epoch, 0, 0
 

@@ -81,7 +81,7 @@ class Roster(Rounds):
         size = self.cfg.batch_size
         member.num_batches = len(batch_sizes(hello.num_train, size, self.cfg.last_batch))
         member.num_test_batches = len(batch_sizes(hello.num_test, size))
-        member.start(self.progress.epoch)
+        member.start(self.progress.epoch, self.plan)
 
     def _admit(self, client: int) -> None:
         request, hello = self.take(client, Hello)

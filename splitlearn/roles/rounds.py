@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from splitlearn.exchange.exchange import exchange_from
+from splitlearn.exchange.plan import Plan
 from splitlearn.exchange.rounds import Round, asks
 from splitlearn.roles.attendance import Attendance
 from splitlearn.seeds import generator
@@ -25,7 +27,12 @@ class Rounds(Attendance):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.sample: int | None = self.cfg.membership.sample
-        self.asks = asks(self.cfg)
+        self.asks, self.exchange = asks(self.cfg), exchange_from(self.cfg)
+
+    @property
+    def plan(self) -> Plan:
+        """Of the epoch."""
+        return self.exchange.plan(self.progress.epoch)
 
     def in_round(self) -> list[int]:
         """Clients that are there and take part in the epoch."""
@@ -42,12 +49,12 @@ class Rounds(Attendance):
 
     def unfinished(self) -> list[int]:
         """Clients that take part and have batches of the epoch left."""
-        return [client for client in self.in_round() if self.members[client].batch < self.members[client].num_batches]
+        return [client for client in self.in_round() if self.members[client].batch < self.members[client].num_due]
 
     def start_epoch(self) -> None:
         """An epoch begins, or goes on."""
         for member in self.members.values():
-            member.start(self.progress.epoch)
+            member.start(self.progress.epoch, self.plan)
         if self.sample is not None and not self.progress.drawn:
             self.draw(self.sample)
 

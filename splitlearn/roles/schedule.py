@@ -23,7 +23,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from splitlearn.roles.batch import Batch, begin, finish, receive, send, undo
+from splitlearn.roles.batch import Batch, alone, begin, finish, receive, send, undo
 from splitlearn.segments.parts import Older
 
 
@@ -33,13 +33,21 @@ def schedule_from(cfg: DictConfig) -> Callable[[Any], None]:
 
 
 def in_turn(client: Any) -> None:
-    """A batch at a time."""
+    """A batch at a time. What the server wants comes before the next one that is sent."""
+    plan, progress, directive = client.plan, client.progress, None
     for loaded in client.data.train:
         client.trainable.optimizer.zero_grad()
-        batch = begin(client, loaded, client.trainable.segment)
-        send(client, batch)
-        client.obey(client.topology.end_batch(client, *finish(client, batch)))
-        client.progress.epoch_step += 1
+        if plan.sends(progress.batch + 1):
+            batch = begin(client, loaded, client.trainable.segment)
+            send(client, batch)
+            share, reply = finish(client, batch)
+            directive = client.topology.end_batch(client, share, reply)
+            client.rates = reply.rates
+        else:
+            alone(client, loaded)
+        if plan.sends(progress.batch + 1) or progress.batch == client.num_batches:
+            client.obey(directive)
+            progress.epoch_step += 1
 
 
 def ahead(client: Any) -> None:

@@ -31,9 +31,10 @@ def valid(lengths: Tensor, longest: int) -> Tensor:
 def call(part: nn.Module, x: Tensor, lengths: Tensor | None, weights: dict[str, Tensor] | None = None) -> Any:
     """What a part gives for `x`, with other weights where some are given.
 
-    One that was cut by running it is told the lengths of the samples.
+    One that was cut by running it, or says that it takes them, is told the lengths of the samples.
     """
-    given = (x,) if lengths is None or run_of(part) is None else (x, lengths)
+    is_told = run_of(part) is not None or getattr(part, "takes_lengths", False)
+    given = (x, lengths) if lengths is not None and is_told else (x,)
     return part(*given) if weights is None else functional_call(part, weights, given)
 
 

@@ -29,7 +29,7 @@ class Parallel(Topology):
     # The server's end
 
     def num_steps(self, roster: Any, accumulate: int = 1) -> int:
-        batches = (roster.members[client].num_batches for client in roster.in_round())
+        batches = (roster.members[client].num_due for client in roster.in_round())
         return max((-(-number // accumulate) for number in batches), default=0)
 
     def train(self, server: Any) -> None:

@@ -21,14 +21,14 @@ class Sequential(Topology):
     # The server's end
 
     def num_steps(self, roster: Any, accumulate: int = 1) -> int:
-        return sum(-(-roster.members[client].num_batches // accumulate) for client in roster.in_round())
+        return sum(-(-roster.members[client].num_due // accumulate) for client in roster.in_round())
 
     def train(self, server: Any) -> None:
         for client in self.order(server):
             member = server.roster.members[client]
             if member.batch == 0:
                 self._hand_over(server, client)
-            while member.batch < member.num_batches:
+            while member.batch < member.num_due:
                 server.step([client])
             request, state = take_weights(server, client, "trainable")
             server.client_states = [server.codecs.completed(client, state)]

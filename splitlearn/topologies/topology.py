@@ -80,6 +80,7 @@ def take_weights(server: Any, client: int, holds: str | None) -> tuple[Any, Any]
     request, message = server.roster.take(client, Weights, holds)
     server.recorder.ledger.book("weights_up", nbytes_of(message.state))
     server.stopwatch.seconds.update(message.seconds)
+    server.recorder.tally.add_own(message.own or {})
     return request, message.state
 
 
