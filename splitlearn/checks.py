@@ -53,6 +53,7 @@ AT_LEAST_ONE = (
     "membership.quorum",
     "exchange.send_every",
     "exchange.auxiliary",
+    "exchange.local_epochs",
 )
 AT_LEAST_ONE_OR_NONE = (
     "membership.sample",
@@ -70,7 +71,15 @@ AT_LEAST_ONE_OR_NONE = (
 TEXT = ("rpc.host", "tls.server_name")
 TEXT_OR_NONE = ("data.test_root", "log.wandb", "log.mlflow", "tls.folder", "tls.cert", "tls.key", "tls.ca")
 ABOVE_ZERO_OR_NONE = ("clip_norm", "lora.alpha", "link.up_mbits", "link.down_mbits")
-ABOVE_ZERO = ("rpc.timeout_s", "rpc.retry_s", "rpc.connect_timeout_s", "membership.step_deadline_s", "partition.alpha")
+ABOVE_ZERO = (
+    "exchange.threshold",
+    "exchange.hold_mb",
+    "rpc.timeout_s",
+    "rpc.retry_s",
+    "rpc.connect_timeout_s",
+    "membership.step_deadline_s",
+    "partition.alpha",
+)
 
 
 def check(cfg: DictConfig) -> None:

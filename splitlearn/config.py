@@ -46,7 +46,9 @@ def num_in_epoch(cfg: DictConfig) -> int:
 
 
 def evaluates(cfg: DictConfig, epoch: int) -> bool:
-    """Whether an epoch, from 1, ends with an evaluation; the last one does."""
+    """Whether an epoch, from 1, ends with an evaluation; the last one does, and none before the server has trained."""
+    if "exchange" in cfg and epoch <= cfg.exchange.get("local_epochs", 0):
+        return False
     return epoch % cfg.evaluate.every == 0 or epoch == cfg.epochs
 
 

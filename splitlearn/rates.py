@@ -97,6 +97,27 @@ class Rates:
         return round(number)
 
 
+class Clock:
+    """The rates of a run whose parts, of some epochs each, have a schedule of their own; mostly there is but one.
+
+    Args:
+        cfg: of the run.
+        num_steps: of an epoch, as for Rates.
+    """
+
+    def __init__(self, cfg: DictConfig, num_steps: int):
+        self.cfg, self.num_steps = cfg, num_steps
+        self._parts: dict[tuple[int, int | None], Rates] = {}
+
+    def at(self, part: tuple[int, int | None], epoch: int, step: int) -> dict[str, Any]:
+        """As Rates.at, of a part that has this first epoch and so many; None for all that are left."""
+        first, number = part
+        if part not in self._parts:
+            number = self.cfg.epochs + 1 - first if number is None else number
+            self._parts[part] = Rates(OmegaConf.merge(self.cfg, {"epochs": number}), self.num_steps)
+        return self._parts[part].at(epoch + 1 - first, step)
+
+
 def check(cfg: DictConfig) -> None:
     """Raises UserError where the rates of a run cannot be found, as far as can be seen before its steps are known."""
     for key, highest in (("from", 1), ("epochs", 10**6)):

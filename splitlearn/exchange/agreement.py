@@ -33,10 +33,11 @@ class Agreement:
         cfg: of the run.
         task: what is learned.
         channels: of the exchange, by name.
+        phases: of the exchange.
     """
 
-    def __init__(self, cfg: DictConfig, task: Task, channels: dict[str, Any]):
-        self.cfg, self.task, self.channels = cfg, task, channels
+    def __init__(self, cfg: DictConfig, task: Task, channels: dict[str, Any], phases: tuple[str, ...] = ()):
+        self.cfg, self.task, self.channels, self.phases = cfg, task, channels, phases
         self.max_samples = largest_batch(cfg.batch_size, cfg.last_batch)
         self.may_skip = cfg.nonfinite == "skip"
         self.about: dict[str, Any] | None = None
@@ -80,6 +81,10 @@ class Agreement:
             numbers = value if name == "betas" and isinstance(value, (list, tuple)) else [value]
             if not all(type(one) in (int, float) and 0 <= one < math.inf for one in numbers):  # which NaN is not
                 raise Unfit(f"{name} is no finite number from 0")
+
+    def check_phase(self, phase: Any) -> None:
+        if phase is not None and phase not in self.phases:
+            raise Unfit("its phase is none of the exchange")
 
     def check_origin(self, origin: Any) -> None:
         try:

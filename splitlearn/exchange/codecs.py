@@ -59,6 +59,10 @@ class Codecs:
             codec.load_state_dict(states.get(name, {}))
         self.start_evaluation()
 
+    def known(self) -> dict[str, dict[str, Any]]:
+        """What this end's codecs know of both ways, by channel; later steps do not change it."""
+        return {name: codec.state_dict() for name, codec in self._own.items()}
+
     def go_back(self, state: dict[str, dict[str, Any]]) -> None:
         """To what this end's senders knew before something that was not sent."""
         for name, codec in self._own.items():

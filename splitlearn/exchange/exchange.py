@@ -68,6 +68,7 @@ class Exchange:
         channels: what crosses.
         rounds: of a training step: what the client sends, and what it is answered, one pair a round trip.
         evaluation_rounds: the same of a batch of test samples.
+        phases: of a run whose epochs the server plans as it goes, the first one first (see next_phase).
         auxiliary: channels of the auxiliary network that the client has as its last part (see segments/auxiliary.py);
             None for none.
     """
@@ -76,6 +77,7 @@ class Exchange:
     channels: ClassVar[tuple[ChannelSpec, ...]]
     rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
     evaluation_rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
+    phases: ClassVar[tuple[str, ...]] = ()
     auxiliary: int | None = None
 
     @property
@@ -94,9 +96,13 @@ class Exchange:
     def check(self, cfg: DictConfig) -> None:
         """Raises UserError, naming the key, for what does not go with this exchange."""
 
-    def plan(self, epoch: int) -> Plan:
-        """Which of a client's batches are sent in an epoch."""
+    def plan(self, epoch: int, phase: str | None = None) -> Plan:
+        """What an epoch does, from 1, in a phase of the run that `next_phase` has chosen."""
         return EVERY_BATCH
+
+    def next_phase(self, phase: str | None, reference: float | None, loss: float) -> tuple[str | None, float | None]:
+        """The phase of the next epoch and a reference, from those of this one and its mean loss."""
+        return None, None
 
     def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:
         """The client's half of a training step: leaves gradients in its parts' parameters.

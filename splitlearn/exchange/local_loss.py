@@ -56,7 +56,7 @@ class LocalLoss(LabelsUp):
                     f" be sent: use {key}={others[0]}, or exchange.send_every=1"
                 )
 
-    def plan(self, epoch):
+    def plan(self, epoch, phase=None):
         return self._plan
 
     def client(self, parts, channels, task, inputs, targets):

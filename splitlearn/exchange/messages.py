@@ -67,10 +67,12 @@ class Welcome(Message):
     step: int  # steps of it that are done
     batch: int  # this client's batches of it that are done
     state: dict[str, Any]  # to go on from: weights, with or without the optimizer's state
+    phase: str | None  # see Exchange.next_phase
     unfitted: list  # cuts whose bottleneck is to get its start first (see firstmaps.py), by their numbers
 
     def check(self, agreement: Agreement) -> None:
         agreement.check_about(self.about)
+        agreement.check_phase(self.phase)
         if not isinstance(self.unfitted, list) or not all(type(cut) is int and 0 <= cut <= 1 for cut in self.unfitted):
             raise Unfit("its bottlenecks are not those of a first and a second cut")
         for name in ("num_steps", "epoch", "step", "batch"):

@@ -18,6 +18,8 @@ from splitlearn.exchange import ragged
 from splitlearn.exchange.agreement import Agreement, Unfit, is_like, require_sums
 
 Wire = NewType("Wire", Tensor)  # a payload: 1-D uint8, on the CPU
+MaybeWire = NewType("MaybeWire", Tensor)  # the same; or None, where nothing was asked for
+Flag = NewType("Flag", bool)
 Targets = NewType("Targets", Tensor)  # as Task.pack gives them
 Lengths = NewType("Lengths", Tensor)  # of samples that differ in it, as ragged.pack gives them; else None
 Loss = NewType("Loss", float)  # finite
@@ -44,10 +46,10 @@ class Part:
 
     def payload_bytes(self) -> int:
         """Bytes of payloads in it, with the lengths of their samples."""
-        return self._bytes_of(Wire) + self._bytes_of(Lengths)
+        return self._bytes_of(Wire, MaybeWire, Lengths)
 
-    def _bytes_of(self, kind: Any) -> int:
-        values = (getattr(self, name) for name, hint in _hints(type(self)).items() if hint is kind)
+    def _bytes_of(self, *kinds: Any) -> int:
+        values = (getattr(self, name) for name, hint in _hints(type(self)).items() if hint in kinds)
         return sum(value.nbytes for value in values if value is not None)
 
     @classmethod
@@ -80,6 +82,16 @@ def _wire(name: str, value: Any, agreement: Agreement) -> None:
         raise Unfit("the payload is no 1-D uint8 tensor on the CPU")
 
 
+def _maybe_wire(name: str, value: Any, agreement: Agreement) -> None:
+    if value is not None:
+        _wire(name, value, agreement)
+
+
+def _flag(name: str, value: Any, agreement: Agreement) -> None:
+    if type(value) is not bool:
+        raise Unfit(f"{name} is no bool")
+
+
 def _targets(name: str, value: Any, agreement: Agreement) -> None:
     try:
         agreement.task.check_targets(value, agreement.about, agreement.max_samples)
@@ -109,6 +121,8 @@ def _test_sums(name: str, value: Any, agreement: Agreement) -> None:
 
 _CHECKS: dict[Any, Callable[[str, Any, Agreement], None]] = {
     Wire: _wire,
+    MaybeWire: _maybe_wire,
+    Flag: _flag,
     Targets: _targets,
     Lengths: _lengths,
     Loss: _loss,

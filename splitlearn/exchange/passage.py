@@ -36,6 +36,7 @@ class Passage:
         max_samples: of a batch.
         measures_error: of what is sent from here.
         in_evaluation: uses the codecs of evaluation.
+        is_trained: the client's part is, by this batch.
         stopwatch: measures the codecs' time, if one is given.
     """
 
@@ -48,11 +49,13 @@ class Passage:
         max_samples: int,
         measures_error: bool = False,
         in_evaluation: bool = False,
+        is_trained: bool = True,
         stopwatch: Callable[[str], AbstractContextManager] | None = None,
     ):
         self.codecs, self.channels = codecs, codecs.channels
         self.place, self.device, self.peer = tuple(place), device, peer
         self.max_samples, self.measures_error, self.in_evaluation = max_samples, measures_error, in_evaluation
+        self.is_trained = is_trained
         self.timing = stopwatch or (lambda phase: nullcontext())
         self.transfers: list[Transfer] = []
         self.reported: dict[str, float] = {}  # errors that the other end has measured

@@ -1,8 +1,8 @@
 """The message by which a client asks what its part in the epoch is, where a run has something to say to that.
 
-That is, where clients take turns in epochs (membership.sample), or where a run may end before its last epoch
-(early_stopping.patience). A request may wait for as long as others train. So that it is not lost, a client sends it
-again after a while, and is told to `WAIT` and to ask anew.
+That is, where clients take turns in epochs (membership.sample), where a run may end before its last epoch
+(early_stopping.patience), or where the server plans epochs as it goes (Exchange.phases). A request may wait for as long
+as others train. So that it is not lost, a client sends it again after a while, and is told to `WAIT` and to ask anew.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from splitlearn.exchange.agreement import Agreement, Unfit
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import Message
 
 PARTS = ("train", "evaluate", "wait", "over", "stop")
@@ -20,7 +21,9 @@ PARTS = ("train", "evaluate", "wait", "over", "stop")
 
 def asks(cfg: DictConfig) -> bool:
     """Whether the clients of a run ask before each epoch."""
-    return cfg.membership.sample is not None or cfg.early_stopping.patience is not None
+    return (
+        cfg.membership.sample is not None or cfg.early_stopping.patience is not None or bool(exchange_from(cfg).phases)
+    )
 
 
 @dataclass
@@ -40,6 +43,7 @@ class RoundReply(Message):
     epoch: int  # the current one, from 1
     num_steps: int  # of all clients, in this epoch
     state: dict[str, Any] | None  # of segment and optimizer, to begin with; None: what the client has
+    phase: str | None  # see Exchange.next_phase
 
     def check(self, agreement: Agreement) -> None:
         if self.part not in PARTS:
@@ -50,6 +54,7 @@ class RoundReply(Message):
             raise Unfit("num_steps is no number from 0")
         if self.state is not None:
             agreement.check_trainable(self.state)
+        agreement.check_phase(self.phase)
 
 
-WAIT = RoundReply("wait", 0, 0, None)
+WAIT = RoundReply("wait", 0, 0, None, None)

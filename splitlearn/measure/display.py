@@ -144,12 +144,13 @@ def epoch_line(
     epoch: int, num_epochs: int, line: dict[str, Any], task: Task, up_bytes: int, down_bytes: int, test: str = ""
 ) -> str:
     """What an epoch came to: `line` has its seconds and, where there were any batches, its loss and metrics."""
-    train, first = "no batch was finite", task.metrics[0]
-    if "loss" in line:
-        shown = f" train {first.form(line[first.name]):>6}" if first.name in line else ""
-        train = f"loss {line['loss']:.4f}{shown}"
-    if "local_loss" in line:
-        train += f" local {line['local_loss']:.4f}"
+    said, first = [], task.metrics[0]
+    for prefix, title in (("", "train"), ("local_", "on clients")):
+        if f"{prefix}loss" in line:
+            name = prefix + first.name
+            shown = f" {title} {first.form(line[name]):>6}" if name in line else f" {title}" * bool(prefix)
+            said.append(f"loss {line[f'{prefix}loss']:.4f}{shown}")
+    train = " · ".join(said) or "no batch was finite"
     return (
         f"epoch {epoch:{len(str(num_epochs))}}/{num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
         f" {line['seconds']:.1f} s"

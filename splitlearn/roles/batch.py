@@ -72,6 +72,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             "the server",
             client.agreement.max_samples,
             measures_error=measures_error(cfg, step),
+            is_trained=client.plan.is_trained,
             stopwatch=client.stopwatch,
         )
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
@@ -84,6 +85,9 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
 
 def alone(client: Any, loaded: Any) -> None:
     """A batch that is not sent: trains on the client's own loss, with the rates of the last answer."""
+    plan, progress = client.plan, client.progress
+    if plan.is_alone:
+        client.rates = client.clock.at(plan.part, progress.epoch, progress.batch)
     with client.stopwatch("client compute"):
         inputs, targets = _take(client, loaded)
         buffers = buffers_of(client.trainable.segment) if client.cfg.nonfinite == "skip" else None

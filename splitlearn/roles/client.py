@@ -34,6 +34,7 @@ from splitlearn.exchange.messages import (
 from splitlearn.exchange.plan import Plan
 from splitlearn.measure.screen import Screen
 from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.rates import Clock
 from splitlearn.roles.entering import enters
 from splitlearn.roles.evaluation import evaluate
 from splitlearn.roles.firstmaps import help_fit
@@ -69,7 +70,7 @@ class Client:
         self.task, self.exchange, self.topology = task_from(cfg), exchange_from(cfg), topology_from(cfg)
         self.channels = channels_of(cfg, self.exchange)
         self.codecs = Codecs(self.channels, "up")
-        self.agreement = Agreement(cfg, self.task, self.channels)
+        self.agreement = Agreement(cfg, self.task, self.channels, self.exchange.phases)
         self.schedule = schedule_from(cfg)
         self.stopwatch = Stopwatch()
         self.rates: dict[str, Any] | None = None  # of the last answer to a batch
@@ -118,8 +119,9 @@ class Client:
         own = dict(welcome.state.get("own", {}))
         self._own = Counter(own if own.pop("client", None) == self.index else {})
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
-        begun = self.exchange.plan(welcome.epoch).begun(welcome.batch, self.num_batches)
-        self.progress = ClientProgress(welcome.epoch, welcome.step, begun)
+        self.clock = Clock(self.cfg, self.num_steps)  # of epochs in which it trains alone
+        begun = self.exchange.plan(welcome.epoch, welcome.phase).begun(welcome.batch, self.num_batches)
+        self.progress = ClientProgress(welcome.epoch, welcome.step, begun, welcome.phase)
         help_fit(self, built.cuts, welcome.unfitted)
         self.is_in = True
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
@@ -141,7 +143,7 @@ class Client:
     @property
     def plan(self) -> Plan:
         """Of the epoch."""
-        return self.exchange.plan(self.progress.epoch)
+        return self.exchange.plan(self.progress.epoch, self.progress.phase)
 
     def learned(self, outcome: Outcome) -> None:
         """What a batch came to by a loss of the client's own."""
@@ -149,7 +151,9 @@ class Client:
 
     def train_batches(self) -> None:
         """What is left of the epoch."""
-        self.trainable.segment.train()
+        if not (self.plan.every or self.plan.is_trained):
+            return
+        self.trainable.segment.train(self.plan.is_trained)
         self.data.train.batch_sampler.start_at(self.progress.epoch, self.progress.batch)
         self.schedule(self)
 

@@ -20,6 +20,7 @@ from splitlearn.exchange.messages import Evaluate, Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.measure.ledger import Measured
+from splitlearn.roles.held import Kept
 from splitlearn.roles.progress import share_of
 from splitlearn.seeds import derive
 from splitlearn.segments.trainable import Trial, are_finite
@@ -77,6 +78,22 @@ class Conversation:
             Measured(client, talk.outcome, talk.passage.transfers, talk.targets_bytes) for client, talk in talks.items()
         ]
 
+    def replay(self, batches: dict[int, Kept]) -> list[Measured]:
+        """The same as `train`, of what the server holds: nobody is asked or answered."""
+        server, measured = self.server, []
+        for client, (part, known) in batches.items():
+            talk = self._begin(client, self.exchange.server)
+            codecs, now = talk.passage.codecs, talk.passage.codecs.known()
+            codecs.load(known)
+            with server.stopwatch("server compute"):
+                answer = self._advance(client, talk, part, is_first=True)
+                outcome = None if answer is None else conclude(talk.half)
+            codecs.load(now)
+            if outcome:
+                server.trainable.share += talk.share
+                measured.append(Measured(client, outcome, []))
+        return measured
+
     def _begin(self, client: int, half: Callable[..., ServerHalf], in_evaluation: bool = False) -> Talk:
         server = self.server
         passage = Passage(
@@ -102,7 +119,11 @@ class Conversation:
         with server.stopwatch("server compute"):
             talk.passage.reported = message.errors
             talk.passage.measures_error |= bool(message.errors)
+            is_held = server.roster.plan.is_held
+            known = talk.passage.codecs.known() if is_held else {}
             part = message.part and self._advance(client, talk, message.part, is_first=number == 1)
+            if is_held and part is not None:
+                server.held.keep(client, message.part, known)
         is_last = number == len(self.exchange.rounds)
         if part is not None and not is_last:
             directive = None

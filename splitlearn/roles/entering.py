@@ -29,6 +29,7 @@ def enters(client: Any) -> bool:
             continue
         if reply.epoch > client.progress.epoch:
             client.progress = ClientProgress(reply.epoch, 0, 0)
+        client.progress.phase = reply.phase
         client.num_steps = reply.num_steps
         if reply.state is not None:
             client.load(reply.state)

@@ -19,6 +19,8 @@ class Progress:
         since_update: steps since the server's optimizer stepped.
         update: steps of its optimizer in the epoch.
         num_updates: that the learning rate counts an epoch as; 0: not known yet.
+        phase: of the run, where the exchange plans its epochs as it goes, and
+        reference: what it goes by; see Exchange.next_phase.
         drawn: clients that take part in the epoch, where not all do; see rounds.py.
         mark: what an evaluation has to be better than, and
         misses: how many in a row were not; see verdict.py.
@@ -30,6 +32,8 @@ class Progress:
     since_update: int = 0
     update: int = 0
     num_updates: int = 0
+    phase: str | None = None
+    reference: float | None = None
     drawn: list[int] = field(default_factory=list)
     mark: float | None = None
     misses: int = 0
@@ -42,8 +46,9 @@ class Progress:
     def end_update(self) -> None:
         self.since_update, self.update = 0, self.update + 1
 
-    def end_epoch(self) -> None:
+    def end_epoch(self, phase: str | None = None, reference: float | None = None) -> None:
         self.epoch, self.epoch_step, self.update, self.drawn = self.epoch + 1, 0, 0, []
+        self.phase, self.reference = phase, reference
 
 
 @dataclass
@@ -54,11 +59,13 @@ class ClientProgress:
         epoch: the current one, from 1.
         epoch_step: steps of it that are done, this client's and others'.
         batch: this client's batches of it that are begun.
+        phase: as of Progress.
     """
 
     epoch: int
     epoch_step: int
     batch: int
+    phase: str | None = None
 
     def end_epoch(self) -> None:
         self.epoch, self.epoch_step, self.batch = self.epoch + 1, 0, 0

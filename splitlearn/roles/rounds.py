@@ -32,7 +32,7 @@ class Rounds(Attendance):
     @property
     def plan(self) -> Plan:
         """Of the epoch."""
-        return self.exchange.plan(self.progress.epoch)
+        return self.exchange.plan(self.progress.epoch, self.progress.phase)
 
     def in_round(self) -> list[int]:
         """Clients that are there and take part in the epoch."""

@@ -79,6 +79,7 @@ class RunState:
         server, checkpoint = self.server, self._found
         server.trainable.load(checkpoint["server"])
         server.client_states = checkpoint["clients"]["states"]
+        server.held.load(checkpoint["held"])
         server.stopwatch.seconds.update(checkpoint["seconds"])
 
     def begin(self) -> None:
@@ -103,6 +104,7 @@ class RunState:
                 "about": server.agreement.about,
                 "server": server.trainable.state(),
                 "clients": {"states": list(server.client_states), "members": members},
+                "held": server.held.state(),
                 "recorder": server.recorder.state(),
                 "seconds": dict(server.stopwatch.seconds),
             },

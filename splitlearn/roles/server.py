@@ -29,8 +29,10 @@ from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.samples import samples_in_words, unreadable_of
 from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.epochs import end_epoch, num_steps, start_epoch
 from splitlearn.roles.firstmaps import fit
 from splitlearn.roles.fit import check_batches
+from splitlearn.roles.held import Held
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.roster import Roster
@@ -62,18 +64,20 @@ class Server:
         self.task, self.exchange, self.topology = task_from(cfg), exchange_from(cfg), topology_from(cfg)
         self.channels = channels_of(cfg, self.exchange)
         self.codecs = OfClients(self.channels, cfg.num_clients)
-        self.agreement = Agreement(cfg, self.task, self.channels)
-        self.stop, self.stopwatch, self.progress = StopRequest(), Stopwatch(), Progress()
+        self.agreement = Agreement(cfg, self.task, self.channels, self.exchange.phases)
+        self.stop, self.stopwatch = StopRequest(), Stopwatch()
+        self.progress = Progress(phase=next(iter(self.exchange.phases), None))
         self.roster = Roster(
             cfg, self.agreement, self.progress, lambda text: recorder.display.note(escape(text)), self.stop.request
         )
         self.conversation = Conversation(self)
         self.runstate, self.verdict = RunState(self, checkpoints), Verdict(self)
-        self.updates = Updates(self)
+        self.updates, self.held = Updates(self), Held(self)
         self.client_states: list[Any] = []
         self.own_states: list[Any] | None = None
         self.trainable: Trainable | None = None
         self.own_test: OwnTest | None = None  # with evaluate.on=server
+        self.is_stopping = False  # after this epoch
 
     @property
     def inbox(self):
@@ -90,26 +94,23 @@ class Server:
         self.runstate.find()
         self.roster.meet(self)
         self.runstate.begin()
-        self.start_epoch()
-        self.recorder.start(self.topology.num_steps(self.roster))
+        start_epoch(self)
+        self.recorder.start(num_steps(self))
         fit(self, self.recorder.cuts)
         self.updates.start()
         with self.stop:
             while not self.is_over:
                 epoch, self.own_states = self.progress.epoch, None
                 self.trainable.segment.train()
-                self.start_epoch()
+                start_epoch(self)
                 if self.roster.asks and not self.roster.is_open:  # where the roster answers when they ask
                     self.roster.answer(self.roster.in_round(), "train")
-                self.topology.train(self)
+                (self.held if self.roster.plan.replays else self.topology).train(self)
                 self.updates.step()  # in an open run, whose clients may be gone before the last step is complete
                 self.topology.end_epoch(self)
                 if evaluates(self.cfg, epoch):
                     self.evaluate()
-                self.recorder.end_epoch(epoch, self.stopwatch.take())
-                self.progress.end_epoch()
-                if self.runstate.saves_epoch(epoch):
-                    self.runstate.save()
+                end_epoch(self)
             self.runstate.wait()
             self.verdict.wait()
             self.finish()
@@ -148,8 +149,8 @@ class Server:
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
         self.codecs.load(client, state)
-        place = self.topology.num_steps(self.roster), progress.epoch, progress.epoch_step, member.batch
-        return Welcome(self.agreement.about, *place, state, list(self.unfitted))
+        place = num_steps(self), progress.epoch, progress.epoch_step, member.batch
+        return Welcome(self.agreement.about, *place, state, progress.phase, list(self.unfitted))
 
     def finish(self) -> None:
         """Writes the weights and the summary, and lets the clients go."""
@@ -174,13 +175,6 @@ class Server:
     def is_over(self) -> bool:
         return self.progress.epoch > self.cfg.epochs or self.recorder.stopped_early is not None
 
-    def start_epoch(self) -> None:
-        self.roster.start_epoch()
-        if self.roster.sample is not None and not self.topology.keeps_own:
-            for member in self.roster.members.values():
-                if member.state_epoch != self.progress.epoch:
-                    member.state = None  # each begins its next round with the newest
-
     def part(self, client: int, part: str) -> RoundReply:
         """What a client does next. Who trains in a round begins it with the newest weights and a new optimizer."""
         member, state = self.roster.members[client], None
@@ -192,7 +186,7 @@ class Server:
             state = self.agreement.changing_of({"segment": newest.get("segment", newest), "optimizer": {}})
             self.codecs.load(client, state)
         self.recorder.ledger.book("weights_down", nbytes_of(state))
-        return RoundReply(part, self.progress.epoch, self.topology.num_steps(self.roster), state)
+        return RoundReply(part, self.progress.epoch, num_steps(self), state, self.progress.phase)
 
     def gather(self) -> list[int]:
         """The clients whose next batch is due; none if the epoch is over."""

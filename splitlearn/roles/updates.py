@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from splitlearn.rates import Rates
+from splitlearn.rates import Clock
+from splitlearn.roles.epochs import num_steps
 from splitlearn.roles.member import Member
 
 
@@ -30,17 +31,20 @@ class Updates:
         """The clients are there, so that it is known how many steps an epoch has."""
         server, progress = self.server, self.server.progress
         if not progress.num_updates:
-            progress.num_updates = max(1, server.topology.num_steps(server.roster, self.accumulate))
-        self._clock = Rates(server.cfg, progress.num_updates)
+            progress.num_updates = num_steps(server, self.accumulate)
+        self._clock = Clock(server.cfg, progress.num_updates)
 
     def begin_step(self, participants: list[int]) -> None:
         """A batch of each participant is next."""
         progress = self.server.progress
         progress.begin_step()
-        self.rates = self._clock.at(progress.epoch, progress.update)
+        plan = self.server.roster.plan
+        self.rates = self._clock.at(plan.part, progress.epoch, progress.update)
         members = [self.server.roster.members[client] for client in participants]
-        self.is_due = progress.since_update >= self.accumulate or all(
-            (member.batch + 1) % self.accumulate == 0 or member.is_at_last for member in members
+        self.is_due = (
+            plan.replays
+            or progress.since_update >= self.accumulate
+            or all((member.batch + 1) % self.accumulate == 0 or member.is_at_last for member in members)
         )
         if progress.since_update == 1:
             self.server.trainable.optimizer.zero_grad()

@@ -52,7 +52,8 @@ class Parallel(Topology):
         """The mean of the weights of all clients that have done their batches, to each of them."""
         roster, epoch = server.roster, server.progress.epoch
         is_last = epoch == server.cfg.epochs
-        sends = not self.keeps_own or is_last
+        plan = roster.plan
+        sends = is_last if self.keeps_own else plan.is_trained
         done: dict[int, tuple[Any, Any]] = {}
         for client in roster.due(roster.in_round(), Weights, f"is too late for epoch {epoch}", waits=False):
             with roster.excusing(client):
@@ -60,7 +61,7 @@ class Parallel(Topology):
                 if roster.is_open and state is not None and not are_finite(state.values()):
                     raise PeerError(f"client {client} sent weights that are not finite: its training diverged")
                 done[client] = request, state
-        states = [state for _, state in done.values()]
+        states = [state for _, state in done.values() if state is not None]
         if states and self.keeps_own and is_last:
             server.client_states = [self._own(server, client, done) for client in range(server.cfg.num_clients)]
         elif states and not self.keeps_own:
@@ -71,8 +72,10 @@ class Parallel(Topology):
             server.client_states = [server.client_states[0] | mean]  # with what is frozen
         keeps = self.keeps_own and server.runstate.keeps_own(epoch)
         directive = "save" if keeps or server.runstate.saves_epoch(epoch) else None
+        if plan.is_alone and server.stop.asked_by is not None:
+            directive, server.is_stopping = "stop", True  # there was no step to say so
         # Those that were drawn get the newest weights when they are again, and before only to evaluate with.
-        is_wanted = not self.keeps_own and (server.cfg.membership.sample is None or is_evaluated(server))
+        is_wanted = sends and not self.keeps_own and (server.cfg.membership.sample is None or is_evaluated(server))
         newest = {name: server.client_states[0][name] for name in server.agreement.changing} if is_wanted else None
         for request, _ in done.values():
             send_weights(server, request, newest, directive)
@@ -98,7 +101,8 @@ class Parallel(Topology):
         segment = client.trainable.segment
         frozen = segment.frozen_state()
         changing = {name: value for name, value in state_of(segment).items() if name not in frozen}
-        sends = not self.keeps_own or client.progress.epoch == client.cfg.epochs
+        is_last = client.progress.epoch == client.cfg.epochs
+        sends = is_last if self.keeps_own else client.plan.is_trained
         reply = client.exchange_weights(changing if sends else None)
         if reply.state is not None:
             load_state(segment, frozen | reply.state)

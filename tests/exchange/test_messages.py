@@ -66,7 +66,7 @@ def parts_of(agreement: Agreement, of: str = "rounds") -> list:
     return [sent for sent, _ in getattr(exchange_from(agreement.cfg), of)]
 
 
-@pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])
+@pytest.mark.parametrize("exchange", ["labels_up", "u_shaped", "local_loss", "send_once", "update_by_loss"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "sgd optimizer.momentum=0"])
 def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
     agreement, trainable = known(*f"optimizer={optimizer}".split(), "nonfinite=skip", f"exchange={exchange}")
@@ -74,7 +74,8 @@ def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
     state, seconds = state_of(trainable.segment), {"client compute": 0.5, "network": -1e-9, "codec": 0}
     whole = trainable.state()
     training, evaluation = {
-        "labels_up": ([(WIRE, LABELS)], [(WIRE, LABELS)]),
+        **dict.fromkeys(("labels_up", "local_loss", "send_once"), ([(WIRE, LABELS)], [(WIRE, LABELS)])),
+        "update_by_loss": ([(WIRE, LABELS, True)], [(WIRE, LABELS)]),
         "u_shaped": ([(WIRE,), (WIRE, 2.5, MEASURED)], [(WIRE,), (SUMS,)]),
     }[exchange]
     for kind, *body in (
@@ -84,6 +85,7 @@ def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
         (Gradients, None),
         (State, whole, False),
         (State, fresh.state(), True),
+        (State, {**whole, "own": {"client": 1, "samples": 3, "loss": 2.5, "top1": 1.0}}, True),
         (Failed, "no data"),
         (Goodbye,),
         (Round, True),
@@ -97,9 +99,10 @@ def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
         assert Step.parse((None, {}, False), "client 1", agreement, part).part is None
     for part, body in zip(parts_of(agreement, "evaluation_rounds"), evaluation, strict=True):
         assert Evaluate.parse((body,), "client 1", agreement, part).part.body() == body
-    Weights.parse((state, seconds), "client 1", agreement, "segment")
-    Weights.parse((whole, seconds), "client 1", agreement, "trainable")
-    Weights.parse((None, {}), "client 1", agreement)
+    own = {"samples": 3, "loss": 2.5, "top1": 1.0}
+    Weights.parse((state, seconds, None), "client 1", agreement, "segment")
+    Weights.parse((whole, seconds, own), "client 1", agreement, "trainable")
+    Weights.parse((None, {}, None), "client 1", agreement)
 
 
 @pytest.mark.parametrize(
@@ -150,16 +153,18 @@ def malformed() -> dict[str, tuple]:
         "hello with half a sample": (Hello, hello(cfg, origin=ORIGIN | {"num_test": 0.5}), None, "num_test of its"),
         "gradients in a dict": (Gradients, ({},), None, "no list"),
         "gradients of another shape": (Gradients, ([torch.zeros(1)] * len(agreement.gradients),), None, "shapes"),
-        "weights of another name": (Weights, ({"a": torch.zeros(3)}, {}), "segment", "names"),
-        "weights of another shape": (Weights, (long, {}), "segment", name),
-        "weights of another dtype": (Weights, ({k: v.double() for k, v in segment.items()}, {}), "segment", name),
-        "weights for nobody": (Weights, (segment, {}), None, "nobody asked"),
-        "no weights": (Weights, (None, {}), "segment", "names"),
-        "weights without the optimizer": (Weights, (segment, {}), "trainable", "optimizer"),
-        "times of other names": (Weights, (segment, {"lunch": 1.0}), "segment", "times are not those"),
-        "times of NaN": (Weights, (segment, {"codec": math.nan}), "segment", "seconds"),
-        "times without an end": (Weights, (segment, {"codec": 10**400}), "segment", "seconds"),
-        "times of tensors": (Weights, (segment, {"codec": torch.zeros(2)}), "segment", "seconds"),
+        "weights of another name": (Weights, ({"a": torch.zeros(3)}, {}, None), "segment", "names"),
+        "weights of another shape": (Weights, (long, {}, None), "segment", name),
+        "weights of another dtype": (Weights, ({k: v.double() for k, v in segment.items()}, {}, None), "segment", name),
+        "weights for nobody": (Weights, (segment, {}, None), None, "nobody asked"),
+        "no weights": (Weights, (None, {}, None), "segment", "names"),
+        "weights without the optimizer": (Weights, (segment, {}, None), "trainable", "optimizer"),
+        "times of other names": (Weights, (segment, {"lunch": 1.0}, None), "segment", "times are not those"),
+        "times of NaN": (Weights, (segment, {"codec": math.nan}, None), "segment", "seconds"),
+        "times without an end": (Weights, (segment, {"codec": 10**400}, None), "segment", "seconds"),
+        "times of tensors": (Weights, (segment, {"codec": torch.zeros(2)}, None), "segment", "seconds"),
+        "sums of other names": (Weights, (segment, {}, {"loss": 1.0}), "segment", "its own sums are not those"),
+        "sums of NaN": (Weights, (segment, {}, {"samples": 1, "loss": math.nan, "top1": 1}), "segment", "numbers"),
         "a state of one tensor": (State, (torch.zeros(3), False), None, "optimizer"),
         "a state that leaves twice": (State, (whole, 2), None, "leaves"),
         "an optimizer of another shape": (State, (whole | {"optimizer": kept}, False), None, "other shapes"),
@@ -264,8 +269,8 @@ def answers() -> dict[str, tuple]:
         "an epoch after the last": (RoundReply, ("train", 1000, 5, None), None),
         "an epoch in words": (RoundReply, ("train", "first", 5, None), None),
         "steps below 0": (RoundReply, ("train", 1, -1, None), None),
-        "a round's weights of other names": (RoundReply, ("train", 1, 5, {"segment": {}, "optimizer": {}}), None),
-        "a round's weights in a tensor": (RoundReply, ("evaluate", 1, 5, torch.zeros(3)), None),
+        "a round's weights of other names": (RoundReply, ("train", 1, 5, {"segment": {}, "optimizer": {}}, None), None),
+        "a round's weights in a tensor": (RoundReply, ("evaluate", 1, 5, torch.zeros(3), None), None),
     }
     for what, body in {
         "one part": (1,),

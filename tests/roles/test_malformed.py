@@ -156,7 +156,7 @@ def instead(wanted: str, body_of, after: int = 1):
 MISDEEDS = {
     "hello": lambda body: (),
     "step": lambda body: (1,),
-    "weights": lambda body: ({"a": torch.zeros(3)}, {}),
+    "weights": lambda body: ({"a": torch.zeros(3)}, {}, None),
     "evaluate": lambda body: ((body[0][0], None),),
     "state": lambda body: (torch.zeros(3), False),
     "goodbye": lambda body: (1,),
@@ -240,7 +240,7 @@ def test_in_an_open_run_without_averages_each_client_keeps_its_weights(tmp_path)
 @pytest.mark.usefixtures("built_before")
 def test_weights_that_are_not_finite_stay_out_of_the_mean(tmp_path):
     cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
-    change = instead("weights", lambda body: ({k: (v * math.nan).to(v.dtype) for k, v in body[0].items()}, body[1]))
+    change = instead("weights", lambda body: ({k: (v * math.nan).to(v.dtype) for k, v in body[0].items()}, *body[1:]))
     server, error, told = play(tmp_path, cfg, change)
     assert error is None and "weights that are not finite" in str(told)
     assert all(tensor.isfinite().all() for tensor in server.client_states[0].values())
