@@ -54,6 +54,7 @@ AT_LEAST_ONE = (
     "exchange.send_every",
     "exchange.auxiliary",
     "exchange.local_epochs",
+    "exchange.align_every",
 )
 AT_LEAST_ONE_OR_NONE = (
     "membership.sample",
@@ -89,12 +90,12 @@ def check(cfg: DictConfig) -> None:
         if value is not ABSENT and not any(type(value) is type(one) and value == one for one in choices):
             one_of = ", ".join(map(kinds.shown, choices))
             raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
-    tabled = {*CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE}
+    tabled = {"exchange.weight", *CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE}
     kinds.check(cfg, but={*tabled, "cut", "cut_back", "warmup.epochs", "warmup.from"})
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
-        (("early_stopping.min_delta",), 0, "a number, at least 0"),
+        (("early_stopping.min_delta", "exchange.weight"), 0, "a number, at least 0"),
         (ABOVE_ZERO, 1e-9, "a number above 0"),
         (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
     ):

@@ -34,13 +34,17 @@ class Rates:
     Args:
         cfg: of the run.
         num_steps: of the server's optimizer, in an epoch.
+        num_epochs: of the part of the run that this is for; None for all of it. "10 epochs" then is as much of the part
+            as it is of the run.
 
     Raises:
         UserError: optimizer or schedule cannot be made of their options.
     """
 
-    def __init__(self, cfg: DictConfig, num_steps: int):
+    def __init__(self, cfg: DictConfig, num_steps: int, num_epochs: int | None = None):
         self.num_steps, self._place = num_steps, 0
+        num_epochs = cfg.epochs if num_epochs is None else num_epochs
+        self._scale = num_epochs / cfg.epochs
         node = OmegaConf.to_container(cfg.schedule, resolve=True)
         self.is_per_step = node.pop("per", "epoch") == "step"
         self._optimizer = made_from(cfg, "optimizer", [torch.nn.Parameter(torch.zeros(1))])
@@ -49,7 +53,7 @@ class Rates:
         self._schedule = _made(options, self._optimizer)
         if isinstance(self._schedule, ReduceLROnPlateau):
             raise UserError("schedule=ReduceLROnPlateau waits for a figure: choose one that goes by epochs or steps")
-        total = cfg.epochs * num_steps if self.is_per_step else cfg.epochs
+        total = num_epochs * num_steps if self.is_per_step else num_epochs
         if (ends := getattr(self._schedule, "total_steps", total)) < total:
             raise UserError(
                 f"schedule.total_steps={ends} is less than the run's {total}: '{cfg.epochs} epochs' is all of it"
@@ -94,7 +98,7 @@ class Rates:
         number = float(match[1]) * (self.num_steps if self.is_per_step else 1)
         if not self.is_per_step and number != int(number):
             raise UserError(f"schedule.{name}={value}: parts of epochs need schedule.per=step")
-        return round(number)
+        return round(number * self._scale)
 
 
 class Clock:
@@ -114,7 +118,7 @@ class Clock:
         first, number = part
         if part not in self._parts:
             number = self.cfg.epochs + 1 - first if number is None else number
-            self._parts[part] = Rates(OmegaConf.merge(self.cfg, {"epochs": number}), self.num_steps)
+            self._parts[part] = Rates(self.cfg, self.num_steps, number)
         return self._parts[part].at(epoch + 1 - first, step)
 
 

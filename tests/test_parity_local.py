@@ -1,7 +1,7 @@
 """Runs whose clients train by losses of their own equal plain programs in one process, bit for bit."""
 
 import pytest
-from local_simulation import train_by_local_loss
+from local_simulation import train_by_moves_of_the_loss, train_by_own_loss, train_with_maps_sent_once
 from runs import metrics
 from simulation import compose
 from test_parity import SMALL, assert_equal, run
@@ -22,11 +22,39 @@ def assert_equals(program, folder, *overrides):
 
 @pytest.mark.parametrize(
     "overrides",
-    [["compressor=none"], ["compressor=ms", "exchange.send_every=2"], ["exchange.send_every=100", "compressor=klt"]],
+    [
+        ["exchange=local_loss", "compressor=none", "topology.average=never"],
+        ["exchange=local_loss", "compressor=ms", "exchange.send_every=2"],
+        ["exchange=local_loss", "compressor=klt", "exchange.send_every=100"],
+        ["exchange=aligned", "compressor=rt", "exchange.align_every=2", "compressor@downlink=qu"],
+        ["exchange=aligned", "exchange.send_every=2", "compressor=klt", "compressor@downlink=linked"],
+    ],
     ids=" ".join,
 )
-def test_local_loss(overrides, tmp_path):
-    assert_equals(train_by_local_loss, tmp_path, "exchange=local_loss", *overrides)
-    (first, *_) = metrics(tmp_path, "epoch")
-    assert first["smashed_up_bytes"] > 0 and first["local_loss"] > 0
-    assert not any(name.endswith("gradient_down_bytes") for name in first)
+def test_clients_with_losses_of_their_own(overrides, tmp_path):
+    assert_equals(train_by_own_loss, tmp_path, *overrides)
+    assert all(line["smashed_up_bytes"] > 0 and line["local_loss"] > 0 for line in metrics(tmp_path, "epoch"))
+
+
+@pytest.mark.parametrize("compressor", ["rt", "klt"])
+def test_maps_that_are_sent_once(compressor, tmp_path):
+    options = ["exchange=send_once", "exchange.local_epochs=2", "epochs=5", f"compressor={compressor}"]
+    assert_equals(
+        train_with_maps_sent_once, tmp_path, *options, "compressor.refresh=2" * (compressor == "klt") or "cut=medium"
+    )
+    sent = [line.get("smashed_up_bytes", 0) > 0 for line in metrics(tmp_path, "epoch")]
+    assert sent == [False, False, True, False, False]
+
+
+def test_updates_by_the_loss(tmp_path):
+    options = [
+        "exchange=update_by_loss",
+        "exchange.threshold=0.15",
+        "epochs=7",
+        "compressor=klt",
+        "compressor.refresh=3",
+    ]
+    assert_equals(train_by_moves_of_the_loss, tmp_path, *options, "compressor@downlink=linked")
+    lines = metrics(tmp_path, "epoch")
+    crossed = [(line.get("smashed_up_bytes", 0) > 0, line.get("gradient_down_bytes", 0) > 0) for line in lines]
+    assert crossed[:2] == [(True, True)] * 2 and {*crossed[2:]} == {(True, True), (True, False), (False, False)}

@@ -14,12 +14,7 @@ arXiv:2107.09786, its states A, B and C. There payloads have 8-bit floats; here 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from splitlearn.exchange.channel import require_finite
-from splitlearn.exchange.exchange import Outcome
-from splitlearn.exchange.labels_up import LabelsUp
-from splitlearn.exchange.parts import Flag, Lengths, Loss, MaybeWire, Part, Targets, Wire
+from splitlearn.exchange.on_request import Asking, OnRequest
 from splitlearn.exchange.plan import Plan
 from splitlearn.exchange.send_once import check_alone
 
@@ -30,21 +25,7 @@ PLANS = {
 }
 
 
-@dataclass
-class Asking(Part):
-    wire: Wire
-    targets: Targets
-    wants_gradient: Flag
-    lengths: Lengths = None
-
-
-@dataclass
-class Answer(Part):
-    loss: Loss
-    wire: MaybeWire
-
-
-class UpdateByLoss(LabelsUp):
+class UpdateByLoss(OnRequest):
     """
     Args:
         threshold: by how much the loss has to move until the clients are updated again.
@@ -52,7 +33,6 @@ class UpdateByLoss(LabelsUp):
     """
 
     name = "update_by_loss"
-    rounds = ((Asking, Answer),)
     phases = tuple(PLANS)
 
     def __init__(self, threshold: float = 0.1, hold_mb: float = 1000):
@@ -76,13 +56,3 @@ class UpdateByLoss(LabelsUp):
         answer = yield Asking(sent.wire, task.pack(targets), channels.is_trained, sent.lengths)
         if answer.wire is not None:
             sent.backward(answer.wire)
-
-    def server(self, parts, channels, task):
-        step = yield
-        targets = task.unpack(step.targets, channels.device)
-        received = channels["smashed"].receive(step.wire, task.num_samples(targets), step.lengths)
-        outputs = parts(received.tensor if step.wants_gradient else received.tensor.detach(), received.lengths)
-        loss = require_finite(task.loss(outputs, targets))
-        loss.backward()
-        yield Answer(loss.item(), received.gradient_wire if step.wants_gradient else None)
-        return Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())

@@ -1,0 +1,63 @@
+"""Aligned local loss: the auxiliary network learns to give the gradient that the server would send.
+
+    client                                              server
+    inputs ─► client segment ─► smashed ══ payload ════►  decode ─► server segment ─► loss
+                  ▲                │      targets ═════►                                │
+                  ├── backward ◄─ auxiliary network ─► local loss                       │
+                  │                ▲ is aligned with                                    │
+                  └── backward ◄═ cut gradient ◄══ every align_every-th batch ◄═ backward
+
+Of the batches that are sent, the first of an epoch and every align_every-th after it get the cut gradient, which trains
+the client segment then. There the auxiliary network's loss is L + weight · ‖∂L/∂smashed − g‖² / ‖g‖², with the local
+loss L and the cut gradient g as it was decoded; elsewhere it is L, and ∂L/∂smashed trains the client segment.
+
+Source: Nair et al. 2025, "FSL-SAGE: accelerating federated split learning via smashed activation gradient estimation",
+arXiv:2505.23182. There the server aligns the auxiliary networks, on maps that it has kept, and sends these down; they
+do not learn by the local loss. Here the client does, by the gradient that comes through the downlink's codec.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from splitlearn.exchange.labels_up import LabelsUp
+from splitlearn.exchange.local_loss import LocalLoss, local_loss
+from splitlearn.exchange.on_request import Asking, OnRequest
+
+
+class Aligned(LocalLoss, OnRequest):
+    """
+    Args:
+        align_every: which of the batches that are sent get the cut gradient: every so manieth of an epoch.
+        weight: of the alignment in the auxiliary network's loss.
+        send_every: which batches of a client are sent: every so manieth of an epoch, from the first.
+        auxiliary: channels between the two layers of the auxiliary network.
+    """
+
+    name = "aligned"
+    channels = LabelsUp.channels
+    rounds = OnRequest.rounds
+    server = OnRequest.server
+
+    def __init__(self, align_every: int = 10, weight: float = 1.0, send_every: int = 1, auxiliary: int = 64):
+        super().__init__(send_every, auxiliary)
+        self.align_every, self.weight = align_every, weight
+
+    def client(self, parts, channels, task, inputs, targets):
+        smashed, lengths = parts[0](inputs), task.lengths(inputs)
+        own, crossing = (smashed.detach().requires_grad_() for _ in range(2))
+        loss, outcome = local_loss(parts, task, own, targets, lengths)
+        sent = channels["smashed"].send(crossing, lengths)
+        *_, batch = channels.place
+        is_aligned = (batch - 1) // self.plan(0).every % self.align_every == 0
+        answer = yield Asking(sent.wire, task.pack(targets), is_aligned, sent.lengths)
+        if answer.wire is not None:
+            sent.backward(answer.wire)
+        gradient = crossing.grad
+        if gradient is not None:
+            (estimate,) = torch.autograd.grad(loss, own, create_graph=True)
+            loss = loss + self.weight * (estimate - gradient).square().sum() / gradient.square().sum().clamp_min(1e-30)
+        loss.backward()
+        if smashed.requires_grad:
+            smashed.backward(own.grad if gradient is None else gradient)
+        return outcome
