@@ -1,6 +1,6 @@
 """Measures what one training step really sends: bytes at a network interface, TCP/IP headers and all (root, Linux).
 
-    sudo .venv/bin/python scripts/benchmarks/measure_wire.py
+    sudo .venv/bin/python scripts/benchmarks/measure_wire.py [--exchange local_loss]
 
 A server and a client run launch.py in two network namespaces with a link between them, once with one step and once
 with five on batches of 256 maps of 64×16×16; the difference of the interface's counters is what four steps sent:
@@ -29,12 +29,14 @@ STEPS = (1, 5)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--compressors", nargs="+", default=["none", "ms", "qu", "sp"], metavar="NAME")
-    compressors = parser.parse_args().compressors
+    parser.add_argument("--exchange", default="labels_up", help="one whose client sends each batch once")
+    args = parser.parse_args()
+    compressors, exchange = args.compressors, f"exchange={args.exchange}"
     uncompressed = 4 * BATCH * MAP[0] * MAP[1] * MAP[2]
     rows, reference = [["float32 map", f"{uncompressed:,}", "", "", "", "", ""]], None
     for name in compressors:
-        plain, _, _ = a_step(name, is_encrypted=False)
-        up, down, payload = a_step(name, is_encrypted=True)
+        plain, _, _ = a_step(f"compressor={name}", exchange, "tls.enabled=false")
+        up, down, payload = a_step(f"compressor={name}", exchange, "tls.enabled=true")
         reference = reference or up
         ratios = [f"{up / payload:.3f}", f"{uncompressed / up:.2f} ×", f"{reference / up:.2f} ×"]
         rows.append([name, f"{up:,.0f}", f"{down:,.0f}", f"{plain:,.0f}", *ratios])
@@ -42,17 +44,16 @@ def main() -> None:
     print(markdown(["a step", "bytes up", "bytes down", "up, plain", *about], rows))
 
 
-def a_step(compressor: str, is_encrypted: bool) -> tuple[float, float, float]:
+def a_step(*options: str) -> tuple[float, float, float]:
     """Bytes of a step at the client's interface, up and down, and of its payload."""
-    few, many = (measure(compressor, steps, is_encrypted) for steps in STEPS)
+    few, many = (measure(steps, *options) for steps in STEPS)
     up, down, payload = ((after - before) / (STEPS[1] - STEPS[0]) for before, after in zip(few, many, strict=True))
     return up, down, payload
 
 
-def measure(compressor: str, num_steps: int, is_encrypted: bool) -> tuple[int, int, int]:
+def measure(num_steps: int, *options: str) -> tuple[int, int, int]:
     """Bytes up and down at the client's interface during one whole run, and of its payloads."""
-    options = [*RUN, f"compressor={compressor}", f"data.max_train_samples={BATCH * num_steps}"]
-    options.append(f"tls.enabled={str(is_encrypted).lower()}")
+    options = [*RUN, *options, f"data.max_train_samples={BATCH * num_steps}"]
     with network(num_clients=1) as net, tempfile.TemporaryDirectory() as folder:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         ranks = [net.start(rank, *options, f"hydra.run.dir={folder}", **pipes) for rank in (0, 1)]

@@ -7,6 +7,8 @@ round has lost so many that a step would have no quorum, the next in the order t
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from splitlearn.exchange.exchange import exchange_from
@@ -52,7 +54,8 @@ class Rounds(Attendance):
         return [client for client in self.in_round() if self.members[client].batch < self.members[client].num_due]
 
     def start_epoch(self) -> None:
-        """An epoch begins, or goes on."""
+        """An epoch begins, or goes on. While the clients train alone, they are not late."""
+        self.deadline_s = self.cfg.membership.step_deadline_s if self.plan.every else math.inf
         for member in self.members.values():
             member.start(self.progress.epoch, self.plan)
         if self.sample is not None and not self.progress.drawn:
