@@ -51,9 +51,9 @@ class Held:
                 f"{self.limit_mb}: raise it, or send fewer bits a value"
             )
 
-    def train(self, server: Any) -> None:
+    def train(self) -> None:
         """What is left of an epoch on what it holds."""
-        progress = server.progress
+        server, progress = self.server, self.server.progress
         orders = {client: self._order(client, len(kept)) for client, kept in self._of_clients.items()}
         for step in range(progress.epoch_step, max(map(len, orders.values()), default=0)):
             server.roster.hear_waiting()

@@ -105,7 +105,9 @@ class Server:
                 start_epoch(self)
                 if self.roster.asks and not self.roster.is_open:  # where the roster answers when they ask
                     self.roster.answer(self.roster.in_round(), "train")
-                (self.held if self.roster.plan.replays else self.topology).train(self)
+                if self.roster.plan.replays:
+                    self.held.train()
+                self.topology.train(self)
                 self.updates.step()  # in an open run, whose clients may be gone before the last step is complete
                 self.topology.end_epoch(self)
                 if evaluates(self.cfg, epoch):

@@ -39,9 +39,17 @@ class Machine(ExitStack):
         return process
 
 
-def test_with_all_there_it_is_the_same_run(tmp_path):
-    options = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "partition=dirichlet"]
-    options += ["accumulate=2", "schedule=one_cycle", "warmup.epochs=0.5"]  # which all ranks must count alike
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["epochs=2", "accumulate=2", "schedule=one_cycle", "warmup.epochs=0.5"],  # which all ranks must count alike
+        ["epochs=4", "exchange=send_once", "exchange.local_epochs=2", "membership.step_deadline_s=0.2"],
+        ["epochs=5", "exchange=update_by_loss", "exchange.threshold=0.2", "checkpoint.best=true"],
+    ],
+    ids=" ".join,
+)
+def test_with_all_there_it_is_the_same_run(options, tmp_path):
+    options += ["num_clients=2", "batch_size=8", "data.max_train_samples=70", "partition=dirichlet"]
     cfg = compose(*options, "checkpoint.every_steps=2", "log.tensorboard=false")
     local.run(cfg, tmp_path / "fixed")
     cfg.membership.update(open=True, quorum=2)
