@@ -38,6 +38,7 @@ class Aligned(LocalLoss, OnRequest):
     channels = LabelsUp.channels
     rounds = OnRequest.rounds
     server = OnRequest.server
+    answers_early = False
 
     def __init__(self, align_every: int = 10, weight: float = 1.0, send_every: int = 1, auxiliary: int = 64):
         super().__init__(send_every, auxiliary)

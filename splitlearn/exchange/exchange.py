@@ -68,6 +68,7 @@ class Exchange:
         channels: what crosses.
         rounds: of a training step: what the client sends, and what it is answered, one pair a round trip.
         evaluation_rounds: the same of a batch of test samples.
+        answers_early: the server's half answers its last message before it computes, so that the client goes on.
         phases: of a run whose epochs the server plans as it goes, the first one first (see next_phase).
         auxiliary: channels of the auxiliary network that the client has as its last part (see segments/auxiliary.py);
             None for none.
@@ -77,6 +78,7 @@ class Exchange:
     channels: ClassVar[tuple[ChannelSpec, ...]]
     rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
     evaluation_rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
+    answers_early: ClassVar[bool] = False
     phases: ClassVar[tuple[str, ...]] = ()
     auxiliary: int | None = None
 

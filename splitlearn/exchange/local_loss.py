@@ -38,6 +38,7 @@ class LocalLoss(LabelsUp):
     name = "local_loss"
     channels = (ChannelSpec("smashed", "up", "smashed data", "compressor", "uplink", has_lengths=True),)
     rounds = ((Smashed, Nothing),)
+    answers_early = True
 
     def __init__(self, send_every: int = 1, auxiliary: int = 64):
         self.auxiliary, self._plan = auxiliary, Plan(send_every)
@@ -76,10 +77,10 @@ class LocalLoss(LabelsUp):
         step = yield
         targets = task.unpack(step.targets, channels.device)
         received = channels["smashed"].receive(step.wire, task.num_samples(targets), step.lengths)
+        yield Nothing()
         outputs = parts(received.tensor, received.lengths)
         loss = require_finite(task.loss(outputs, targets))
         loss.backward()
-        yield Nothing()
         return Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -24,6 +24,8 @@ from splitlearn.roles.held import Kept
 from splitlearn.roles.progress import share_of
 from splitlearn.seeds import derive
 from splitlearn.segments.trainable import Trial, are_finite
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -87,7 +89,7 @@ class Conversation:
             codecs.load(known)
             with server.stopwatch("server compute"):
                 answer = self._advance(client, talk, part, is_first=True)
-                outcome = None if answer is None else conclude(talk.half)
+                outcome = None if answer is None else self._conclude(client, talk)
             codecs.load(now)
             if outcome:
                 server.trainable.share += talk.share
@@ -140,25 +142,38 @@ class Conversation:
             return False
         if is_last:
             with server.stopwatch("server compute"):
-                talk.outcome = conclude(talk.half)
-            server.trainable.share += talk.share
+                talk.outcome = self._conclude(client, talk)
             member.batch += 1
+            if talk.outcome is None:
+                server.recorder.skipped(talk.passage.transfers, talk.targets_bytes)
+                return False
+            server.trainable.share += talk.share
             member.num_samples += talk.outcome.num_samples
         return True
 
     def _advance(self, client: int, talk: Talk, part: Part, is_first: bool) -> Part | None:
         """The half's answer; None where the client's part is to be left out, because it is not finite."""
-        server = self.server
         talk.targets_bytes += part.targets_bytes()
+        if is_first:
+            torch.manual_seed(derive(self.cfg.seed, "server", self.server.progress.step, client))  # dropout
+        return self._tried(client, talk, lambda: talk.half.send(part))
+
+    def _conclude(self, client: int, talk: Talk) -> Outcome | None:
+        """What the half returns; None as of `_advance`."""
+        if not self.exchange.answers_early:
+            return conclude(talk.half)
+        return self._tried(client, talk, lambda: conclude(talk.half))
+
+    def _tried(self, client: int, talk: Talk, compute: Callable[[], T]) -> T | None:
+        """What it gives; None where it is to be as if it had not been, because something is not finite."""
+        server = self.server
         codecs, known = talk.passage.codecs, talk.passage.codecs.state()
         trial = Trial(server.trainable.segment) if self.undoes or talk.share != 1 else None
-        if is_first:
-            torch.manual_seed(derive(self.cfg.seed, "server", server.progress.step, client))  # dropout
         try:
-            answer = talk.half.send(part)
+            result = compute()
             if trial:
                 trial.keep(talk.share)
-            return answer
+            return result
         except NonFiniteError as error:
             if trial:
                 trial.undo()

@@ -99,7 +99,7 @@ class Thread(threading.Thread):
 @pytest.fixture
 def built_before(monkeypatch):
     """The networks, as torch.fx cannot trace in several threads."""
-    overrides = {name: compose(*OPTIONS, f"exchange={name}") for name in ("labels_up", "u_shaped")}
+    overrides = {name: compose(*OPTIONS, f"exchange={name}") for name in ("labels_up", "u_shaped", "local_loss")}
     built = {cfg.exchange._target_: network.build(cfg, TEN) for cfg in overrides.values()}
     lock = threading.Lock()
 
@@ -183,9 +183,10 @@ def test_an_open_run_goes_on_without_the_client(kind, tmp_path, capfd):
 
 
 @pytest.mark.usefixtures("built_before")
-@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
-def test_values_whose_gradient_is_not_finite_are_one_clients_part(nonfinite, tmp_path):
-    cfg = compose(*OPTIONS, "membership.open=true", f"nonfinite={nonfinite}", "membership.step_deadline_s=60")
+@pytest.mark.parametrize("nonfinite, exchange", [("stop", "labels_up"), ("skip", "labels_up"), ("skip", "local_loss")])
+def test_values_whose_gradient_is_not_finite_are_one_clients_part(nonfinite, exchange, tmp_path):
+    options = [f"nonfinite={nonfinite}", f"exchange={exchange}", "membership.open=true"]
+    cfg = compose(*OPTIONS, *options, "membership.step_deadline_s=60")
     huge = instead("step", of_infinite_size, after=2)
     server, error, told = play(tmp_path, cfg, huge)
     assert error is None
