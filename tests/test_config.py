@@ -92,7 +92,8 @@ def test_choice_passes_check(group, choice):
     task = [f"task={name}" for name, choices in tasks.items() if choice in choices]
     cfg = compose(*task, f"{group}={choice}")
     checks.check(cfg)
-    assert cfg[group].get("name", choice) == choice
+    if group in cfg:  # a preset of others leaves no node of its own
+        assert cfg[group].get("name", choice) == choice
 
 
 @pytest.mark.parametrize("group, key", [("compressor", "compressor"), ("compressor@downlink", "downlink")])
