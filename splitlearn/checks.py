@@ -37,6 +37,7 @@ CHOICES = {
     "evaluate.on": ("clients", "server"),
     "tls.enabled": ("auto", True, False),
     "data.skip_unreadable": (True, False),
+    "data.keep_in_memory": ("auto", True, False),
     "data.augment": ("none", "crop_flip", "resized_crop"),
 }
 ABSENT = object()  # what another task or topology does not have is not checked

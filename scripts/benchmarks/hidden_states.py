@@ -162,8 +162,8 @@ def of_config(overrides: list[str]) -> tuple[DictConfig, nn.Module, Dataset]:
 def windows_of(data: Dataset, num: int) -> Tensor:
     """(num, T + 1) tokens, drawn at random; fewer where there are not so many."""
     picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:num]
-    inputs, targets = zip(*data.__getitems__([(1, index) for index in picked.tolist()]), strict=True)
-    return torch.cat([torch.stack(inputs), torch.stack(targets)[:, -1:]], 1)
+    inputs, targets = data.__getitems__([(1, index) for index in picked.tolist()])
+    return torch.cat([inputs, targets[:, -1:]], 1)
 
 
 if __name__ == "__main__":

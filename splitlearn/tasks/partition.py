@@ -76,12 +76,17 @@ def labels(dataset: Dataset) -> np.ndarray | None:
 def source_of(dataset: Dataset, index: int) -> tuple[Dataset, int]:
     """The data set that a part of one is from, and the number that a sample has there."""
     while True:
-        if isinstance(dataset, Subset):
-            dataset, index = dataset.dataset, int(dataset.indices[index])
-        elif hasattr(dataset, "wrapped"):
-            dataset = dataset.wrapped
-        else:
+        dataset, index = within(dataset, index)
+        if not hasattr(dataset, "wrapped"):
             return dataset, index
+        dataset = dataset.wrapped
+
+
+def within(dataset: Dataset, index: int) -> tuple[Dataset, int]:
+    """The same, of parts alone, and not of what wraps a data set."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    return dataset, index
 
 
 def file_of(source: Dataset, number: int) -> str | None:

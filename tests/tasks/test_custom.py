@@ -170,7 +170,7 @@ def test_labels_are_known_where_it_has_them(own, tmp_path):
     train, _, _ = own("Pil")
     assert labels(train) is None
     train.wrapped.targets = [0, 1] * 3
-    again = type(train)(train.wrapped, train.pipeline, [1, 0], 2, "mine")
+    again = type(train)(train.wrapped, train.pipeline, 2, [1, 0])
     assert labels(again).tolist() == [1, 0] * 3
 
 

@@ -95,7 +95,7 @@ def test_what_is_hidden_or_holds_no_images_is_no_class(tree):
     layout = layout_of(root)
     from splitlearn.tasks.image_classification.folders import Folder
 
-    names = [path.rpartition("/")[2] for path, _ in Folder(layout.train, ["a", "b"], None, None).samples]
+    names = [path.rpartition("/")[2] for path, _ in Folder(layout.train, ["a", "b"], None).samples]
     assert names == ["1.png", "2.png"] * 2
 
 

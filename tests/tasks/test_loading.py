@@ -3,8 +3,10 @@ import pytest
 import torch
 from PIL import Image
 from samples import image_folder, numbered
+from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
+from splitlearn.tasks import samples
 from splitlearn.tasks.image_classification import sources
 from splitlearn.tasks.loading import client_data, loader_of, loaders
 
@@ -53,28 +55,95 @@ def test_an_epoch_goes_on_from_any_batch(config):
         assert seen(train, 3, batch) == seen(train, 3)[batch:]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_augmentation_depends_on_seed_epoch_and_place_alone(num_workers, folder, config):
+@pytest.mark.parametrize("keep_in_memory, num_workers", [(False, 0), (False, 2), (True, 0), ("auto", 2)])
+def test_augmentation_depends_on_seed_epoch_and_place_alone(keep_in_memory, num_workers, folder, config):
     cfg = config("data=image_folder", f"data.root={folder('a', 'b')}", "data.image_size=16", "batch_size=3")
     train, test, _ = sources.build(cfg.data, 0)
 
-    def images(num_workers, epoch, batch):
-        cfg.data.num_workers = num_workers
+    def images(keep_in_memory, num_workers, epoch, batch):
+        cfg.data.keep_in_memory, cfg.data.num_workers = keep_in_memory, num_workers
         loader, _ = loaders(train, test, 0, 1, cfg)
         loader.batch_sampler.start_at(epoch, batch)
         return torch.cat([images for images, _ in loader])
 
     torch.rand(1)  # the global generator does not matter
-    assert torch.equal(images(num_workers, 2, 1), images(0, 2, 0)[3:])
-    assert not torch.equal(images(num_workers, 2, 0), images(num_workers, 3, 0))
+    assert torch.equal(images(keep_in_memory, num_workers, 2, 1), images(False, 0, 2, 0)[3:])
+    assert not torch.equal(images(keep_in_memory, num_workers, 2, 0), images(False, 0, 3, 0))
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_image_that_cannot_be_read_is_named(num_workers, folder, config):
+@pytest.mark.parametrize("keep_in_memory", [False, True])
+def test_images_without_augmentation_are_each_scaled_and_normalised(keep_in_memory, folder, config):
+    options = ["data.image_size=7", "data.augment=none", f"data.keep_in_memory={keep_in_memory}", "batch_size=4"]
+    root, generator = folder("a", "b"), np.random.default_rng(0)
+    cfg = config("data=image_folder", f"data.root={root}", *options)
+    for path in root.rglob("*.png"):
+        Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(path)
+    train, test, _ = sources.build(cfg.data, 0)
+    one_by_one = v2.Compose(
+        [
+            v2.ToImage(),
+            v2.Resize((7, 7), antialias=True),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(cfg.data.mean), list(cfg.data.std)),
+        ]
+    )
+    for loader in loaders(train, test, 0, 1, cfg):
+        own, seen = loader.dataset, []
+        loader.batch_sampler.start_at(1)
+        for keys, (images, labels) in zip(loader.batch_sampler, loader, strict=True):
+            for (_, index), image, label in zip(keys, images, labels, strict=True):
+                path, expected = train.dataset.wrapped.samples[own.dataset.indices[own.indices[index]]]
+                assert torch.equal(image, one_by_one(Image.open(path))) and label == expected
+                seen.append(path)
+        assert len(seen) == len(set(seen)) == len(own)
+
+
+def test_samples_in_memory_are_read_once_at_the_start(folder, config, monkeypatch):
+    root = folder("train/a", "train/b", "test/a", "test/b")
+    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", "batch_size=3")
+    per_image = 3 * 16 * 16
+
+    def is_kept(wish, limit, *options):
+        monkeypatch.setattr(samples, "AUTO_NBYTES", limit)
+        own = config("data=image_folder", f"data.root={root}", "data.image_size=16", "batch_size=3", *options)
+        own.data.keep_in_memory = wish
+        train, test, _ = sources.build(own.data, 0)
+        return [loader.dataset.kept is not None for loader in loaders(train, test, 0, 2, own)]
+
+    assert is_kept("auto", 5 * per_image) == [True, True]  # this client's 5 of 10
+    assert is_kept("auto", 5 * per_image - 1) == [False, False]
+    assert is_kept(True, 0) == [True, True] and is_kept(False, 1 << 30) == [False, False]
+    assert is_kept("auto", 1 << 30, "data.augment=resized_crop") == [False, True]  # which cuts each image anew
+    assert is_kept(True, 1 << 30, "data.transform=[torchvision.transforms.v2.RGB]", "data.mean=null") == [False, True]
+
+    train, test, _ = sources.build(cfg.data, 0)
+    loader, _ = loaders(train, test, 1, 2, cfg)
+    kept, labels = loader.dataset.kept
+    assert kept.shape == (5, 3, 16, 16) and kept.dtype == torch.uint8 and labels.dtype == torch.int64
+    for path in root.rglob("*.png"):
+        path.unlink()
+    assert sum(len(images) for images, _ in loader) == 5
+
+
+def test_it_tells_how_far_it_is(folder, config, monkeypatch, capsys):
+    monkeypatch.setattr(samples, "AT_ONCE", 2)
+    monkeypatch.setattr(samples, "TELL_EVERY_S", 0)
+    cfg = config("data=image_folder", f"data.root={folder('train/a', 'test/a')}", "data.image_size=16")
+    train, test, _ = sources.build(cfg.data, 0)
+    loaders(train, test, 1, 2, cfg)
+    assert capsys.readouterr().out == ""  # the first client does
+    loaders(train, test, 0, 2, cfg)
+    assert "2 of 3 samples are in memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [["data.num_workers=1"], ["data.keep_in_memory=false"], ["data.keep_in_memory=true"]]
+)
+def test_an_image_that_cannot_be_read_is_named(options, folder, config):
     root = folder("a", "b")
     broken = sorted(root.rglob("*.png"))[0]
     broken.write_bytes(b"not an image")
-    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", f"data.num_workers={num_workers}")
+    cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", *options)
     train, test, _ = sources.build(cfg.data, 0)
     with pytest.raises(
         UserError,
@@ -104,13 +173,14 @@ def test_loading_leaves_the_global_generator_alone(config):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("partition", ["none", "iid"])
-def test_what_cannot_be_read_is_left_out_and_counted(partition, num_workers, folder, config, capsys):
+@pytest.mark.parametrize("partition, keep_in_memory", [("none", False), ("iid", False), ("iid", True)])
+def test_what_cannot_be_read_is_left_out_and_counted(partition, keep_in_memory, num_workers, folder, config, capsys):
     root = folder("train/a", "train/b", "test/a", "test/b")
     broken = [root / "train" / "a" / "3.png", root / "train" / "b" / "0.png", root / "test" / "b" / "1.png"]
     for path in broken:
         path.write_bytes(path.read_bytes()[:40])
     options = ["data.skip_unreadable=true", f"partition={partition}", f"data.num_workers={num_workers}", "batch_size=4"]
+    options.append(f"data.keep_in_memory={keep_in_memory}")
     cfg = config("data=image_folder", f"data.root={root}", "data.image_size=16", *options)
     train, test, _ = sources.build(cfg.data, 0)
     num_clients = 1 if partition == "none" else 2

@@ -11,6 +11,7 @@ from torch.utils.data import Subset
 
 from splitlearn.errors import UserError
 from splitlearn.tasks.image_classification import sources
+from splitlearn.tasks.image_classification.transforms import crop_and_flip
 from splitlearn.tasks.partition import labels
 
 
@@ -120,6 +121,25 @@ def test_images_have_the_asked_size_and_scale(augment, folder, config):
         assert image.shape == (3, 16, 16) and image.dtype == torch.float32 and label == 0
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(image[:, 8, 8], (23 / 255 - mean) / std)
+
+
+def test_crops_and_flips_are_of_each_image_of_a_batch():
+    torch.manual_seed(0)
+    image = torch.arange(1, 3 * 5 * 6 + 1).view(3, 5, 6)
+    padded = torch.nn.functional.pad(image, (1, 1, 1, 1))
+    ways = {
+        (down, right, mirrored): crop.flip(2) if mirrored else crop
+        for down in range(3)
+        for right in range(3)
+        for mirrored in (False, True)
+        for crop in [padded[:, down : down + 5, right : right + 6]]
+    }
+    for dtype in (torch.uint8, torch.float32):
+        found = crop_and_flip(image.to(dtype).expand(2000, -1, -1, -1), 1)
+        assert found.dtype == dtype and found.shape == (2000, 3, 5, 6)
+        counts = {way: sum(torch.equal(one, crop.to(dtype)) for one in found) for way, crop in ways.items()}
+        assert sum(counts.values()) == 2000  # each is one of them,
+        assert all(70 < count < 155 for count in counts.values())  # and none is likelier: 111 ± 10
 
 
 @pytest.mark.parametrize("name", ["image_folder", "imagenet", "cifar10", "cifar100"])

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import inspect
 import os
-import traceback
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from splitlearn.errors import UserError
 from splitlearn.seeds import drawing_from
 from splitlearn.tasks.classes import given_classes, normal
+from splitlearn.tasks.image_classification.prepared import Prepared
 from splitlearn.tasks.image_classification.transforms import Pipeline, first_line
 
 OFFERED = ("root", "download", "num_classes")  # keys of ours that it gets if it has an argument for them
@@ -38,53 +36,6 @@ OURS = (
     ),
     *("num_workers", "keep_in_memory", "skip_unreadable", "max_train_samples", "max_test_samples"),
 )
-
-
-class Prepared(Dataset):
-    """A data set whose images go through a pipeline, with labels of the run's classes.
-
-    Args:
-        wrapped: map-style data set of (image, label).
-        pipeline: makes a tensor of an image.
-        numbers: the run's label for each of its own; None: the same.
-        num_classes: of the run.
-        name: of `wrapped`, for people.
-    """
-
-    def __init__(self, wrapped: Any, pipeline: Pipeline, numbers: list[int] | None, num_classes: int, name: str):
-        self.wrapped, self.pipeline, self.numbers = wrapped, pipeline, numbers
-        self.num_classes, self.name = num_classes, name
-        known = getattr(wrapped, "targets", getattr(wrapped, "labels", None))
-        known = None if known is None or len(known) != len(wrapped) else np.asarray(known)
-        if known is not None and known.ndim == 1 and known.dtype.kind in "iu":
-            self.targets = known if numbers is None else np.asarray(numbers)[known]
-
-    def __len__(self) -> int:
-        return len(self.wrapped)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        what = f"{self.name}: sample {index}"
-        try:
-            sample = self.wrapped[index]
-        except OSError:  # a file, of which the loader tells
-            raise
-        except Exception as error:
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"{os.path.basename(last.filename)}:{last.lineno}"
-            raise UserError(f"{what} fails in {where} with {type(error).__name__}: {error}") from None
-        if not isinstance(sample, (tuple, list)) or len(sample) != 2:
-            raise UserError(f"{what} is a {type(sample).__name__}, and no pair of image and label")
-        image, label = sample
-        number = np.asarray(label)
-        if number.size != 1 or number.dtype.kind not in "iub":
-            raise UserError(f"{what} has the label {label!r:.60}, which is no whole number")
-        number, known = int(number.item()), self.num_classes if self.numbers is None else len(self.numbers)
-        if not 0 <= number < known:
-            raise UserError(f"{what} has the label {number}, but there are {known} classes (data.num_classes)")
-        try:
-            return self.pipeline(image), number if self.numbers is None else self.numbers[number]
-        except UserError as error:
-            raise UserError(f"{what}: {error}") from None
 
 
 def build(cfg: DictConfig) -> tuple[Dataset, Dataset, list[str], bool]:
@@ -132,7 +83,7 @@ def build(cfg: DictConfig) -> tuple[Dataset, Dataset, list[str], bool]:
             raise UserError(f"{name} gives a {kind}, which is no data set with __getitem__ and __len__")
     classes, numbers = _classes(cfg, getattr(datasets[0], "classes", None), name)
     prepared = [
-        Prepared(dataset, Pipeline(cfg, is_train), numbers, len(classes), name)
+        Prepared(dataset, Pipeline(cfg, is_train, scales=True), len(classes), numbers, name, draws=True)
         for dataset, is_train in zip([datasets[0], datasets[-1]], (True, False), strict=True)
     ]
     with drawing_from(0), suppress(OSError):

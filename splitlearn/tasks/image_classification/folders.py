@@ -25,14 +25,14 @@ class Folder(datasets.ImageFolder):
     Args:
         part: where they are.
         classes: names of all classes, in the order of their labels.
-        transform, loader: as of torchvision's ImageFolder.
+        loader: as of torchvision's ImageFolder.
     """
 
-    def __init__(self, part: Part, classes: list[str], transform, loader):
+    def __init__(self, part: Part, classes: list[str], loader):
         self._numbers = {name: classes.index(normal(name)) for name in part.folders}
         self._names = classes
         is_meant = partial(_is_image_below, str(part.root))
-        super().__init__(str(part.root), transform, loader=loader, is_valid_file=is_meant, allow_empty=True)
+        super().__init__(str(part.root), loader=loader, is_valid_file=is_meant, allow_empty=True)
 
     def find_classes(self, directory):
         return self._names, self._numbers

@@ -17,6 +17,7 @@ from splitlearn.tasks.classes import given_classes
 from splitlearn.tasks.image_classification import custom
 from splitlearn.tasks.image_classification.folders import Folder, Part, layout_of
 from splitlearn.tasks.image_classification.images import ImageLoader
+from splitlearn.tasks.image_classification.prepared import Prepared
 from splitlearn.tasks.image_classification.transforms import Pipeline
 from splitlearn.tasks.loading import held_out, limited
 
@@ -72,7 +73,7 @@ def _digits(cfg: DictConfig, seed: int, tell: Tell) -> Built:
     if cfg.augment != "none" or cfg.get("transform") is not None or cfg.get("test_transform") is not None:
         images = v2.functional.to_dtype(images, torch.uint8, scale=True).expand(-1, 3, -1, -1)
         return *(
-            custom.Prepared(TensorDataset(images[part], targets[part]), Pipeline(cfg, is_train), None, 10, "digits")
+            Prepared(TensorDataset(images[part], targets[part]), Pipeline(cfg, is_train), len(classes))
             for part, is_train in zip(parts, (True, False), strict=True)
         ), classes
     images = torch.nn.functional.interpolate(images, size=cfg.image_size, mode="bilinear").expand(-1, 3, -1, -1)
@@ -84,15 +85,17 @@ def _cifar(cfg: DictConfig, seed: int, tell: Tell) -> Built:
     _root(cfg)
     cls = datasets.CIFAR10 if cfg.name == "cifar10" else datasets.CIFAR100
     try:
-        parts = [
-            cls(cfg.root, train=train, transform=Pipeline(cfg, train), download=cfg.download) for train in (True, False)
-        ]
+        parts = [cls(cfg.root, train=train, download=cfg.download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise UserError(
             f"data.root={cfg.root} has no {cls.__name__} that can be read ({error}): set data.root to where it is, or"
             " data.download=true"
         ) from None
-    return *parts, _named(cfg, parts[0].classes)
+    classes = _named(cfg, parts[0].classes)
+    prepared = (
+        Prepared(part, Pipeline(cfg, train), len(classes)) for part, train in zip(parts, (True, False), strict=True)
+    )
+    return *prepared, classes
 
 
 def _image_folder(cfg: DictConfig, seed: int, tell: Tell) -> Built:
@@ -107,10 +110,14 @@ def _image_folder(cfg: DictConfig, seed: int, tell: Tell) -> Built:
             f"data.root={cfg.root}: {layout.test.root.name}/ has classes that {layout.train.root.name}/ has not:"
             f" {', '.join(unknown)}; remove or rename them, or give all with data.classes=[…]"
         )
-    loader = ImageLoader(cfg.keep_in_memory)
 
     def images(part: Part | None, is_train: bool) -> Dataset:
-        return Folder(part, classes, Pipeline(cfg, is_train), loader) if part else TensorDataset(torch.empty(0))
+        if part is None:
+            return TensorDataset(torch.empty(0))
+        pipeline = Pipeline(cfg, is_train)
+        # What is drawn of each image anew needs it as it is.
+        loader = ImageLoader(cfg.keep_in_memory is True and pipeline.draws)
+        return Prepared(Folder(part, classes, loader), pipeline, len(classes))
 
     train = images(layout.train, True)
     if layout.test:
