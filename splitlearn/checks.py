@@ -22,6 +22,7 @@ CHOICES = {
     "last_batch": LAST_BATCH,
     "precision": ("fp32", "bf16"),
     "cut_precision": (None, "fp32"),
+    "channels_last": ("auto", True, False),
     "backward": BACKWARD,
     "bottleneck_init": ("pca", "orthogonal"),
     "role": (None, "server", "client"),

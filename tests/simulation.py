@@ -101,6 +101,8 @@ def train_uncut(cfg: DictConfig, dropout: str = "server") -> tuple[list[float], 
         model = Encoder(256, cfg.data.max_length, about["num_classes"], **sizes)
     else:
         model = networks.build(cfg.arch.name, 10, cfg.data.image_size)
+        if cfg.channels_last is True:
+            model = model.to(memory_format=torch.channels_last)
     if cfg.lora.rank:
         adapters.inject(model, cfg.lora, cfg.seed)
     if cfg.bottleneck:

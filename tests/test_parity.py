@@ -39,6 +39,13 @@ def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_pa
     assert_trains_the_uncut_model(tmp_path, f"arch={arch}", f"cut={cut}")
 
 
+@pytest.mark.parametrize("cut", ["shallow", "medium"])
+def test_so_does_one_with_its_channels_last(cut, tmp_path):
+    assert_trains_the_uncut_model(
+        tmp_path, "arch=vgg_slim", f"cut={cut}", "channels_last=true", "data.augment=crop_flip"
+    )
+
+
 @pytest.mark.parametrize(
     ("arch", "cut"),
     [

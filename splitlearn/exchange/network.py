@@ -16,6 +16,7 @@ from splitlearn.segments import adapters, auxiliary, bottleneck
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.cutting import split, valid_cuts
 from splitlearn.segments.forward import call, run_of
+from splitlearn.segments.layout import lay_out
 from splitlearn.segments.parts import Parts, untie
 from splitlearn.segments.tracing import in_short
 from splitlearn.segments.trainable import trained
@@ -89,8 +90,9 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
         trains = sum(one.numel() for one in rest.parameters() if one.requires_grad)
         notes.append(f"LoRA: {trains:,} of {sum(one.numel() for one in rest.parameters()):,} weights train")
     notes += [task.revealed] * bool(task.revealed and exchange.sends_targets)
-    plain, model, parts, points, cuts = rest, rest, [], [], exchange.cuts(cfg)
     lengths, longest = task.lengths(example), task.longest(cfg)
+    lay_out(rest, example, lengths, cfg.get("channels_last", False), cfg.precision == "bf16")
+    plain, model, parts, points, cuts = rest, rest, [], [], exchange.cuts(cfg)
     for cut, channels in zip(cuts, bottlenecks(cfg, len(cuts)), strict=True):
         if channels is not None and longest is not None:
             raise UserError(f"bottleneck={channels} is for samples of one shape, and texts differ in length: set null")
