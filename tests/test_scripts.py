@@ -36,6 +36,16 @@ def test_bench_step(run_here):
     assert sum(phases) == pytest.approx(float(rows["split, all"][0]), rel=0.02, abs=0.05)
 
 
+def test_bench_data(run_here):
+    status, out = run_here(BENCHMARKS / "bench_data.py", "--rounds", "1", "--", *TINY, "arch=convnet", "epochs=2")
+    assert status == 0, out
+    rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
+    in_memory, one_by_one = (rows[way] for way in ("batches, in memory", "image by image"))
+    ratio = float(one_by_one[1]) / float(in_memory[1])
+    assert float(in_memory[2]) == pytest.approx(ratio, rel=0.1) and float(one_by_one[2]) == 1 and ratio > 2
+    assert rows["uncut, one process, 1 thread"][1] == "1.00" and float(rows["harness, 2 clients and a server"][1]) > 0
+
+
 def test_bench_client(run_here):
     status, out = run_here(BENCHMARKS / "bench_client.py", "--rounds", "1", "--", "batch_size=4")
     assert status == 0, out
