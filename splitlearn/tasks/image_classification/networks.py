@@ -49,6 +49,41 @@ class ConvNet(nn.Sequential):
         self.classifier = nn.Linear(128, num_classes)
 
 
+class Residual(nn.Sequential):
+    """Layers whose output is added to their input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+class SlimResNet(nn.Sequential):
+    """Eight convolutions of `channels` to 8 · `channels`, four of them in two residual blocks, and a classifier.
+
+    Maps are pooled before their batch norm, so that less is computed of the large ones.
+
+    Source: Page 2018, "How to Train Your ResNet", whose network has 64 of them.
+    """
+
+    def __init__(self, num_classes: int, channels: int = 16):
+        def layer(inputs: int, outputs: int, *pooling: nn.Module) -> nn.Sequential:
+            conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+            return nn.Sequential(conv, *pooling, nn.BatchNorm2d(outputs), nn.ReLU())
+
+        def block(inside: int) -> nn.Module:
+            return Residual(layer(inside, inside), layer(inside, inside))
+
+        super().__init__()
+        self.stem = layer(3, channels)
+        self.layer1 = layer(channels, 2 * channels, nn.MaxPool2d(2))
+        self.block1 = block(2 * channels)
+        self.layer2 = layer(2 * channels, 4 * channels, nn.MaxPool2d(2))
+        self.layer3 = layer(4 * channels, 8 * channels, nn.MaxPool2d(2))
+        self.block3 = block(8 * channels)
+        self.pool = nn.AdaptiveMaxPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(8 * channels, num_classes)
+
+
 def slim_vgg(num_classes: int) -> nn.Module:
     """A VGG13 with batch norm, a quarter of its channels (16 to 128), and a linear classifier: one for a CPU."""
     channels = [16, 16, "M", 32, 32, "M", 64, 64, "M", 128, 128, "M", 128, 128, "M"]
@@ -139,6 +174,8 @@ def build(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Mo
         return ConvNet(num_classes, **options)
     if name == "vgg_slim":
         return slim_vgg(num_classes, **options)
+    if name == "resnet_slim":
+        return SlimResNet(num_classes, **options)
     if name in ("vgg16", "vgg19"):
         model = torchvision.models.get_model(f"{name}_bn", weights=None, num_classes=num_classes, **options)
         if small:
@@ -146,8 +183,8 @@ def build(name: str, num_classes: int, image_size: int, **options: Any) -> nn.Mo
             model.classifier[0] = nn.Linear(512, 4096)
         return model
     if name not in TORCHVISION:
-        known = ", ".join(TORCHVISION)
-        raise UserError(f"arch={name} is unknown: choose convnet, vgg_slim, timm, own, or one of torchvision's {known}")
+        known = f"convnet, vgg_slim, resnet_slim, timm, own, or one of torchvision's {', '.join(TORCHVISION)}"
+        raise UserError(f"arch={name} is unknown: choose {known}")
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True, **options}
     elif name.startswith("vit_"):
