@@ -33,7 +33,9 @@ def assert_equals(program, folder, *overrides):
 )
 def test_clients_with_losses_of_their_own(overrides, tmp_path):
     assert_equals(train_by_own_loss, tmp_path, *overrides)
-    assert all(line["smashed_up_bytes"] > 0 and line["local_loss"] > 0 for line in metrics(tmp_path, "epoch"))
+    lines = metrics(tmp_path, "epoch")
+    assert all(line["smashed_up_bytes"] > 0 and line["local_loss"] > 0 for line in lines)
+    assert [line["samples"] for line in lines] == [151] * 2  # those too that were not sent
 
 
 @pytest.mark.parametrize("compressor", ["rt", "klt"])
@@ -44,6 +46,7 @@ def test_maps_that_are_sent_once(compressor, tmp_path):
     )
     sent = [line.get("smashed_up_bytes", 0) > 0 for line in metrics(tmp_path, "epoch")]
     assert sent == [False, False, True, False, False]
+    assert [line["samples"] for line in metrics(tmp_path, "epoch")] == [151] * 5
 
 
 def test_updates_by_the_loss(tmp_path):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from splitlearn.console import Console
+from splitlearn.measure import costs
+from splitlearn.measure.costs import size
 from splitlearn.measure.evaluation import over_in_words, parts_in_words
 from splitlearn.measure.stopwatch import Speed
 
@@ -96,7 +96,8 @@ class Display:
 
     def summary(self, summary: dict[str, Any], task: Task, channels: Sequence[ChannelSpec]) -> None:
         """A table of the channels, and what the run came to."""
-        self.console.print((_columns if len(channels) <= 2 else _rows)(summary, channels))
+        self.console.print(costs.table(summary, channels))
+        self.console.print(costs.in_all(summary), soft_wrap=True)
         first, *others = task.metrics
         beside = [f"best {first.form(summary[f'best_test_{first.name}'])}"]
         others += [metric for metric in task.confusion_metrics if f"test_{metric.name}" in summary]
@@ -155,94 +156,3 @@ def epoch_line(
         f"epoch {epoch:{len(str(num_epochs))}}/{num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
         f" {line['seconds']:.1f} s"
     )
-
-
-def _size_if_any(num_bytes: int) -> str:
-    return size(num_bytes) if num_bytes else "–"
-
-
-def _times(value: float) -> str:
-    return f"{value:.2f} ×"
-
-
-def _of_channels(channels: list[int] | None) -> str:
-    return "{} of {} channels".format(*channels) if channels else "–"
-
-
-def _error(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
-
-
-UNMODIFIED = "unmodified network"  # what it would send without compression; of a run with a bottleneck
-OTHERS = {  # what crosses beside channels
-    "labels": "labels",
-    "client weights": "weights",
-    "evaluation": "evaluation",
-    "bottleneck's start": "bottleneck",
-}
-
-
-def _columns(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
-    """A column for each of one or two channels."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for spec in channels:
-        table.add_column(f"{spec.way}: {spec.title}", justify="right")
-    rows = {
-        "compressor": ("compressor", str),
-        "bottleneck": ("channels", _of_channels),
-        "payload a batch": ("bytes_per_batch", size),
-        "payload in all": ("bytes", size),
-        "of that bases": ("basis_bytes", _size_if_any),
-        UNMODIFIED if summary["bottleneck"] else "without compression": ("uncompressed_bytes", size),
-        "saving, measured": ("saving", _times),
-        "saving, by formula": ("saving_by_formula", _times),
-        "relative error": ("relative_error", _error),
-    }
-    if not any(summary[spec.key]["basis_bytes"] for spec in channels):
-        del rows["of that bases"]
-    for name, (key, form) in rows.items():
-        if name != "bottleneck" or summary["bottleneck"]:
-            table.add_row(name, *(form(summary[spec.key][key]) for spec in channels))
-    for name, what in OTHERS.items():
-        figures = [_other(summary, what, spec.way) for spec in channels]
-        if what != "bottleneck" or any(figure != "–" for figure in figures):
-            table.add_row(name, *figures)
-    return table
-
-
-def _rows(summary: dict[str, Any], channels: Sequence[ChannelSpec]) -> Table:
-    """A row for each channel, and for what crosses beside them."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("compressor")
-    for name in ("a batch", "in all", "saving", "error"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for spec in channels:
-        one = summary[spec.key]
-        table.add_row(
-            f"{spec.way}: {spec.title}",
-            one["compressor"] + (", bottleneck {} of {}".format(*one["channels"]) if one["channels"] else ""),
-            size(one["bytes_per_batch"]),
-            size(one["bytes"]),
-            _times(one["saving"]),
-            _error(one["relative_error"]),
-        )
-    for name, what in OTHERS.items():
-        for way in ("up", "down"):
-            if (figure := _other(summary, what, way)) != "–":
-                table.add_row(f"{way}: {name}", "", "", figure)
-    return table
-
-
-def _other(summary: dict[str, Any], what: str, way: str) -> str:
-    return _size_if_any(summary["other_bytes"].get(f"{what}_{way}", 0))
-
-
-def size(num_bytes: float) -> str:
-    """Bytes with a decimal unit, as networks count."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000 or unit == "GB":
-            return f"{num_bytes:.0f} B" if unit == "B" else f"{num_bytes:.2f} {unit}"
-        num_bytes /= 1000
-    raise AssertionError

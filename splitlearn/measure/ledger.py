@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from splitlearn.exchange.channel import ChannelSpec, Transfer
 from splitlearn.exchange.exchange import Outcome
 
 COUNTERS = ("totals", "traffic")
+APART = ("evaluation", "link")  # booked beside what crosses for training
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Ledger:
 
     def evaluated(self, transfers: list[Transfer], targets_bytes: int) -> None:
         """What crossed for a batch of test samples."""
-        self.book("labels_up", targets_bytes)
+        self.book("evaluation_up", targets_bytes)
         for one in transfers:
             self.book(f"evaluation_{self.specs[one.channel].way}", one.num_bytes)
 
@@ -97,3 +98,15 @@ class Ledger:
 
     def of_epoch(self, way: str) -> int:
         return sum(self.traffic[spec.traffic] for spec in self.specs.values() if spec.way == way)
+
+
+def of_training(booked: Mapping[str, Any], way: str) -> int:
+    """Bytes of all that has crossed one way for training: payloads, labels, weights, and a bottleneck's start.
+
+    Args:
+        booked: what was booked as <what>_<way>_bytes: a ledger's totals, or the line of an epoch in metrics.jsonl.
+        way: "up" or "down".
+    """
+    return sum(
+        number for name, number in booked.items() if name.endswith(f"_{way}_bytes") and not name.startswith(APART)
+    )

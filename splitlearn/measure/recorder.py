@@ -191,15 +191,16 @@ class Recorder:
             "epoch": epoch,
             "step": self.step_number,
             "seconds": now - self.epoch_started_at,
+            "samples": self.tally.num_samples,
             **self.tally.means(self.task),
             **{f"{name}_bytes": total for name, total in self.ledger.traffic.items()},
             **{f"{phase.replace(' ', '_')}_s": seconds.get(phase, 0.0) for phase in PHASES},
         }
         self._write("epoch", line, self.step_number, "epoch")
         self.seconds.update(seconds)
-        is_evaluated = self.last_evaluation.get("epoch") == epoch
-        crossed = self.ledger.of_epoch("up"), self.ledger.of_epoch("down")
-        self.display.epoch(epoch, line, self.last_evaluation if is_evaluated else None, self.task, *crossed)
+        self.ledger.totals.update(samples=line["samples"])
+        test = self.last_evaluation if self.last_evaluation.get("epoch") == epoch else None
+        self.display.epoch(epoch, line, test, self.task, *map(self.ledger.of_epoch, ("up", "down")))
         self.tally = Tally()
         self.ledger.traffic.clear()
         self.epoch_started_at = now

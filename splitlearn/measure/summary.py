@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from splitlearn.config import compressor_from, num_in_epoch
 from splitlearn.exchange.channel import ChannelSpec
+from splitlearn.measure.ledger import of_training
 from splitlearn.segments import CutPoint
 from splitlearn.segments.bottleneck import in_words
 from splitlearn.tasks import Task
@@ -48,6 +49,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         "epochs": recorder.last_evaluation["epoch"],
         "stopped_early": recorder.stopped_early,
         "steps": recorder.step_number,
+        "samples": totals["samples"],
         "skipped": totals["skipped"],
         "unreadable": recorder.unreadable,
         "refused": dict(recorder.refused + refusals),
@@ -75,6 +77,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
     names = [f"{what}_{way}" for what in ("labels", "weights", "evaluation", "bottleneck") for way in ("up", "down")]
     names.remove("labels_down")
     summary["other_bytes"] = {name: totals[f"{name}_bytes"] for name in names}
+    summary["all_bytes"] = {way: of_training(totals, way) for way in ("up", "down")}
     if cfg.link.up_mbits or cfg.link.down_mbits:
         summary["seconds_over_link"] = seconds + seconds_on_link(cfg, totals)
     summary["seconds_per_batch"] = {phase: recorder.seconds[phase] / totals["batches"] for phase in phases}
@@ -88,13 +91,14 @@ def of_confusion(task: Task, evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def sent_both_ways(summary: dict[str, Any]) -> int:
-    """Of a run's summary.json: bytes of the payloads of all channels."""
-    return sum(one["bytes"] for one in _channels(summary))
+    """Of a run's summary.json: bytes of all that has crossed for training."""
+    return sum(summary["all_bytes"].values())
 
 
 def saving_both_ways(summary: dict[str, Any]) -> float:
-    """Of a run's summary.json: bytes of the tensors of all channels, both ways, over those that were sent."""
-    return sum(one["uncompressed_bytes"] for one in _channels(summary)) / sent_both_ways(summary)
+    """Of a run's summary.json: bytes of the tensors of all channels, both ways, over those of their payloads."""
+    channels = _channels(summary)
+    return sum(one["uncompressed_bytes"] for one in channels) / sum(one["bytes"] for one in channels)
 
 
 def _channels(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -23,6 +23,11 @@ class Tally:
         """What batches of a client came to, by a loss of its own."""
         self._own.update(sums)
 
+    @property
+    def num_samples(self) -> int:
+        """That were trained on, at the end that has seen more."""
+        return max(self._sums["samples"], self._own["samples"])
+
     def means(self, task: Task) -> dict[str, float]:
         """The loss and metrics, and those by the clients' own loss with "local_" before their names."""
         own = {f"local_{name}": mean for name, mean in _means(self._own, task).items()}

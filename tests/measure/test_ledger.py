@@ -3,7 +3,7 @@ from simulation import compose
 
 from splitlearn.exchange.channel import Transfer
 from splitlearn.exchange.exchange import exchange_from
-from splitlearn.measure.ledger import Ledger
+from splitlearn.measure.ledger import Ledger, of_training
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def test_each_byte_is_booked_once(ledger):
     assert ledger.traffic == {
         "smashed_up": 22,
         "gradient_down": 20,
-        "labels_up": 5,
-        "evaluation_up": 7,
+        "labels_up": 3,
+        "evaluation_up": 7 + 2,
         "evaluation_down": 5,
         "weights_up": 100,
     }
@@ -28,6 +28,8 @@ def test_each_byte_is_booked_once(ledger):
     smashed = ledger.channels["smashed"]
     assert (smashed["payloads"], smashed["bytes"], smashed["raw_bytes"], smashed["formula_bytes"]) == (2, 22, 80, 16)
     assert (smashed["errors"], smashed["error"], smashed["basis_bytes"]) == (1, 0.5, 4)
+    of_way = [of_training(ledger.totals | {"link_up_bytes": 9, "batches": 5}, way) for way in ("up", "down")]
+    assert of_way == [22 + 3 + 100, 20]  # without the evaluation
     assert (ledger.of_run("up"), ledger.of_run("down"), ledger.of_epoch("up")) == (22, 20, 22)
 
 

@@ -76,20 +76,22 @@ def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
     assert (step["loss"], step["top1"], step["uplink_error"]) == (2.0, 0.5, 0.25) and "downlink_error" not in step
     assert (epoch["loss"], epoch["top1"], epoch["codec_s"]) == (2.0, 0.5, 0.5)
     booked = {name: epoch[f"{name}_bytes"] for name in ("smashed_up", "gradient_down", "labels_up", "weights_up")}
-    assert booked == {"smashed_up": 20, "gradient_down": 40, "labels_up": 21, "weights_up": 100}
+    assert booked == {"smashed_up": 20, "gradient_down": 40, "labels_up": 16, "weights_up": 100}
+    assert epoch["samples"] == 8
     found = summary(tmp_path)
     assert found["uplink"]["bytes"] == 20 and found["uplink"]["uncompressed_bytes"] == 80
     assert found["uplink"]["saving"] == found["uplink"]["saving_by_formula"] == 4.0
     assert (found["uplink"]["relative_error"], found["downlink"]["relative_error"]) == (0.25, None)
     assert found["other_bytes"] == {
-        "labels_up": 21,
+        "labels_up": 16,
         "weights_up": 100,
         "weights_down": 0,
-        "evaluation_up": 10,
+        "evaluation_up": 10 + 5,
         "evaluation_down": 0,
         "bottleneck_up": 30,
         "bottleneck_down": 0,
     }
+    assert found["all_bytes"] == {"up": 20 + 16 + 100 + 30, "down": 40} and found["samples"] == 8
     assert (found["test_top1"], found["test_top5"], found["test_loss"]) == (0.1, 0.5, 2.3)
 
 

@@ -333,4 +333,4 @@ def test_what_a_run_shows(tmp_path):
     assert "256 different tokens (bytes), windows of 8" in shown and "test perplexity" in shown
     finished = saved.load(tmp_path / "run")
     assert shown.endswith(task_from(finished.cfg).demonstrate(finished.cfg, finished.model) + "\n")
-    assert summary(tmp_path / "run")["other_bytes"]["labels_up"] == 8 * (40 + 12)
+    assert summary(tmp_path / "run")["other_bytes"]["labels_up"] == 8 * 40
