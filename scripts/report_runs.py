@@ -1,28 +1,40 @@
-"""The finished runs below a folder, as report.py needs them."""
+"""The runs below a folder, as report.py needs them, and which of them the others are compared with."""
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from math import nan
 from pathlib import Path
-from statistics import fmean
 
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from tables import ROOT  # noqa: F401  makes splitlearn importable
+from report_labels import codec_of, is_bf16, way_of
 
-import splitlearn.tasks  # noqa: F401  registers the networks
 from splitlearn import config
 from splitlearn.exchange.exchange import exchange_from
+from splitlearn.measure.ledger import of_training
 from splitlearn.saved import metrics
 from splitlearn.tasks import Metric, task_from
 
-ORDER = ["shallow", "medium", "deep", "none", "qu", "sp", "rt", "ms", "ms_best"]  # all others come after, by name
-BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
+ORDER = [
+    "shallow",
+    "medium",
+    "deep",
+    "none",
+    "bf16",
+    "int8",
+    "qu",
+    "sp",
+    "rt",
+    "ms",
+    "ms_best",
+]  # all others after, by name
 WAYS = ("up", "down")
-CELL_KEYS = {"arch", "data", "cut", "compressor", "downlink", "seed", *BOTTLENECK}  # others that vary name the setting
+METHOD_KEYS = {"exchange", "topology.name", "topology._target_", "cut_back", "features", "feature_gradient"}
+BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
+CODEC_KEYS = {"compressor", "downlink", "cut_precision", *BOTTLENECK}
+CELL_KEYS = {"arch", "data", "cut", "seed", *METHOD_KEYS, *CODEC_KEYS}  # others that vary name the setting, or the row
 
 
 @dataclass
@@ -32,10 +44,16 @@ class Point:
     epoch: int
     result: float  # the first metric of the test samples; a share in percent
     loss: float  # in training, mean over the epoch
-    up: int
+    up: int  # payloads
     both: int
+    all_up: int  # all that crossed for training
+    all_down: int
     seconds: float
     link: float  # bytes both ways on one client's link, with labels, weights and evaluations
+
+    @property
+    def all(self) -> int:
+        return self.all_up + self.all_down
 
     def minutes(self, mbits: float) -> float:
         """Over links of this rate, estimated."""
@@ -43,7 +61,13 @@ class Point:
 
 
 class Run:
-    """What a run's folder says.
+    """What a run's folder says, or that of a training without a cut, which anchor.json gives a name.
+
+    Attributes:
+        anchor: that name; None of a run.
+        way: exchange and topology, "" where they are labels_up and parallel.
+        codec: in words.
+        differs: options in which it is not like the runs that it is compared with; see `find_base`.
 
     Raises:
         OSError, ValueError, KeyError: a file is not what a run writes.
@@ -53,21 +77,38 @@ class Run:
         self.folder = folder
         saved = folder / "config.yaml"  # Hydra's own is there before the run starts
         self.cfg = OmegaConf.load(saved if saved.exists() else folder / ".hydra" / "config.yaml")
-        self.options, self.metric = config.shared(self.cfg), task_from(self.cfg).metrics[0]
-        up, down = choice(self.cfg.compressor), choice(self.cfg.downlink)
-        self.compressor = up if down == "none" else f"{up} both ways" if up == down else f"{up} up, {down} down"
-        if self.cfg.get("bottleneck"):  # another network, which is compared with the unmodified one
-            start = "" if self.cfg.bottleneck_init == "pca" else f" {self.cfg.bottleneck_init}"
-            self.compressor += f", bottleneck {self.cfg.bottleneck}{start}"
+        self.metric, length = task_from(self.cfg).metrics[0], f"{self.cfg.epochs} epochs"  # as schedules have it
+        self.options = {key: "all" if value == length else value for key, value in config.shared(self.cfg).items()}
+        if is_bf16(self.cfg):
+            del self.options["precision"]  # it could have no other
+        about = folder / "anchor.json"
+        self.anchor = json.loads(about.read_text())["method"] if about.exists() else None
+        self.way, self.codec = ("", "") if self.anchor else (way_of(self.cfg), codec_of(self.cfg))
+        self.is_base, self.differs = not (self.way or self.anchor), ""
         self.is_finished = (folder / "summary.json").exists()
         if self.is_finished:
             self.summary = json.loads((folder / "summary.json").read_text())
             self.points = points(folder, self.cfg, self.metric)
+            self.num_samples = max(line.get("samples", 0) for line in metrics(folder, "epoch"))  # 0: not known
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        return self.cfg.arch.name, self.cfg.data.name
+
+    @property
+    def method(self) -> str:
+        """What its row is called: by the codec alone where exchange and topology are those of the base."""
+        way = "" if self.is_base else self.way
+        return (self.anchor or " · ".join(filter(None, [way, self.codec]))) + self.differs
 
     def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
-        """Setting (network, data, and the options that are not the same in all runs), cut, and compressor."""
-        options = (f"{key}={self.options.get(key)}" for key in varied)
-        return ", ".join([self.cfg.arch.name, self.cfg.data.name, *options]), str(self.cfg.cut), self.compressor
+        """Setting (network, data, and the options that are not the same in all runs), cut, and method."""
+        options = (f"{key}={self.options.get(key, OmegaConf.select(self.cfg, key))}" for key in varied)
+        return ", ".join([*self.kind, *options]), str(self.cfg.cut), self.method
+
+    def place(self) -> tuple:
+        """In the order of the rows: smaller messages, fewer messages, anchors."""
+        return bool(self.anchor), not self.is_base, self.way, *place(self.codec), self.method
 
     def reach(self, target: float) -> Point | None:
         """Where the run first has this result, or a better one."""
@@ -78,6 +119,10 @@ class Run:
         path = self.folder / "metrics.jsonl"
         num_epochs = path.read_text().count('{"kind": "epoch"') if path.exists() else 0
         return f"not finished: {num_epochs} of {self.cfg.epochs} epochs"
+
+
+def place(name: str) -> tuple[int, str]:
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
 
 
 def near(point: Point, target: float) -> float:
@@ -94,121 +139,28 @@ def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
     """The evaluations of a run, from its metrics.jsonl."""
     found, results, num_clients = [], {}, config.num_in_epoch(cfg)
     keys = {way: [f"{spec.key}_bytes" for spec in exchange_from(cfg).channels if spec.way == way] for way in WAYS}
-    up = down = seconds = link_up = link_down = 0
+    seconds = link = 0
+    sent, crossed = dict.fromkeys(WAYS, 0), dict.fromkeys(WAYS, 0)
     for line in metrics(folder):
         if line["kind"] == "step":
             if line["clients"]:  # none where a step was skipped
-                sent, received = (sum(line[key] for key in keys[way]) for way in WAYS)
-                up, down = up + sent, down + received
-                link_up += sent / len(line["clients"])
-                link_down += received / len(line["clients"])
+                payloads = {way: sum(line[key] for key in keys[way]) for way in WAYS}
+                sent = {way: sent[way] + payloads[way] for way in WAYS}
+                link += sum(payloads.values()) / len(line["clients"])
         elif line["kind"] == "evaluation":
             results[line["epoch"]] = line[metric.name] * (100 if metric.is_share else 1)
         elif line["kind"] == "epoch":
             seconds += line["seconds"]
-            link_up += sum(line[f"{name}_bytes"] for name in ("labels_up", "weights_up", "evaluation_up")) / num_clients
-            link_down += line["weights_down_bytes"] / num_clients
-            link_up += line.get("bottleneck_up_bytes", 0) / num_clients
-            link_down += line.get("bottleneck_down_bytes", 0) / num_clients
+            crossed = {way: crossed[way] + of_training(line, way) for way in WAYS}
+            beside = product(("labels", "weights", "evaluation", "bottleneck"), WAYS)
+            link += sum(line.get(f"{what}_{way}_bytes", 0) for what, way in beside) / num_clients
             if (result := results.get(line["epoch"])) is not None:
-                link = link_up + link_down
-                found.append(Point(line["epoch"], result, line.get("loss", nan), up, up + down, seconds, link))
+                both, loss = sum(sent.values()), line.get("loss", nan)
+                point = line["epoch"], result, loss, sent["up"], both, crossed["up"], crossed["down"], seconds, link
+                found.append(Point(*point))
     if not found:
         raise ValueError("no evaluation in metrics.jsonl")
     return found
-
-
-def choice(node: DictConfig) -> str:
-    """A compressor as one would choose it on the command line: "ms_best", "qu bits=4"."""
-    offered = {
-        name.removesuffix(".yaml"): entry.node for name, entry in ConfigStore.instance().repo["compressor"].items()
-    }
-
-    def changes(name: str) -> list[str]:
-        return [f"{key}={value}" for key, value in node.items() if offered[name].get(key) != value]
-
-    name = min(offered, key=lambda name: (offered[name]["_target_"] != node["_target_"], len(changes(name))))
-    return " ".join([name, *changes(name)])
-
-
-@dataclass
-class Race:
-    """A run against that without compression of the same seed: each where it first has the result to reach.
-
-    Attributes:
-        target: that result.
-        none: there is always such a point.
-        point: None if the run never has it.
-    """
-
-    target: float
-    none: Point
-    point: Point | None
-
-
-class Cell:
-    """The runs of one compressor at one cut, which differ in their seeds."""
-
-    def __init__(self, runs: list[Run]):
-        self.runs = runs
-        self.races: list[Race] = []
-
-    def compare(self, none: "Cell", best: bool, tolerance: float) -> None:
-        """Finds out where the runs are as good as those without compression of the same seeds."""
-        baselines = {run.cfg.seed: run for run in none.runs}
-        for run in self.runs:
-            if baseline := baselines.get(run.cfg.seed):
-                results, metric = [point.result for point in baseline.points], run.metric
-                target = (max if metric.higher_is_better else min)(results) if best else results[-1]
-                target -= tolerance if metric.higher_is_better else -tolerance
-                self.races.append(Race(target, baseline.reach(target), run.reach(target)))
-
-    @property
-    def metric(self) -> Metric:
-        return self.runs[0].metric
-
-    @property
-    def won(self) -> list[Race]:
-        return [race for race in self.races if race.point]
-
-    @property
-    def target(self) -> float:
-        return fmean(race.target for race in self.races)
-
-    def of_runs(self, field: str) -> list[list[float]]:
-        """A field of every run's points."""
-        return [[getattr(point, field) for point in run.points] for run in self.runs]
-
-    def mean(self, value: Callable[[dict], float]) -> float:
-        """Over the runs' summaries."""
-        return fmean(value(run.summary) for run in self.runs)
-
-    def sent_by_none(self, link: str) -> float:
-        return fmean(getattr(race.none, link) for race in self.races)
-
-    def savings(self, link: str) -> list[float]:
-        """Of the runs that get there."""
-        return [getattr(race.none, link) / getattr(race.point, link) for race in self.won]
-
-    def is_never(self) -> bool:
-        """Whether the table says INF."""
-        return 2 * len(self.won) <= len(self.races)
-
-    def minutes(self, mbits: float) -> str:
-        """Until the result is reached, in the table's words."""
-        if not self.races:
-            return "–"
-        return "INF" if self.is_never() else f"{fmean(race.point.minutes(mbits) for race in self.won):.1f}"
-
-    def saving(self, link: str) -> str:
-        """The table's words."""
-        if not self.races:
-            return "–"
-        share = f", {len(self.won)} of {len(self.races)}" if 0 < len(self.won) < len(self.races) else ""
-        return ("INF" if self.is_never() else spread(self.savings(link))) + share
-
-
-Cells = dict[tuple[str, str, str], Cell]  # by setting, cut and compressor
 
 
 def load(folder: Path) -> tuple[list[Run], list[str]]:
@@ -225,43 +177,48 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
         runs.append(run)
         if not run.is_finished:
             troubles.append(f"{path.relative_to(folder)} is {run.progress()}")
+    find_base(runs)
     return runs, troubles
 
 
-def varying(runs: list[Run]) -> list[str]:
-    """Options, beside those of a cell, in which runs of the same network and data differ."""
+def find_base(runs: list[Run]) -> None:
+    """Finds out, of each network and data, with which runs the others are compared, and how these differ from them.
+
+    They are those of labels_up and parallel; without any, those whose exchange and topology most have.
+    """
+    for kind in {run.kind for run in runs}:
+        own = [run for run in runs if run.kind == kind]
+        if ways := Counter(run.way for run in own if not run.anchor):
+            way = "" if "" in ways else min(ways, key=lambda way: (-ways[way], way))
+            for run in own:
+                run.is_base = run.way == way and not run.anchor
+        base = [run for run in own if run.is_base]
+        for run in base if len({is_bf16(run.cfg) for run in own if not run.anchor}) > 1 else ():
+            if is_bf16(run.cfg):
+                run.codec = "bf16" if run.codec == "none" else f"{run.codec} of bf16"
+        for run in own if base else ():
+            different = []
+            for key, values in options_of(base).items():
+                if not run.is_base and len(values) == 1 and str(run.options.get(key, *values)) not in values:
+                    different.append(f", {key}={run.options[key]}")
+            run.differs = "".join(different)
+
+
+def options_of(runs: list[Run]) -> dict[str, set[str]]:
+    """The values of all options that are not a cell's."""
     values = defaultdict(set)
     for run in runs:
         for key, value in run.options.items():
-            values[run.cfg.arch.name, run.cfg.data.name, key].add(str(value))
-    return sorted({key for (*_, key), found in values.items() if len(found) > 1 and key.split(".")[0] not in CELL_KEYS})
+            if not {key, key.split(".")[0]} & CELL_KEYS:
+                values[key].add(str(value))
+    return values
 
 
-def group(runs: list[Run], varied: list[str]) -> Cells:
-    """In the order of the tables."""
-    grouped = defaultdict(list)
-    for run in runs:
-        grouped[run.cell(varied)].append(run)
-
-    def place(name: str) -> tuple[int, str]:
-        return ORDER.index(name) if name in ORDER else len(ORDER), name
-
-    return {key: Cell(grouped[key]) for key in sorted(grouped, key=lambda key: tuple(map(place, key)))}
-
-
-def gaps(runs: list[Run], varied: list[str]) -> list[str]:
-    """A sentence for each run that the others of its setting suggest, and that is not there."""
-    there = {(*run.cell(varied), run.cfg.seed) for run in runs}
-    sentences = []
-    for setting in sorted({setting for setting, *_ in there}):
-        axes = zip(*(key[1:] for key in there if key[0] == setting), strict=True)
-        for cut, compressor, seed in sorted(product(*map(set, axes))):
-            if (setting, cut, compressor, seed) not in there:
-                sentences.append(f"{setting}: there is no run of {compressor} with cut={cut}, seed={seed}")
-    return sentences
-
-
-def spread(values: list[float]) -> str:
-    """The mean, and with several values the least and the greatest."""
-    ends = f" ({min(values):.2f} … {max(values):.2f})" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{ends}"
+def varying(runs: list[Run]) -> list[str]:
+    """Options, beside those of a cell, in which runs differ that others are compared with, or that have no such."""
+    found = set()
+    for kind in {run.kind for run in runs}:
+        own = [run for run in runs if run.kind == kind]
+        values = options_of([run for run in own if run.is_base] or own)
+        found |= {key for key, of_key in values.items() if len(of_key) > 1}
+    return sorted(found)

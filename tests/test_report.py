@@ -21,17 +21,23 @@ def write_run(folder: Path, compressor: str, seed: int, accuracies: list[float],
     lines = []
     for epoch, accuracy in enumerate(accuracies, start=1):
         lines += [
-            {"kind": "step", "epoch": epoch, "clients": [0, 1], "uplink_bytes": up, "downlink_bytes": down},
+            {"kind": "step", "epoch": epoch, "clients": [0, 1]}
+            | {"features_bytes": 0, "feature_gradient_bytes": 0, "uplink_bytes": up, "downlink_bytes": down},
             {"kind": "evaluation", "epoch": epoch, "top1": accuracy},
-            {"kind": "epoch", "epoch": epoch, "loss": 1 / epoch, "seconds": 6.0}
-            | {"labels_up_bytes": 0, "evaluation_up_bytes": 0, "weights_up_bytes": 0, "weights_down_bytes": 1000},
+            {"kind": "epoch", "epoch": epoch, "loss": 1 / epoch, "seconds": 6.0, "samples": 500}
+            | {"smashed_up_bytes": up, "gradient_down_bytes": down, "weights_up_bytes": 0, "weights_down_bytes": 1000}
+            | {"labels_up_bytes": 0, "evaluation_up_bytes": 0},
         ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     num_epochs = len(accuracies)
 
     def link(nbytes: int) -> dict:
         found = {"bytes": nbytes * num_epochs, "uncompressed_bytes": 1_000_000 * num_epochs}
-        return found | {"bytes_per_batch": nbytes / 2, "saving": 1_000_000 / nbytes, "relative_error": 0.25}
+        return found | {
+            "bytes_per_batch": nbytes / 2,
+            "saving": 1_000_000 / (nbytes or 1_000_000),
+            "relative_error": 0.25,
+        }
 
     about = {"uplink": link(up), "downlink": link(down), "seconds": 6.0 * num_epochs}
     (folder / "summary.json").write_text(json.dumps(about))
@@ -49,7 +55,7 @@ def test_a_bottleneck_is_compared_with_the_unmodified_network(tmp_path, run_here
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     named = {row[0]: row[1:] for row in reversed(rows)}  # the first table's
     assert named["none, bottleneck 8"] == ["10.00"] and named["ms, bottleneck 4 orthogonal"] == ["100.00"]
-    (narrow,) = (row for row in rows if row[1:2] == ["none, bottleneck 8"])
+    (narrow,) = (row for row in rows if row[1:2] == ["none, bottleneck 8"] and len(row) == 7)
     assert narrow[2:6] == ["61.00 %", "3.20", "10.00 ×", "10.00 ×"]
     minutes = [row[1] for row in rows if len(row) == 2 and row[0] == "none, bottleneck 8"][-1]
     assert minutes == "0.5"  # 12 s as run, 0.2 s of payloads, and 20 s of its start, at a megabyte a second
@@ -59,15 +65,15 @@ def test_a_perplexity_is_to_be_as_low_and_all_channels_count(tmp_path, run_here)
     for name, compressor, values, up in (("none", "none", [9.0, 7.0, 6.0], 4000), ("uq", "uq", [9.5, 8.0, 5.9], 400)):
         write_run(tmp_path / name, compressor, 0, values, up, up, "task=causal_lm", f"compressor={compressor}", "cut=2")
         path = tmp_path / name / "metrics.jsonl"
-        more = f'"features_bytes": {up // 2}, "feature_gradient_bytes": {up // 2}, "uplink_bytes"'
-        path.write_text(path.read_text().replace('"top1"', '"perplexity"').replace('"uplink_bytes"', more))
+        text = re.sub(r'"(features|feature_gradient)_bytes": 0', rf'"\1_bytes": {up // 2}', path.read_text())
+        path.write_text(text.replace('"top1"', '"perplexity"'))
     status, out = run_here(REPORT, str(tmp_path))
     assert status == 0, out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     named = {row[0]: row[1:] for row in reversed(rows)}  # the first table's
     assert named["perplexity to reach"] == ["6.00"] and named["uq"] == ["10.00"]
     assert named["none sends until then"] == ["18.00 kB"]  # 4,000 and 2,000 bytes up in each of three steps
-    (uq,) = (row for row in rows if row[:2] == ["2", "uq"])
+    (uq,) = (row for row in rows if row[:2] == ["2", "uq"] and len(row) == 7)
     assert uq[2] == "5.90"
 
 
@@ -89,20 +95,75 @@ def test_tables_computed_by_hand(by_hand, run_here):
     assert status == 0, out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     # none reaches 60 % after 3 and 2 epochs: 3 and 2 MB up; ms after 3 and 2 epochs too: 0.3 and 0.2 MB.
-    assert [row for row in rows if row[0] == "accuracy to reach"] == [["accuracy to reach", "60.00 %"]] * 2
-    assert [row[1] for row in rows if row[0] == "none sends until then"] == ["2.50 MB", "5.00 MB"]
-    uplink, both, minutes = [row[1] for row in rows if row[0] == "ms" and len(row) == 2]
+    assert [row for row in rows if row[0] == "accuracy to reach"] == [["accuracy to reach", "60.00 %"]] * 3
+    assert [row[1] for row in rows if row[0] == "none sends until then"] == ["2.50 MB", "5.00 MB", "5.00 MB"]
+    uplink, both, in_all, minutes = [row[1] for row in rows if row[0] == "ms" and len(row) == 2]
     assert uplink == "10.00 (10.00 … 10.00)"  # 3 / .3 and 2 / .2
     assert both == "1.82 (1.82 … 1.82)"  # 6 / 3.3 and 4 / 2.2
+    assert in_all == "1.82 (1.82 … 1.82)"  # with a thousand bytes of weights an epoch: 2.001 / 1.101
     # 2.5 epochs of 6 s, and of 0.05 + 0.5 MB and half of 1000 bytes on one client's link: 0.5505 MB at 1 MB/s.
     assert minutes == f"{2.5 * (6 + 0.5505) / 60:.1f}"
-    assert [row[1] for row in rows if row[0] == "sp" and len(row) == 2] == ["INF, 1 of 2", "INF, 1 of 2", "INF"]
+    assert [row[1] for row in rows if row[0] == "sp" and len(row) == 2] == [*["INF, 1 of 2"] * 3, "INF"]
     assert "broken is not finished: 0 of 4 epochs" in out
 
     with open(by_hand / "report" / "summary.csv") as file:
         (ms,) = [row for row in csv.DictReader(file) if row["compressor"] == "ms"]
     assert float(ms["result"]) == pytest.approx(70) and float(ms["bits_per_element"]) == pytest.approx(3.2)
     assert float(ms["saving_both_ways"]) == pytest.approx(2 / 1.1)
+
+
+def test_exchanges_and_anchors_are_rows_and_all_bytes_count(tmp_path, run_here):
+    def write(name, accuracies, up, down, *more, compressor="none"):
+        write_run(tmp_path / name, compressor, 0, accuracies, up, down, "data.max_train_samples=500", *more)
+
+    write("none", [0.30, 0.60], 1_000_000, 1_000_000)
+    write("bf16", [0.30, 0.60], 500_000, 500_000, "precision=bf16")
+    write("sequential", [0.30, 0.62], 1_000_000, 999_000, "topology=sequential")
+    local = "exchange=local_loss", "exchange.send_every=4", "compressor.bits=0.5"
+    write("local", [0.50, 0.60], 4_000, 0, *local, compressor="klt")
+    write("once", [0.10, 0.55, 0.61], 99_000, 0, "exchange=send_once", "exchange.local_epochs=1")
+    write("u", [0.30, 0.60], 1_000_000, 1_000_000, "exchange=u_shaped", "compressor@features=ms", "cut=shallow")
+    write("fedavg", [0.20, 0.65], 0, 4_001_000, "cut=deep")
+    (tmp_path / "fedavg" / "anchor.json").write_text(json.dumps({"method": "FedAvg"}))
+    status, out = run_here(REPORT, str(tmp_path))
+    assert status == 0, out
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
+    methods = {row[1]: row[3:] for row in rows if len(row) == 9 and row[0] == "shallow"}
+    assert methods == {
+        "none": ["60.00 %", "4.00 MB", "2.00 MB", "2.00 MB", "8.00 kB", "1.0 ×"],
+        "bf16": ["60.00 %", "2.00 MB", "1.00 MB", "1.00 MB", "4.00 kB", "2.0 ×"],
+        "local_loss, send_every=4 · klt bits=0.5": ["60.00 %", "10.00 kB", "8.00 kB", "2.00 kB", "20 B", "400.2 ×"],
+        "send_once, local_epochs=1 · none, epochs=3": [
+            "61.00 %",
+            "300.00 kB",
+            "297.00 kB",
+            "3.00 kB",
+            "600 B",
+            "13.3 ×",
+        ],
+        "sequential · none": ["62.00 %", "4.00 MB", "2.00 MB", "2.00 MB", "8.00 kB", "1.0 ×"],
+        "u_shaped · none, features ms": ["60.00 %", "4.00 MB", "2.00 MB", "2.00 MB", "8.00 kB", "1.0 ×"],
+        "FedAvg": ["65.00 %", "8.00 MB", "0 B", "8.00 MB", "16.01 kB", "0.5 ×"],
+    }
+    assert [row[1:] for row in rows if row[0] == "FedAvg"] == [["0.50"]]  # in the table of all bytes alone
+    savings = [row[1] for row in rows if row[0].startswith("local_loss")]
+    assert savings[:3] == ["250.00", "500.00", "400.20"] and "there is no run of" not in out
+    with open(tmp_path / "report" / "accuracy.csv") as file:
+        assert {row["method"]: int(float(row["all_bytes"])) for row in csv.DictReader(file)}["FedAvg"] == 8_004_000
+    with open(tmp_path / "report" / "summary.csv") as file:
+        found = [(row["exchange"], row["compressor"]) for row in csv.DictReader(file)]
+    assert ("local_loss, send_every=4", "klt bits=0.5") in found and ("labels_up", "bf16") in found
+    assert "FedAvg" not in dict(found)
+
+
+def test_without_labels_up_what_most_runs_have_is_compared_with(tmp_path, run_here):
+    options = "exchange=u_shaped", "compressor@features=none"
+    write_run(tmp_path / "none", "none", 0, [0.6], 1_000_000, 1_000_000, *options)
+    write_run(tmp_path / "ms", "ms", 0, [0.6], 100_000, 1_000_000, *options)
+    write_run(tmp_path / "local", "ms", 0, [0.6], 100_000, 0, "exchange=local_loss")
+    status, out = run_here(REPORT, str(tmp_path))
+    assert status == 0, out
+    assert re.search(r"\| shallow \| +ms \|.*1\.8 × \|", out) and re.search(r"\| local_loss · ms +\| +10.00 \|", out)
 
 
 def test_half_a_point_less_can_be_enough(by_hand, run_here):
@@ -114,11 +175,11 @@ def test_half_a_point_less_can_be_enough(by_hand, run_here):
 def test_the_page_needs_nothing_beside_itself(by_hand, run_here):
     run_here(REPORT, str(by_hand), "--out", "report")
     page = Path("report/report.html").read_text()
-    assert page.count("data:image/png;base64,") == len(list(Path("report").glob("*.png"))) == 3
+    assert page.count("data:image/png;base64,") == len(list(Path("report").glob("*.png"))) == 4
     assert not re.search(r"(src|href)=\"(?!data:)|url\(|<script", page)
     assert page.count('<td class="never">INF') == 3 and "INF, 1 of 2" in page
     tex = Path("report/table1.tex").read_text()
-    assert tex.count(r"\begin{table}") == 2 and r"60.00 \% \\" in tex
+    assert tex.count(r"\begin{table}") == 3 and r"60.00 \% \\" in tex
 
 
 def test_a_folder_without_runs_is_one_sentence(tmp_path, run_here):

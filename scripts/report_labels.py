@@ -1,0 +1,65 @@
+"""What report.py calls a run: by what crosses, how often (exchange and topology), and in which codec."""
+
+from inspect import signature
+
+from hydra.core.config_store import ConfigStore
+from hydra.utils import get_class
+from omegaconf import DictConfig
+from tables import ROOT  # noqa: F401  makes splitlearn importable
+
+import splitlearn.tasks  # noqa: F401  registers the networks, and the compressors
+from splitlearn.exchange.exchange import Exchange, exchange_from
+
+BASE = "labels_up"  # with topology=parallel: what all others are compared with
+NO_RESULT = {"hold_mb"}  # options of exchanges that bound a run, and change nothing of it
+
+
+def way_of(cfg: DictConfig) -> str:
+    """Exchange and topology, with the options that are not as they come: "local_loss, send_every=4"; "" for BASE."""
+    exchange, topology = exchange_from(cfg), cfg.topology.get("name")
+    words = [topology] if topology not in (None, "parallel") else []
+    if exchange.name != BASE:
+        usual = {name: one.default for name, one in signature(get_class(cfg.exchange._target_)).parameters.items()}
+        given = {name: value for name, value in cfg.exchange.items() if name in usual and name not in NO_RESULT}
+        words += [exchange.name, *(f"{name}={value}" for name, value in given.items() if value != usual[name])]
+    return ", ".join(words)
+
+
+def codec_of(cfg: DictConfig) -> str:
+    """The codecs of the channels that the exchange has, and a bottleneck: "ms", "klt up, linked down"."""
+    label = _of_channels(cfg, exchange_from(cfg))
+    if cfg.get("bottleneck"):  # another network, which is compared with the unmodified one
+        start = "" if cfg.bottleneck_init == "pca" else f" {cfg.bottleneck_init}"
+        label += f", bottleneck {cfg.bottleneck}{start}"
+    return label
+
+
+def _of_channels(cfg: DictConfig, exchange: Exchange) -> str:
+    chosen = {spec.name: choice(cfg[spec.config]) for spec in exchange.channels}
+    pairs = [(spec, chosen[spec.name], chosen.get(spec.back, "none")) for spec in exchange.channels if spec.back]
+    pairs = pairs or [(spec, chosen[spec.name], "none") for spec in exchange.channels]
+    (_, there, back), *others = pairs
+    label = there if back == "none" else f"{there} both ways" if there == back else f"{there} up, {back} down"
+    if others and label != "none" and all((one, other) == (there, back) for _, one, other in others):
+        return f"{label}, at both cuts"
+    for spec, one, other in others:
+        label += f", {spec.title} {one}" * (one != "none") + f", their gradient {other}" * (other != "none")
+    return label
+
+
+def is_bf16(cfg: DictConfig) -> bool:
+    """Whether the smashed data have 16 bits a value before they are encoded."""
+    return (cfg.get("cut_precision") or cfg.precision) == "bf16"
+
+
+def choice(node: DictConfig) -> str:
+    """A compressor as one would choose it on the command line: "ms_best", "qu bits=4"."""
+    offered = {
+        name.removesuffix(".yaml"): entry.node for name, entry in ConfigStore.instance().repo["compressor"].items()
+    }
+
+    def changes(name: str) -> list[str]:
+        return [f"{key}={value}" for key, value in node.items() if offered[name].get(key) != value]
+
+    name = min(offered, key=lambda name: (offered[name]["_target_"] != node["_target_"], len(changes(name))))
+    return " ".join([name, *changes(name)])
