@@ -39,8 +39,8 @@ Table 1 is the traffic that a compressor saves until it is as good as none. The 
 {title} of no compression at the same cut with the same seed{less}. A run's traffic is what it has sent in training \
 until the first evaluation that reaches it: measured payloads, headers included, without labels, weights \
 and evaluations; or, in the table of all bytes, all but evaluations. The saving is the traffic of no compression until \
-it first reaches it, over the compressor's; INF: never reached. With several seeds it is the mean over those that reach \
-it, with the least and the greatest, and INF unless most of them do."""
+it first reaches it, over the compressor's; INF: never reached. With several seeds it is the mean over those that \
+reach it, with the least and the greatest, and INF unless most of them do."""
 TIME = """\
 Minutes until that is reached, over links of so many Mbit/s both ways, a link a client: an estimate, of the \
 seconds that the run took where it was run and the time that all bytes of one client's link take at that rate."""

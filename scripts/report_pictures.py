@@ -41,7 +41,7 @@ def looks_of(cells: Cells) -> dict[str, Look]:
     """By method. A codec, and an exchange with its options, has a colour of its own as long as there are enough."""
     colors, markers, anchors = count(), count(), count()
     found, of_way = {}, {}
-    for (*_, method), cell in cells.items():
+    for (*_, method), cell in sorted(cells.items(), key=lambda pair: pair[1].runs[0].place()):
         run = cell.runs[0]
         if method in found:
             continue

@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from runs import LAUNCH, ROOT, TINY, metrics, run, summary
 from simulation import compose
 
+from splitlearn.measure.display import size
+
 REPORT = ROOT / "scripts" / "report.py"
 
 
@@ -187,21 +189,32 @@ def test_a_folder_without_runs_is_one_sentence(tmp_path, run_here):
     assert "there is no finished run in" in str(status)
 
 
+def all_that_crossed(found: dict) -> int:
+    """From what summary.json says one by one."""
+    other = sum(number for name, number in found["other_bytes"].items() if not name.startswith("evaluation"))
+    return found["uplink"]["bytes"] + found["downlink"]["bytes"] + other
+
+
 def test_a_sweep_goes_on_past_a_broken_job_and_its_report_has_the_runs_numbers(tmp_path, run_here):
     sweep = [*LAUNCH, "sweep=grid", "compressor=none,ms", "compressor@downlink=ms", "downlink.bits=9,2", *TINY]
     status, out = run([*sweep, "epochs=2", "hydra.sweep.dir=sweep"], tmp_path, timeout_s=200)
     assert status == 1 and "2 jobs of the sweep failed" in out and "downlink.bits=9 is out of range" in out
     folders = sorted(path.parent for path in tmp_path.rglob("summary.json"))
-    assert len(folders) == 2
+    assert len(folders) == 2 and out.count("all in training: ") == 2
+    for folder in folders:
+        assert out.count(size(sum(summary(folder)["all_bytes"].values()))) == 2  # there, and in the table
     status, out = run_here(REPORT, "sweep")
     assert status == 0, out
     with open(tmp_path / "sweep" / "report" / "summary.csv") as file:
         rows = {row["compressor"]: row for row in csv.DictReader(file)}
+    with open(tmp_path / "sweep" / "report" / "accuracy.csv") as file:
+        in_all = {row["method"]: row["all_bytes"] for row in csv.DictReader(file)}
     for folder in folders:
         found = summary(folder)
         name = "none up, ms down" if "compressor-none" in folder.name else "ms both ways"
         assert float(rows[name]["result"]) == pytest.approx(100 * metrics(folder, "evaluation")[-1]["top1"])
         assert float(rows[name]["saving"]) == pytest.approx(found["uplink"]["saving"])
+        assert float(in_all[name]) == sum(found["all_bytes"].values()) == all_that_crossed(found)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     status, out = run([*sweep, "epochs=2", "hydra.sweep.dir=sweep"], tmp_path)
     assert out.count("finished before, with a test accuracy of") == 2
