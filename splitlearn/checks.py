@@ -14,6 +14,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.exchange import channels_of, exchange_from
 from splitlearn.exchange.wayback import BACKWARD
+from splitlearn.kernels import keeping
 from splitlearn.segments.adapters import SIDES
 from splitlearn.segments.trainable import try_out
 
@@ -24,6 +25,7 @@ CHOICES = {
     "cut_precision": (None, "fp32"),
     "channels_last": ("auto", True, False),
     "backward": BACKWARD,
+    "delta": (None, *keeping.KINDS),
     "bottleneck_init": ("pca", "orthogonal"),
     "role": (None, "server", "client"),
     "topology.average": ("epoch", "step", "never"),
@@ -77,6 +79,7 @@ ABOVE_ZERO_OR_NONE = ("clip_norm", "lora.alpha", "link.up_mbits", "link.down_mbi
 ABOVE_ZERO = (
     "exchange.threshold",
     "exchange.hold_mb",
+    "delta_gb",
     "rpc.timeout_s",
     "rpc.retry_s",
     "rpc.connect_timeout_s",
@@ -160,12 +163,23 @@ def check(cfg: DictConfig) -> None:
             "evaluate.on=server does not go with topology.average=never: there is no client segment of all clients that"
             " the server could test; use topology.average=epoch or step, or evaluate.on=clients"
         )
+    augment = cfg.data.get("augment", "none")
+    if cfg.delta and augment != "none" and cfg.data.get("transform") is None:
+        raise UserError(
+            f"delta={cfg.delta} does not go with data.augment={augment}, which makes another image of a sample each"
+            " time: set data.augment=none, or delta=null"
+        )
     if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     for key in ("exchange", "topology"):
         made_from(cfg, key)
     exchange = exchange_from(cfg)
     exchange.check(cfg)
+    if cfg.delta and cfg.exchange.get("hold_mb"):
+        raise UserError(
+            f"delta={cfg.delta} does not go with exchange={exchange.name}, whose server trains again on the payloads"
+            " that it holds: set delta=null"
+        )
     network.bottlenecks(cfg, len(exchange.cuts(cfg)))
     made_from(cfg, "task").check(cfg)
     try_out(cfg)

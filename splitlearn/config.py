@@ -20,7 +20,7 @@ DATA_KEYS = (
     *("data.root", "data.test_root", "data.tokenizer", "data.download", "data.num_workers", "data.keep_in_memory"),
     "arch.download",
 )
-SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s")
+SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s", "delta_gb")
 OWN_KEYS = ("role", "client", "server", "rpc", "tls", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
 
 

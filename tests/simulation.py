@@ -243,11 +243,12 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
         features, feature_gradients = (
             [compressor_from(cfg, key) for number in numbers] for key in ("features", "feature_gradient")
         )
-    losses = []
+    losses, held = [], [{} for number in numbers]
     for epoch in range(1, cfg.epochs + 1):
         batches_done = [0] * cfg.num_clients
         for loader in of_clients:
             loader.batch_sampler.start_at(epoch)
+        which = [[[index for _, index in batch] for batch in loader.batch_sampler] for loader in of_clients]
         drawn = numbers
         if cfg.membership.sample is not None:
             order = torch.randperm(cfg.num_clients, generator=generator(cfg.seed, "round", epoch))
@@ -266,7 +267,12 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 images = as_it_comes(cfg, images)
                 lengths = (images >= 0).sum(1) if is_of_labelled_texts(cfg) else None
                 smashed = clients[number][0](images)
-                decoded = crossed(smashed, lengths, uplinks[number], downlinks[number], cfg.backward)
+                codecs = uplinks[number], downlinks[number]
+                if cfg.delta:
+                    samples = which[number][batches_done[number] - 1]
+                    decoded = changed(smashed, lengths, samples, held[number], cfg.delta, *codecs)
+                else:
+                    decoded = crossed(smashed, lengths, *codecs, cfg.backward)
                 outputs = server(decoded, lengths)
                 if is_u_shaped:
                     features[number].seed(derive(cfg.seed, "features", number, len(losses) + 1))
@@ -326,6 +332,23 @@ def crossed(x: torch.Tensor, lengths: torch.Tensor | None, *codecs) -> torch.Ten
     parts = [x[number, :length] for number, length in enumerate(lengths.tolist())]
     rows = splitlearn.compress(torch.cat(parts).unsqueeze(1), *codecs).squeeze(1)
     return torch.nn.utils.rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True)
+
+
+def changed(
+    x: torch.Tensor, lengths: torch.Tensor | None, samples: list[int], held: dict[int, torch.Tensor], kind: str, *codecs
+) -> torch.Tensor:
+    """What arrives of a map where its change is sent: `held` has what arrived of each sample before."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[kind]
+    before = torch.zeros_like(x)
+    for place, number in enumerate(samples):
+        if number in held:
+            before[place, : len(held[number])] = held[number].float()
+            if (x[place] - before[place]).norm() >= x[place].norm():  # as if it was new
+                before[place] = 0
+    arrived = before + crossed(x - before, lengths, *codecs, "straight_through")
+    for place, number in enumerate(samples):
+        held[number] = arrived[place, : x.shape[1] if lengths is None else lengths[place]].detach().to(dtype).clone()
+    return arrived
 
 
 @torch.no_grad()

@@ -80,6 +80,12 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
             *("exchange=u_shaped", "cut=1", "compressor=rt", "compressor@features=klt", "features.refresh=3"),
         ],
         pytest.param(["bottleneck=[8,32]", "exchange=u_shaped", "topology=sequential"], marks=pytest.mark.slow),
+        ["delta=uint8", "compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"],
+        pytest.param(["delta=bf16", "topology=sequential", "compressor=rt"], marks=pytest.mark.slow),
+        [
+            *("delta=bf16", "task=sequence_classification", "arch.dropout=0.1", "arch.depth=2", "arch.width=16"),
+            *("arch.heads=2", "exchange=u_shaped", "cut=1", "compressor=uq", "samples_per_epoch=13", "batch_size=4"),
+        ],
     ],
     ids=lambda overrides: " ".join(overrides[:2]),
 )

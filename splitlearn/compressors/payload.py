@@ -8,7 +8,7 @@ How it works: everything is little-endian. The header is
          5     1  codec, one number a compressor class
          6     1  dtype of the tensor that was encoded (see DTYPES)
          7     1  number of dimensions, n
-         8     1  number of sections, s
+         8     1  number of sections, s, one of them perhaps not the codec's (see `joined`)
          9     1  which sections were shrunk, a bit each from the lowest
         10     6  six parameters of the codec, a byte each
         16     4  CRC-32 of all the other bytes
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -42,7 +42,7 @@ CHECKSUM = struct.Struct("<I")
 PREFIX_NBYTES = FIXED.size + CHECKSUM.size
 NUM_PARAMS = 6
 MAX_DIMS = 8
-MAX_SECTIONS = 8
+MAX_SECTIONS = 8  # of a codec
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class Payload:
             raise PayloadError(f"has version {version} of the format; this program reads version {VERSION}")
         if dtype >= len(DTYPES):
             raise PayloadError(f"has unknown dtype number {dtype}")
-        if num_dims > MAX_DIMS or num_sections > MAX_SECTIONS:
-            raise PayloadError(f"has {num_dims} dimensions and {num_sections} sections; at most 8 of each are allowed")
+        if num_dims > MAX_DIMS or num_sections > MAX_SECTIONS + 1:
+            raise PayloadError(f"has {num_dims} dimensions and {num_sections} sections; 8 and 9 are the most")
         start = PREFIX_NBYTES + 4 * num_dims + 8 * num_sections
         start += -start % 8
         if wire.numel() < start:
@@ -149,6 +149,22 @@ class Payload:
             sections.append(wire[start : start + length])
             start += length
         return Payload(wire, codec, DTYPES[dtype], torch.Size(shape), shrunk, tuple(params), tuple(sections))
+
+    def joined(self, section: Tensor) -> Payload:
+        """This payload with one more section on the wire, which is not the codec's: `sections` are as before."""
+        like = torch.empty(self.shape, dtype=self.dtype, device="meta")
+        packed = Payload.pack(self.codec, like, [*self.sections, section], self.params, self.shrunk)
+        return packed.parted()[0]
+
+    def parted(self) -> tuple[Payload, Tensor]:
+        """Inverse of `joined`, of what was received: the payload with the codec's sections, and the other one.
+
+        Raises:
+            PayloadError: there is none.
+        """
+        if not self.sections:
+            raise PayloadError("has no section of its own for what it is of")
+        return replace(self, sections=self.sections[:-1]), self.sections[-1]
 
 
 def _checksum(wire: Tensor) -> int:

@@ -40,6 +40,11 @@ class ChannelSpec:
     has_lengths: bool = False
 
     @property
+    def is_of_samples(self) -> bool:
+        """Whether it carries what a client makes of its samples: of that the change can be sent."""
+        return self.config == "compressor"
+
+    @property
     def traffic(self) -> str:
         return f"{self.name}_{self.way}"
 
@@ -76,6 +81,7 @@ class Channel:
         is_compressed_in_evaluation: else tensors cross as they are then.
         backward: what is done to the gradient that comes back (see wayback.py).
         seed: of the run.
+        delta: how both ends keep the latest map of each training sample, where the change is sent (see latest.py).
 
     Attributes:
         shape: of one sample's tensor, as the cut gives it; of a ragged one's row. Set once the network is known.
@@ -86,9 +92,15 @@ class Channel:
     """
 
     def __init__(
-        self, spec: ChannelSpec, codec: Compressor, is_compressed_in_evaluation: bool, backward: str, seed: int
+        self,
+        spec: ChannelSpec,
+        codec: Compressor,
+        is_compressed_in_evaluation: bool,
+        backward: str,
+        seed: int,
+        delta: str | None = None,
     ):
-        self.spec, self.codec, self.backward, self.seed = spec, codec, backward, seed
+        self.spec, self.codec, self.backward, self.seed, self.delta = spec, codec, backward, seed, delta
         self.is_compressed_in_evaluation = is_compressed_in_evaluation
         self.shape: tuple[int, ...] = ()
         self.is_ragged = False

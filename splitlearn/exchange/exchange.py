@@ -146,22 +146,29 @@ def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
     """An exchange's channels, by name, with codecs of their own, as the configuration says.
 
     Raises:
-        UserError: a gradient is to come back in a basis that there is not.
+        UserError: a gradient is to come back in a basis that there is not, or changes are to be sent of what crosses
+            as it is.
     """
     codecs = {spec.name: compressor_from(cfg, spec.config) for spec in exchange.channels}
     keys = {spec.name: "compressor" + f"@{spec.config}" * (spec.config != "compressor") for spec in exchange.channels}
-    gradients = {spec.back for spec in exchange.channels}
+    gradients, delta = {spec.back for spec in exchange.channels}, cfg.get("delta")
     for spec in exchange.channels:
         try:
             if codecs[spec.name].is_linked and spec.name not in gradients:
                 raise ValueError(f"{keys[spec.name]}=linked is for gradients: choose another, such as klt")
             if spec.back:
                 check_linked(codecs[spec.name], codecs[spec.back], (keys[spec.name], keys[spec.back]))
+            if delta and spec.is_of_samples and codecs[spec.name].is_exact:
+                raise ValueError(
+                    f"delta={delta} saves nothing with {keys[spec.name]}={codecs[spec.name].name}, which sends all of a"
+                    f" tensor: choose another {keys[spec.name]}, or delta=null"
+                )
         except ValueError as error:
             raise UserError(str(error)) from None
-    compressed = cfg.evaluate.compressed
+    options = cfg.evaluate.compressed, cfg.backward, cfg.seed
     return {
-        spec.name: Channel(spec, codecs[spec.name], compressed, cfg.backward, cfg.seed) for spec in exchange.channels
+        spec.name: Channel(spec, codecs[spec.name], *options, delta if spec.is_of_samples else None)
+        for spec in exchange.channels
     }
 
 

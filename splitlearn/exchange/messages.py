@@ -28,6 +28,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from splitlearn.exchange import latest
 from splitlearn.exchange.agreement import Agreement, Unfit, is_plain, require_sums
 from splitlearn.exchange.message import Message
 from splitlearn.exchange.parts import Part
@@ -45,6 +46,7 @@ class Hello(Message):
     num_train: int
     num_test: int
     origin: dict[str, Any] | None  # the data set that they are of (see Origin)
+    num_numbered: int = 0  # training samples that are told apart (see ClientData)
 
     def check(self, agreement: Agreement) -> None:
         if not isinstance(self.config, dict):
@@ -52,7 +54,11 @@ class Hello(Message):
         if not all(isinstance(key, str) and is_plain(value) for key, value in self.config.items()):
             raise Unfit("its configuration is not one of keys and plain values")
         agreement.check_about(self.about)
-        for name, number in (("num_train", self.num_train), ("num_test", self.num_test)):
+        for name, number in (
+            ("num_train", self.num_train),
+            ("num_test", self.num_test),
+            ("num_numbered", self.num_numbered),
+        ):
             if type(number) is not int or not 0 <= number <= 1 << 53:
                 raise Unfit(f"{name} is not a number from 0 to {1 << 53}")
         agreement.check_origin(self.origin)
@@ -69,6 +75,7 @@ class Welcome(Message):
     state: dict[str, Any]  # to go on from: weights, with or without the optimizer's state
     phase: str | None  # see Exchange.next_phase
     unfitted: list  # cuts whose bottleneck is to get its start first (see firstmaps.py), by their numbers
+    latest: dict[str, Any]  # what the server holds of its samples, by channel (see latest.py)
 
     def check(self, agreement: Agreement) -> None:
         agreement.check_about(self.about)
@@ -80,6 +87,10 @@ class Welcome(Message):
                 raise Unfit(f"{name} is no number from 0")
         if not isinstance(self.state, dict):
             raise Unfit("its state is no dict")  # what is in it, loading it into the segment tells
+        if not isinstance(self.latest, dict) or not self.latest.keys() <= agreement.channels.keys():
+            raise Unfit("what it holds of samples is not of the run's channels")
+        for flaw in filter(None, map(latest.flaw, self.latest.values())):
+            raise Unfit(f"what it holds of samples does not fit: {flaw}")
 
 
 @dataclass

@@ -20,6 +20,7 @@ from splitlearn.errors import PayloadError, PeerError
 from splitlearn.exchange import ragged
 from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
 from splitlearn.exchange.codecs import Codecs
+from splitlearn.exchange.latest import Latest
 from splitlearn.exchange.layer import Receive, Send
 from splitlearn.exchange.wayback import WayBack, encode
 from splitlearn.seeds import derive
@@ -38,6 +39,7 @@ class Passage:
         in_evaluation: uses the codecs of evaluation.
         is_trained: the client's part is, by this batch.
         stopwatch: measures the codecs' time, if one is given.
+        samples: (B,) int64, which of the client's they are, at its end: of them the change may be sent (see latest.py).
     """
 
     def __init__(
@@ -51,11 +53,12 @@ class Passage:
         in_evaluation: bool = False,
         is_trained: bool = True,
         stopwatch: Callable[[str], AbstractContextManager] | None = None,
+        samples: Tensor | None = None,
     ):
         self.codecs, self.channels = codecs, codecs.channels
         self.place, self.device, self.peer = tuple(place), device, peer
         self.max_samples, self.measures_error, self.in_evaluation = max_samples, measures_error, in_evaluation
-        self.is_trained = is_trained
+        self.is_trained, self.samples = is_trained, samples
         self.timing = stopwatch or (lambda phase: nullcontext())
         self.transfers: list[Transfer] = []
         self.reported: dict[str, float] = {}  # errors that the other end has measured
@@ -72,16 +75,26 @@ class Passage:
     def _codec(self, channel: Channel) -> Compressor:
         return self.codecs.of(channel, self.in_evaluation)
 
+    def _latest(self, channel: Channel) -> Latest | None:
+        """What the server holds of training samples, where the change is sent."""
+        return None if self.in_evaluation else self.codecs.latest.get(channel.spec.name)
+
     def encode(
         self, channel: Channel, x: Tensor, of: Trace | None = None, lengths: Tensor | None = None
     ) -> tuple[Payload, WayBack]:
         """The payload of `x`, which may be the gradient of what left a trace, and the way back of its own gradient."""
         codec = self._codec(channel).linked_to(of)
         backward = channel.backward if channel.spec.back and not self.in_evaluation else "straight_through"
+        latest, base = self._latest(channel), None
         with self.timing("codec"):
             if not self.in_evaluation:
                 codec.seed(derive(channel.seed, channel.spec.key, *self.place))
-            payload, way_back, decoded = encode(codec, x, backward, wants_decoded=self.measures_error)
+            if latest:
+                base, is_change = latest.below(self.samples, x, lengths)
+            payload, way_back, decoded = encode(codec, x, backward, self.measures_error or bool(latest), base)
+            if latest:
+                payload = payload.joined(latest.section(self.samples, is_change))
+                latest.keep(self.samples, decoded, lengths)
             error = relative_error(decoded, x) if self.measures_error else None
         self._book(channel, codec, payload, error, x, lengths)
         return payload, way_back
@@ -89,9 +102,8 @@ class Passage:
     def decode(
         self, channel: Channel, wire: Tensor, num_samples: int | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Trace | None]:
-        """What `wire` holds, of so many samples, or of up to max_samples, and what its gradient goes by.
-
-        Where there are lengths, of a ragged map, it is the rows of all samples.
+        """What `wire` holds, of so many samples, or of up to max_samples, and what its gradient goes by. Of a ragged map,
+        with lengths, that is the rows of all samples.
 
         Raises:
             PeerError: it is no payload of what is expected.
@@ -106,7 +118,11 @@ class Passage:
             if not 1 <= num_samples <= self.max_samples:
                 raise PayloadError(f"is of {num_samples} samples, where a batch has 1 to {self.max_samples}")
             num_rows = num_samples if lengths is None else int(lengths.sum())
+            if latest := self._latest(channel):
+                payload, *which = latest.parted(payload, num_samples)
             decoded = codec.decode(payload, self.device, channel.expected(payload, num_rows))
+            if latest:
+                decoded = latest.added(*which, decoded, lengths)
         self._book(channel, codec, payload, self.reported.get(channel.spec.name), decoded, lengths)
         return decoded, codec.trace
 

@@ -4,9 +4,12 @@ straight_through    the gradient as it is: as if compression were the identity, 
 gated               only where the decoded value is not zero, so that what did not arrive is not trained either
 gain                each component times E[c ĉ] / E[c²], the share of it that arrived: of a codec with a basis its
                     components, of any other the channels
-auto                gain for a codec with a basis, straight_through for any other
+auto                gain for a codec with a basis, straight_through for any other, and where only changes are sent
 tangent             as auto, less what of it lies along the tensor's own vector at each place or token; all of it where
                     the gradient came uncompressed
+
+Where only the change of a tensor is sent (see latest.py), these are about the tensor that the other end has then, and
+gain is by channels: of what the change leaves out, that end holds something already.
 
 Why tangent: what a normalisation follows does not change with its input's length, so that the gradient has next to
 nothing along it; what a codec makes of the gradient has. A step by that lengthens the vectors, and nothing shortens
@@ -78,18 +81,24 @@ class WayBack:
         return gradient if self.decoded is None else torch.where(self.decoded != 0, gradient, 0)
 
 
-def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = False):
-    """The payload of a tensor, its way back, and what the other end decodes, where that is wanted."""
-    payload = codec.encode(x)
+def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = False, held: Tensor | None = None):
+    """The payload of a tensor, its way back, and what the other end has of it then, where that is wanted.
+
+    Where that end holds something of it already, only the change is encoded, and what is wanted is the sum.
+    """
+    payload = codec.encode(x if held is None else (x - held).to(x.dtype))
     trace = codec.trace
     sent = x.detach() if backward == "tangent" else None
     if backward in ("auto", "tangent"):
-        backward = "gain" if codec.has_basis else "straight_through"
-    if trace is not None and backward != "gain":
-        trace = replace(trace, gains=None)
-    needs = wants_decoded or backward == "gated" or (backward == "gain" and trace is None)
+        backward = "gain" if codec.has_basis and held is None else "straight_through"
+    if trace is not None and (backward != "gain" or held is not None):
+        trace = replace(trace, gains=None)  # those of a change say nothing of what arrived in all
+    by_channel = backward == "gain" and (trace is None or held is not None)
+    needs = wants_decoded or backward == "gated" or by_channel
     decoded = codec.decode(payload, x.device) if needs else None
-    gains = channel_gains(x, decoded) if backward == "gain" and trace is None else None
+    if decoded is not None and held is not None:
+        decoded = (held + decoded).to(x.dtype)
+    gains = channel_gains(x, decoded) if by_channel else None
     return payload, WayBack(codec, trace, decoded if backward == "gated" else None, gains, sent), decoded
 
 

@@ -40,12 +40,14 @@ class Ledger:
         totals: of the run: batches, those left out, and bytes by what they are, as <what>_bytes.
         traffic: of the epoch: bytes by what they are.
         channels: of the run, by channel: payloads, their bytes, those of the tensors and by formula, and errors.
+        delta_bytes: that the server holds of samples, to send only their changes.
     """
 
     def __init__(self, specs: Sequence[ChannelSpec]):
         self.specs = {spec.name: spec for spec in specs}
         self.totals: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()
+        self.delta_bytes = 0
         self.channels: dict[str, Counter[str]] = {name: Counter() for name in self.specs}
 
     def state(self) -> dict[str, Any]:

@@ -76,6 +76,8 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         }
     names = [f"{what}_{way}" for what in ("labels", "weights", "evaluation", "bottleneck") for way in ("up", "down")]
     names.remove("labels_down")
+    if cfg.get("delta"):
+        summary["delta_bytes"] = recorder.ledger.delta_bytes
     summary["other_bytes"] = {name: totals[f"{name}_bytes"] for name in names}
     summary["all_bytes"] = {way: of_training(totals, way) for way in ("up", "down")}
     if cfg.link.up_mbits or cfg.link.down_mbits:

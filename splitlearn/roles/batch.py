@@ -15,6 +15,7 @@ from torch import Tensor
 
 from splitlearn.config import measures_error
 from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.exchange.codecs import Mark
 from splitlearn.exchange.exchange import ClientHalf, Outcome
 from splitlearn.exchange.messages import Step, StepReply
 from splitlearn.exchange.parts import Part
@@ -36,7 +37,7 @@ class Batch:
         parts: that it is computed with.
         num_samples: in it.
         buffers: before the forward pass, where it may be undone; None else.
-        codecs: what they knew then.
+        mark: of what the codecs knew then.
         share: of the samples of an optimizer step (see Trainable.share).
         message: to send; None where the batch is left out, because it is not finite.
         answer: to it.
@@ -48,7 +49,7 @@ class Batch:
     parts: Parts | Older
     num_samples: int
     buffers: list[Tensor] | None
-    codecs: dict[str, Any]
+    mark: Mark
     share: float
     message: Part | None = None
     answer: Future | None = None
@@ -74,11 +75,12 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             measures_error=measures_error(cfg, step),
             is_trained=client.plan.is_trained,
             stopwatch=client.stopwatch,
+            samples=client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None,
         )
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
         num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
-        batch = Batch(half, passage, parts, num_samples, buffers, client.codecs.state(), share)
+        batch = Batch(half, passage, parts, num_samples, buffers, client.codecs.mark(), share)
         _advance(client, batch, None)
     return batch
 
@@ -140,7 +142,7 @@ def receive(client: Any, batch: Batch) -> StepReply:
 def undo(client: Any, batch: Batch) -> None:
     """A batch that was not sent, or whose answer does not come, was not."""
     load_buffers(client.trainable.segment, batch.buffers)
-    client.codecs.go_back(batch.codecs)
+    client.codecs.go_back(batch.mark)
     batch.half.close()
 
 

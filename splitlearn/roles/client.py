@@ -16,7 +16,7 @@ import torch
 from omegaconf import DictConfig
 
 from splitlearn.config import clients_evaluate, shared
-from splitlearn.errors import PeerError, Rejoin, Stopped
+from splitlearn.errors import PeerError, Rejoin, Stopped, UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.codecs import Codecs
@@ -103,19 +103,25 @@ class Client:
     def load_data(self) -> None:
         self.data = self.task.load(self.cfg, self.index, self.cfg.num_clients)
         self.num_batches = len(self.data.train)
+        if self.codecs.latest and self.num_batches and not self.data.num_numbered:
+            raise UserError(
+                f"delta={self.cfg.delta} has to know which samples a batch has, and this task's loader does not tell:"
+                " load with client_data of splitlearn.tasks.loading, or set delta=null"
+            )
 
     def join(self) -> None:
         """Tells the server about this client, and gets the first weights, or the state to go on from."""
         self.is_in = False
         data = self.data
         origin = None if data.origin is None else dict(vars(data.origin))
-        hello = Hello(shared(self.cfg), data.about, data.num_train, data.num_test, origin)
+        hello = Hello(shared(self.cfg), data.about, data.num_train, data.num_test, origin, data.num_numbered)
         welcome = self.ask_patiently(hello, Welcome)
         built = network.build(self.cfg, welcome.about)
         know(self.channels, built, self.cfg)
         self.agreement.know(built.client, welcome.about)
         self.trainable = Trainable(built.client.to(self.device), self.cfg)
         self.load(welcome.state)
+        self.codecs.begin(data.num_numbered, welcome.latest)
         own = dict(welcome.state.get("own", {}))
         self._own = Counter(own if own.pop("client", None) == self.index else {})
         self.num_steps = welcome.num_steps  # of all clients, in an epoch

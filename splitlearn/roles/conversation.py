@@ -167,7 +167,7 @@ class Conversation:
     def _tried(self, client: int, talk: Talk, compute: Callable[[], T]) -> T | None:
         """What it gives; None where it is to be as if it had not been, because something is not finite."""
         server = self.server
-        codecs, known = talk.passage.codecs, talk.passage.codecs.state()
+        codecs, known = talk.passage.codecs, talk.passage.codecs.mark()
         trial = Trial(server.trainable.segment) if self.undoes or talk.share != 1 else None
         try:
             result = compute()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from math import inf
 from typing import Any
 
 from omegaconf import DictConfig
+from torch.nn.modules.dropout import _DropoutNd
 
 from splitlearn.batches import batch_sizes
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
+from splitlearn.exchange.channel import Channel
+from splitlearn.exchange.latest import sample_nbytes
 from splitlearn.exchange.messages import Hello
+from splitlearn.exchange.network import Network
+from splitlearn.tasks import Task
 from splitlearn.tasks.origin import Origin, disagreement, same_data
 
 
@@ -71,6 +77,50 @@ def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alon
         f"client {client} has {num_train} samples, of which batch_size={size} leaves one for the last batch, {why}:"
         " set last_batch=merge, last_batch=drop, or another batch_size"
     )
+
+
+def check_latest(members: Mapping[int, Any], channels: Mapping[str, Channel], task: Task, cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: what is held of all clients' samples may take more memory than it is allowed.
+    """
+    most = most_latest(members, channels, task, cfg)
+    if most > cfg.get("delta_gb", inf) * 1e9:
+        number = sum(member.num_numbered for member in members.values())
+        raise UserError(
+            f"delta={cfg.delta} may take the server {most / 1e9:.3g} GB of memory, for the smashed data of {number:,}"
+            f" samples, more than delta_gb={cfg.delta_gb:g}: allow more, choose delta=uint8, or set delta=null"
+        )
+
+
+def most_latest(members: Mapping[int, Any], channels: Mapping[str, Channel], task: Task, cfg: DictConfig) -> int:
+    """Bytes that the server holds at most of the samples of these clients."""
+    number, longest = sum(member.num_numbered for member in members.values()), task.longest(cfg)
+    return number * sum(sample_nbytes(one, longest) for one in channels.values() if one.delta)
+
+
+def latest_notes(server: Any) -> list[str]:
+    """What the user should know of what is held of samples, once clients have come."""
+    cfg, notes = server.cfg, []
+    if not any(one.delta for one in server.channels.values()):
+        return notes
+    most = most_latest(server.roster.members, server.channels, server.task, cfg)
+    more = " so far" * server.roster.is_open
+    notes.append(
+        f"delta={cfg.delta} holds the smashed data of each training sample: up to {most / 1e6:,.1f} MB{more} in the"
+        " server's memory and in each checkpoint, and each client its own"
+    )
+    if cfg.data.get("transform") is not None:
+        notes.append("delta: data.transform has to be the same for a sample each time, or its change is not small")
+    return notes
+
+
+def dropout_note(built: Network) -> str | None:
+    """What the user should know where a sample's map is another one each time."""
+    (_, first), *_ = built.parts()
+    if not any(getattr(one, "p", 0) > 0 for one in first.modules() if isinstance(one, _DropoutNd)):
+        return None
+    return "delta: the client's part has dropout, by which smashed data change each time; without, changes are smaller"
 
 
 def check_test(hellos: Iterable[Hello], cfg: DictConfig) -> None:

@@ -13,6 +13,7 @@ class Member:
     """
     Attributes:
         num_train, num_test: samples of its own.
+        num_numbered: training samples that are told apart, of which an epoch may have fewer.
         origin: the data set that they are of (see Origin).
         num_batches, num_test_batches: of its data.
         num_due: of these batches, those that it sends in the epoch (see plan.py).
@@ -28,6 +29,7 @@ class Member:
 
     num_train: int = 0
     num_test: int = 0
+    num_numbered: int = 0
     origin: dict[str, Any] | None = None
     num_batches: int = 0
     num_test_batches: int = 0

@@ -77,7 +77,8 @@ class Roster(Rounds):
     def _enrol(self, client: int, hello: Hello) -> None:
         member = self.members.setdefault(client, Member())
         member.is_in, member.is_late, member.is_leaving = True, False, False
-        member.num_train, member.num_test, member.origin = hello.num_train, hello.num_test, hello.origin
+        for name in ("num_train", "num_test", "num_numbered", "origin"):
+            setattr(member, name, getattr(hello, name))
         size = self.cfg.batch_size
         member.num_batches = len(batch_sizes(hello.num_train, size, self.cfg.last_batch))
         member.num_test_batches = len(batch_sizes(hello.num_test, size))

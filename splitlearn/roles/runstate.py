@@ -13,6 +13,7 @@ from splitlearn.errors import Stopped, UserError, typed
 from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
 from splitlearn.roles import longer
+from splitlearn.roles.fit import dropout_note, latest_notes
 from splitlearn.roles.member import Member
 from splitlearn.segments.trainable import state_of
 
@@ -66,6 +67,8 @@ class RunState:
         if self._weights is not None:
             network.load(built, self._weights, f"init_from={self.cfg.init_from}")
             self._weights = None
+        if self.cfg.get("delta") and (note := dropout_note(built)):
+            self.server.recorder.display.note(note)
 
     @property
     def goes_on(self) -> bool:
@@ -80,6 +83,7 @@ class RunState:
         server.trainable.load(checkpoint["server"])
         server.client_states = checkpoint["clients"]["states"]
         server.held.load(checkpoint["held"])
+        server.codecs.load_latest(checkpoint.get("latest", {}))
         server.stopwatch.seconds.update(checkpoint["seconds"])
 
     def begin(self) -> None:
@@ -91,6 +95,8 @@ class RunState:
         else:
             recorder.resumed(self.server.progress.epoch, self.server.is_over)
         self._found = None
+        for note in latest_notes(self.server):
+            recorder.display.note(note)
 
     def save(self) -> None:
         """Writes a checkpoint of the run as it is now."""
@@ -103,6 +109,7 @@ class RunState:
                 "progress": dict(vars(server.progress)),
                 "about": server.agreement.about,
                 "server": server.trainable.state(),
+                "latest": server.codecs.latest_states(),
                 "clients": {"states": list(server.client_states), "members": members},
                 "held": server.held.state(),
                 "recorder": server.recorder.state(),

@@ -31,7 +31,7 @@ from splitlearn.measure.stopwatch import Stopwatch
 from splitlearn.roles.conversation import Conversation
 from splitlearn.roles.epochs import end_epoch, num_steps, start_epoch
 from splitlearn.roles.firstmaps import fit
-from splitlearn.roles.fit import check_batches
+from splitlearn.roles.fit import check_batches, check_latest
 from splitlearn.roles.held import Held
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
@@ -143,6 +143,7 @@ class Server:
 
     def check_batches(self, client: int, num_train: int) -> None:
         check_batches(client, num_train, self.cfg, self.task.headline(self.cfg)[0], self.alone)
+        check_latest(self.roster.members, self.channels, self.task, self.cfg)
 
     def welcome(self, client: int) -> Welcome:
         """What a client that joins goes on from: where it was, with the newest weights."""
@@ -150,9 +151,9 @@ class Server:
         state = member.state or next(filter(None, self.client_states))
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
-        self.codecs.load(client, state)
+        latest = self.codecs.welcome(client, state, member.num_numbered)
         place = num_steps(self), progress.epoch, progress.epoch_step, member.batch
-        return Welcome(self.agreement.about, *place, state, progress.phase, list(self.unfitted))
+        return Welcome(self.agreement.about, *place, state, progress.phase, list(self.unfitted), latest)
 
     def finish(self) -> None:
         """Writes the weights and the summary, and lets the clients go."""
@@ -160,8 +161,8 @@ class Server:
             self.roster.answer(self.roster.here(), "over")
         for name, state in self.runstate.weights().items():
             self.recorder.save(name, state)
-        own = self.own_test and self.own_test.data.origin
-        self.recorder.unreadable = unreadable_of(self.roster.members, own)
+        self.recorder.unreadable = unreadable_of(self.roster.members, self.own_test and self.own_test.data.origin)
+        self.recorder.ledger.delta_bytes = self.codecs.latest_nbytes
         self.recorder.finish()
         if shown := self.task.demonstrate(self.cfg, lambda: saved.load(self.recorder.folder).model()):
             self.recorder.display.show(shown)

@@ -51,6 +51,7 @@ class EpochBatches(Sampler):
         self.num_samples, self.in_epoch = num_samples, min(in_epoch or num_samples, num_samples)
         self.sizes = batch_sizes(self.in_epoch, batch_size, last_batch)
         self.seed, self.client, self.shuffle = seed, client, shuffle
+        self._known: tuple[int, tuple[torch.Tensor, ...]] | None = None  # an epoch, and its batches
         self.start_at(1)
 
     def start_at(self, epoch: int, batch: int = 0) -> None:
@@ -65,6 +66,12 @@ class EpochBatches(Sampler):
         starts = [0, *accumulate(self.sizes)]
         for start, end in list(pairwise(starts))[self.batch :]:
             yield [(self.epoch, index) for index in order[start:end].tolist()]
+
+    def samples_of(self, batch: int) -> torch.Tensor:
+        """Which samples are in a batch of the epoch, from 1: their numbers, int64, from 0 to num_samples - 1."""
+        if self._known is None or self._known[0] != self.epoch:
+            self._known = self.epoch, self._order().split([*self.sizes, self.in_epoch - sum(self.sizes)])
+        return self._known[1][batch - 1]
 
     def _order(self) -> torch.Tensor:
         if not self.shuffle or not self.num_samples:

@@ -24,7 +24,7 @@ class ClientData:
 
     Attributes:
         train, test: give batches as `Task.to_device` takes them; `batch_sampler.start_at(epoch, batch)` says where the
-            next iteration begins.
+            next iteration begins. For delta, `samples_of` and `num_samples` of it say which they are of how many.
         about: what the network must know of the data, and the server is told.
         num_train, num_test: samples, for training those of an epoch.
         origin: the data set that they are of; None where clients' data need not be compared.
@@ -36,6 +36,12 @@ class ClientData:
     num_train: int
     num_test: int
     origin: Origin | None = None
+
+    @property
+    def num_numbered(self) -> int:
+        """Training samples that are told apart by numbers, of which an epoch may have fewer; 0 where they are not."""
+        sampler = getattr(self.train, "batch_sampler", None)
+        return sampler.num_samples if hasattr(sampler, "samples_of") else 0
 
 
 class Task(ABC):

@@ -27,6 +27,7 @@ from splitlearn.exchange.messages import (
     StepReply,
     Weights,
     WeightsReply,
+    Welcome,
 )
 from splitlearn.exchange.rounds import Round, RoundReply
 from splitlearn.segments.trainable import Trainable, gradients_of, state_of
@@ -123,8 +124,8 @@ def malformed() -> dict[str, tuple]:
     kept = whole["optimizer"] | {0: {"momentum_buffer": torch.zeros(2)}}
     other = whole["optimizer"] | {0: {"exp_avg": 1}}
     found = {
-        "hello without a body": (Hello, (), None, "5 parts"),
-        "hello of one part": (Hello, ({"config": 5},), None, "5 parts"),
+        "hello without a body": (Hello, (), None, "6 parts"),
+        "hello of one part": (Hello, ({"config": 5},), None, "6 parts"),
         "hello with a number as configuration": (Hello, hello(cfg, config=5), None, "configuration"),
         "hello with a tensor in it": (Hello, hello(cfg, config={"seed": torch.zeros(2)}), None, "configuration"),
         "hello with a number as key": (Hello, hello(cfg, config={5: "seed"}), None, "configuration"),
@@ -135,6 +136,7 @@ def malformed() -> dict[str, tuple]:
         "hello with a tensor of classes": (Hello, hello(cfg, about=TEN | {"num_classes": LABELS}), None, "num_classes"),
         "hello with bytes for names": (Hello, hello(cfg, about=TEN | {"classes": [b"a"] * 10}), None, "names"),
         "hello with samples in words": (Hello, hello(cfg, num_train="many"), None, "num_train"),
+        "hello with fewer samples than none": (Hello, hello(cfg, num_numbered=-1), None, "num_numbered"),
         "hello with less than no samples": (Hello, hello(cfg, num_test=-1), None, "num_test"),
         "hello with data of a word": (Hello, hello(cfg, origin="iid"), None, "part of"),
         "hello with less said of its data": (Hello, hello(cfg, origin={"partition": "iid"}), None, "part of"),
@@ -248,6 +250,30 @@ def test_a_malformed_body_is_one_sentence_that_names_the_client(exchange, what):
     with pytest.raises(PeerError, match=f"^client 1 sent a malformed {kind.kind}: .*{wrong}") as error:
         kind.parse(body, "client 1", agreement, *context)
     assert "\n" not in str(error.value)
+
+
+HELD = {"numbers": torch.tensor([3]), "times": torch.tensor([1]), "rows": torch.tensor([2])}
+HELD |= {"maps": torch.zeros(2, 8, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("held", "wrong"),
+    [
+        ({"smashed": HELD}, None),
+        (None, "not of the run's channels"),
+        ({"features": HELD}, "not of the run's channels"),
+        ({"smashed": HELD | {"rows": torch.tensor([3])}}, "its maps are not of so many rows"),
+        ({"smashed": [HELD]}, "does not hold numbers and maps"),
+    ],
+)
+def test_a_welcome_with_what_is_not_held_is_refused(held, wrong):
+    agreement, _ = known()
+    body = (TEN, 4, 1, 0, 0, {}, None, [], held)
+    if wrong is None:
+        assert Welcome.parse(body, "the server", agreement).latest is held
+        return
+    with pytest.raises(PeerError, match=f"^the server sent a malformed welcome: .*{wrong}"):
+        Welcome.parse(body, "the server", agreement)
 
 
 RATES = {"lr": 0.05, "momentum": 0.9}

@@ -63,7 +63,8 @@ def test_an_open_run_goes_on_without_the_client_whose_it_is(tmp_path):
 
 def server_of(*overrides) -> SimpleNamespace:
     cfg = compose(*NORMED, *overrides)
-    return SimpleNamespace(cfg=cfg, task=task_from(cfg), alone=network.build(cfg).alone())
+    roster = SimpleNamespace(members={})
+    return SimpleNamespace(cfg=cfg, task=task_from(cfg), alone=network.build(cfg).alone(), roster=roster, channels={})
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
 
 
 WITH_STATE = ["compressor=klt", "compressor.refresh=20", "compressor@downlink=klt", "downlink.refresh=20"]
+WITH_STATE += ["delta=uint8"]
 CODECS = pytest.mark.parametrize("codecs", [[], pytest.param(WITH_STATE, marks=pytest.mark.slow)], ids=["ms", "klt"])
 
 

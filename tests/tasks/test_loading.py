@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from splitlearn.errors import UserError
 from splitlearn.tasks import samples
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.loading import client_data, loader_of, loaders
+from splitlearn.tasks.loading import EpochBatches, client_data, loader_of, loaders
 
 
 def seen(loader, epoch=1, batch=0):
@@ -227,3 +227,15 @@ def test_epochs_of_fewer_samples_go_on_with_the_others(config):
     whole = loader_of(numbered(24), np.arange(24), 0, config("samples_per_epoch=99"), shuffle=True)
     whole.batch_sampler.start_at(2)
     assert [index for batch in whole.batch_sampler for _, index in batch] == seen[24:48]
+
+
+@pytest.mark.parametrize(
+    ("in_epoch", "last_batch"), [(None, "keep"), (None, "merge"), (None, "drop"), (13, "keep"), (13, "drop")]
+)
+def test_a_batch_says_which_samples_are_in_it(in_epoch, last_batch):
+    sampler = EpochBatches(34, 4, 5, 1, last_batch=last_batch, in_epoch=in_epoch)
+    for epoch in (1, 2, 3, 7):
+        sampler.start_at(epoch)
+        batches = [[index for _, index in keys] for keys in sampler]
+        sampler.start_at(epoch, 2)  # as a run that goes on
+        assert [sampler.samples_of(number).tolist() for number in range(1, len(batches) + 1)] == batches
