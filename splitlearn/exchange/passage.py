@@ -85,12 +85,11 @@ class Passage:
         """The payload of `x`, which may be the gradient of what left a trace, and the way back of its own gradient."""
         codec = self._codec(channel).linked_to(of)
         backward = channel.backward if channel.spec.back and not self.in_evaluation else "straight_through"
-        latest, base = self._latest(channel), None
+        latest = self._latest(channel)
         with self.timing("codec"):
             if not self.in_evaluation:
                 codec.seed(derive(channel.seed, channel.spec.key, *self.place))
-            if latest:
-                base, is_change = latest.below(self.samples, x, lengths)
+            base, is_change = latest.below(self.samples, x, lengths) if latest else (None, None)
             payload, way_back, decoded = encode(codec, x, backward, self.measures_error or bool(latest), base)
             if latest:
                 payload = payload.joined(latest.section(self.samples, is_change))
@@ -102,8 +101,9 @@ class Passage:
     def decode(
         self, channel: Channel, wire: Tensor, num_samples: int | None = None, lengths: Tensor | None = None
     ) -> tuple[Tensor, Trace | None]:
-        """What `wire` holds, of so many samples, or of up to max_samples, and what its gradient goes by. Of a ragged map,
-        with lengths, that is the rows of all samples.
+        """What `wire` holds, of so many samples, or of up to max_samples, and what its gradient goes by.
+
+        Where there are lengths, of a ragged map, it is the rows of all samples.
 
         Raises:
             PeerError: it is no payload of what is expected.
