@@ -36,6 +36,7 @@ CHOICES = {
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),
     "checkpoint.best": (True, False),
+    "observe.inputs": (True, False),
     "lora.sides": SIDES,
     "evaluate.on": ("clients", "server"),
     "tls.enabled": ("auto", True, False),
@@ -55,6 +56,7 @@ AT_LEAST_ONE = (
     "data.max_length",
     "checkpoint.keep",
     "membership.quorum",
+    "observe.every",
     "exchange.send_every",
     "exchange.auxiliary",
     "exchange.local_epochs",
@@ -95,18 +97,27 @@ def check(cfg: DictConfig) -> None:
         if value is not ABSENT and not any(type(value) is type(one) and value == one for one in choices):
             one_of = ", ".join(map(kinds.shown, choices))
             raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
-    tabled = {"exchange.weight", *CHOICES, *AT_LEAST_ONE, *AT_LEAST_ONE_OR_NONE, *ABOVE_ZERO, *ABOVE_ZERO_OR_NONE}
+    tabled = {
+        "exchange.weight",
+        "observe.batches",
+        *CHOICES,
+        *AT_LEAST_ONE,
+        *AT_LEAST_ONE_OR_NONE,
+        *ABOVE_ZERO,
+        *ABOVE_ZERO_OR_NONE,
+    }
     kinds.check(cfg, but={*tabled, "cut", "cut_back", "warmup.epochs", "warmup.from"})
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
         (("early_stopping.min_delta", "exchange.weight"), 0, "a number, at least 0"),
+        (("observe.batches",), 0, "a whole number, at least 0"),
         (ABOVE_ZERO, 1e-9, "a number above 0"),
         (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),
     ):
         for key in keys:
             value = OmegaConf.select(cfg, key, default=ABSENT)
-            number = int if low == 1 else (int, float)
+            number = int if "whole" in what else (int, float)
             if value is ABSENT or (value is None and what.endswith("null")):
                 continue
             if isinstance(value, bool) or not isinstance(value, number) or not low <= value < math.inf:

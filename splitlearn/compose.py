@@ -32,6 +32,24 @@ def compose(*overrides: str) -> DictConfig:
         raise UserError(in_words(error, overrides)) from None
 
 
+def compose_group(group: str, overrides: Sequence[str]) -> tuple[str, DictConfig]:
+    """The choice of a group that is none of a run's, such as ["attack=inversion", "attack.steps=100"], and its options.
+
+    Raises:
+        UserError: it is not chosen, or there is no such option.
+    """
+    names = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")]
+    known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    if len(names) != 1 or names[0] not in known:
+        raise UserError(f"{group}={names[-1] if names else ''}: choose one of {', '.join(known)}")
+    options = [word for word in overrides if not word.startswith(f"{group}=")]
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return names[0], hydra.compose(f"{group}/{names[0]}", options)[group]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(in_words(error, options)) from None
+
+
 def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
     """What Hydra or omegaconf has to say of the configuration that these overrides make, in one sentence."""
     cause = error.__cause__ or error

@@ -97,7 +97,12 @@ def run_rank(
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
         return _run_server(cfg, place, folder, patience, token, tls, origin)
-    return _run_client(cfg, place, patience, token, tls)
+    if cfg.observe.inputs and not place.one_machine:
+        raise UserError(
+            "observe.inputs=true keeps this client's inputs in the server's folder: it is for research, with all ranks"
+            " on one machine; leave it out"
+        )
+    return _run_client(cfg, place, folder, patience, token, tls)
 
 
 @cache
@@ -142,11 +147,13 @@ def _run_server(
             raise
 
 
-def _run_client(cfg: DictConfig, place: Place, patience: Patience, token: bytes, tls: Tls | None) -> float:
+def _run_client(
+    cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes, tls: Tls | None
+) -> float:
     screen = _screen_of(place)
     try:
         with transport.connect(place, patience, token, tell=screen.tell, tls=tls) as server:
-            result = _be_client(cfg, place, server, screen)
+            result = _be_client(cfg, place, folder, server, screen)
     except KeyboardInterrupt:
         screen.tell("interrupted")
         raise
@@ -164,10 +171,10 @@ def _screen_of(place: Place) -> Screen:
     return screen
 
 
-def _be_client(cfg: DictConfig, place: Place, server: ServerProxy, screen: Screen) -> float:
+def _be_client(cfg: DictConfig, place: Place, folder: Path, server: ServerProxy, screen: Screen) -> float:
     try:
         device = config.device_from(cfg.client.device, "client.device")
-        return Client(cfg, place.rank - 1, device, server, screen).run()
+        return Client(cfg, place.rank - 1, device, server, screen, folder).run()
     except (PeerError, Stopped):
         raise
     except BaseException as error:

@@ -75,11 +75,13 @@ def test_it_composes(line):
 
 def choices(value: str) -> list[str]:
     """What a sweep goes over."""
-    return ["0.1"] if value.startswith(("interval", "tag")) else value.split(",")
+    if value.startswith(("interval", "tag")):
+        return ["0.1"]
+    return [value] if value.startswith("[") else value.split(",")
 
 
 def given(choice: str) -> str:
-    return choice if re.fullmatch(r"[\w.@/-]*", choice) else quoted(choice)
+    return choice if re.fullmatch(r"[\w.@/-]*|\[.*\]", choice) else quoted(choice)
 
 
 def test_what_cannot_be_run_is_there():

@@ -17,7 +17,7 @@ CONF = ROOT / "conf"
 CHOICES = sorted(
     (path.parent.name, path.stem)
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("hydra", "experiment", "sweep")
+    if path.parent.name not in ("hydra", "experiment", "sweep", "attack")
 )
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}
@@ -90,9 +90,12 @@ def test_command_line_wins_over_experiment():
 def test_choice_passes_check(group, choice):
     tasks = {"causal_lm": ("gpt", "shakespeare", "text"), "sequence_classification": ("encoder", "text_classification")}
     task = [f"task={name}" for name, choices in tasks.items() if choice in choices]
-    cfg = compose(*task, f"{group}={choice}")
+    exchange = ["exchange=u_shaped"] * (choice == "maxnorm")  # which has what it acts on
+    cfg = compose(*task, *exchange, f"{group}={choice}")
     checks.check(cfg)
-    if group in cfg:  # a preset of others leaves no node of its own
+    if group == "defence":
+        assert [*cfg.defence] == [choice]
+    elif group in cfg:  # a preset of others leaves no node of its own
         assert cfg[group].get("name", choice) == choice
 
 

@@ -70,6 +70,7 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         pytest.param(["membership.sample=1", "topology=sequential"], marks=pytest.mark.slow),
         ["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"],
         ["bottleneck=8", "partition=dirichlet", "compressor=rt"],
+        ["defence=[noise,drop,nopeek]", "compressor=klt", "compressor.refresh=4", "compressor@downlink=linked"],
         ["precision=bf16", "data.augment=crop_flip", "cut_precision=fp32"],  # channels last, and images in memory
         [
             *("task=causal_lm", "arch.dropout=0.1", "arch.depth=3", "arch.width=16", "arch.heads=2"),

@@ -46,19 +46,19 @@ class Aligned(LocalLoss, OnRequest):
 
     def client(self, parts, channels, task, inputs, targets):
         smashed, lengths = parts[0](inputs), task.lengths(inputs)
-        own, crossing = (smashed.detach().requires_grad_() for _ in range(2))
+        own, gradients = smashed.detach().requires_grad_(), []
         loss, outcome = local_loss(parts, task, own, targets, lengths)
-        sent = channels["smashed"].send(crossing, lengths)
+        sent = channels["smashed"].send(smashed, lengths)
         *_, batch = channels.place
         is_aligned = (batch - 1) // self.plan(0).every % self.align_every == 0
         answer = yield Asking(sent.wire, task.pack(targets), is_aligned, sent.lengths)
-        if answer.wire is not None:
+        if answer.wire is not None and smashed.requires_grad:
+            smashed.register_hook(gradients.append)
             sent.backward(answer.wire)
-        gradient = crossing.grad
-        if gradient is not None:
+        for gradient in gradients:
             (estimate,) = torch.autograd.grad(loss, own, create_graph=True)
             loss = loss + self.weight * (estimate - gradient).square().sum() / gradient.square().sum().clamp_min(1e-30)
         loss.backward()
-        if smashed.requires_grad:
-            smashed.backward(own.grad if gradient is None else gradient)
+        if not gradients and smashed.requires_grad:
+            smashed.backward(own.grad)
         return outcome

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors import Compressor, Payload
+from splitlearn.defences import Defence
 from splitlearn.errors import NonFiniteError
 
 
@@ -81,6 +82,7 @@ class Channel:
         is_compressed_in_evaluation: else tensors cross as they are then.
         backward: what is done to the gradient that comes back (see wayback.py).
         seed: of the run.
+        defences: that act on it, by name, one after the other.
         delta: how both ends keep the latest map of each training sample, where the change is sent (see latest.py).
 
     Attributes:
@@ -98,9 +100,11 @@ class Channel:
         is_compressed_in_evaluation: bool,
         backward: str,
         seed: int,
+        defences: dict[str, Defence],
         delta: str | None = None,
     ):
         self.spec, self.codec, self.backward, self.seed, self.delta = spec, codec, backward, seed, delta
+        self.defences = defences
         self.is_compressed_in_evaluation = is_compressed_in_evaluation
         self.shape: tuple[int, ...] = ()
         self.is_ragged = False
@@ -111,6 +115,12 @@ class Channel:
     def expected(self, payload: Payload, num_samples: int) -> tuple[torch.Size, torch.dtype]:
         """What a tensor of `num_samples` samples has to be like."""
         return torch.Size((num_samples, *self.shape)), payload.dtype if payload.dtype in self.dtypes else self.dtypes[0]
+
+
+def claims_of(channels: dict[str, Channel], num_epochs: int) -> dict[str, float]:
+    """What the defences of channels prove of a sample that crosses once in each of so many epochs, by name."""
+    named = [pair for channel in channels.values() for pair in channel.defences.items()]
+    return {f"{name}_{key}": value for name, one in named for key, value in one.claims(num_epochs).items()}
 
 
 def relative_error(decoded: Tensor, original: Tensor) -> float:

@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
 from splitlearn.config import compressor_from
+from splitlearn.defences import Defence
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import Channel, ChannelSpec
 from splitlearn.exchange.parts import Part
@@ -165,15 +167,42 @@ def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
                 )
         except ValueError as error:
             raise UserError(str(error)) from None
-    options = cfg.evaluate.compressed, cfg.backward, cfg.seed
+    options, defences = (cfg.evaluate.compressed, cfg.backward, cfg.seed), _defences(cfg, exchange)
     return {
-        spec.name: Channel(spec, codecs[spec.name], *options, delta if spec.is_of_samples else None)
+        spec.name: Channel(
+            spec,
+            codecs[spec.name],
+            *options,
+            {name: one for name, one in defences.items() if one.channel == spec.name},
+            delta if spec.is_of_samples else None,
+        )
         for spec in exchange.channels
     }
 
 
+def _defences(cfg: DictConfig, exchange: Exchange) -> dict[str, Defence]:
+    names = [spec.name for spec in exchange.channels]
+    found = {}
+    for name, options in (cfg.get("defence") or {}).items():
+        try:
+            found[name] = defence = instantiate(options)
+            defence.check(cfg)
+        except (ValueError, InstantiationException) as error:
+            raise UserError(f"defence.{name}: {error.__cause__ or error}") from None
+        if defence.channel not in names:
+            raise UserError(
+                f"defence.{name}.channel={defence.channel} does not cross in exchange={exchange.name}: choose one of"
+                f" {', '.join(names)}"
+            )
+    return found
+
+
 def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> None:
-    """Tells channels what crosses the cuts of a network."""
+    """Tells channels what crosses the cuts of a network.
+
+    Raises:
+        UserError: a defence does not go with it.
+    """
     # Whether a layer gives bfloat16 under autocast depends on the layer and the sender's device.
     mixed = cfg.precision == "bf16" and cfg.cut_precision is None
     for channel in channels.values():
@@ -183,6 +212,11 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
         channel.is_ragged = cut.is_ragged
         channel.kept = cut.channels or (1, 1)
         channel.has_gradient = channel.spec.back is not None and any(map(trained, before))
+        for name, defence in channel.defences.items():
+            try:
+                defence.check_segment(pair for part in before for pair in part.named_modules())
+            except ValueError as error:
+                raise UserError(f"defence.{name}: {error}") from None
         channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)
 
 

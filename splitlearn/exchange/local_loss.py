@@ -63,7 +63,7 @@ class LocalLoss(LabelsUp):
     def client(self, parts, channels, task, inputs, targets):
         smashed, lengths = parts[0](inputs), task.lengths(inputs)
         loss, outcome = local_loss(parts, task, smashed, targets, lengths)
-        sent = channels["smashed"].send(smashed.detach(), lengths)
+        sent = channels["smashed"].send(smashed, lengths)
         yield Smashed(sent.wire, task.pack(targets), sent.lengths)
         loss.backward()
         return outcome

@@ -3,7 +3,7 @@
 It knows where in the run the batch is, which the random streams are named by, and keeps one `Transfer` for every
 payload that was sent or received. `passage["smashed"].send(x)` gives what crosses, and `.backward(wire)` goes on with
 the gradient that came back; `passage["smashed"].receive(wire)` gives what came, and its gradient's wire after a
-backward pass. Both are the autograd Functions of layer.py.
+backward pass (see ends.py).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from splitlearn.errors import PayloadError, PeerError
 from splitlearn.exchange import ragged
 from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
 from splitlearn.exchange.codecs import Codecs
+from splitlearn.exchange.ends import End
 from splitlearn.exchange.latest import Latest
-from splitlearn.exchange.layer import Receive, Send
 from splitlearn.exchange.wayback import WayBack, encode
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, generator
 
 
 class Passage:
@@ -38,6 +38,8 @@ class Passage:
         measures_error: of what is sent from here.
         in_evaluation: uses the codecs of evaluation.
         is_trained: the client's part is, by this batch.
+        observes: keeps the tensors that cross, by channel, in `seen`.
+        inputs: that the client's first tensor was computed from, for defences that go by them.
         stopwatch: measures the codecs' time, if one is given.
         samples: (B,) int64, which of the client's they are, at its end: of them the change may be sent (see latest.py).
     """
@@ -52,13 +54,16 @@ class Passage:
         measures_error: bool = False,
         in_evaluation: bool = False,
         is_trained: bool = True,
+        observes: bool = False,
+        inputs: Tensor | None = None,
         stopwatch: Callable[[str], AbstractContextManager] | None = None,
         samples: Tensor | None = None,
     ):
         self.codecs, self.channels = codecs, codecs.channels
         self.place, self.device, self.peer = tuple(place), device, peer
         self.max_samples, self.measures_error, self.in_evaluation = max_samples, measures_error, in_evaluation
-        self.is_trained, self.samples = is_trained, samples
+        self.is_trained, self.samples, self.observes, self.inputs = is_trained, samples, observes, inputs
+        self.seen: dict[str, Tensor] = {}
         self.timing = stopwatch or (lambda phase: nullcontext())
         self.transfers: list[Transfer] = []
         self.reported: dict[str, float] = {}  # errors that the other end has measured
@@ -96,6 +101,7 @@ class Passage:
                 latest.keep(self.samples, decoded, lengths)
             error = relative_error(decoded, x) if self.measures_error else None
         self._book(channel, codec, payload, error, x, lengths)
+        self._see(channel, x)
         return payload, way_back
 
     def decode(
@@ -124,6 +130,7 @@ class Passage:
             if latest:
                 decoded = latest.added(*which, decoded, lengths)
         self._book(channel, codec, payload, self.reported.get(channel.spec.name), decoded, lengths)
+        self._see(channel, decoded)
         return decoded, codec.trace
 
     def decode_gradient(self, channel: Channel, wire: Tensor, sent: Payload, way_back: WayBack) -> Tensor:
@@ -141,6 +148,20 @@ class Passage:
             yield
         except PayloadError as error:
             raise PeerError(f"{self.peer} sent a payload that {error}") from None
+
+    def defended(self, channel: Channel, x: Tensor) -> Tensor:
+        """What is encoded instead of `x`, in training, after the backward pass of what defences add to the loss."""
+        for name, defence in channel.defences.items() if not self.in_evaluation else ():
+            if self.inputs is not None and x.requires_grad and self.is_trained:
+                penalty = defence.penalty(self.inputs, x)
+                if penalty is not None:
+                    penalty.backward(retain_graph=True)
+            x = defence.protect(x, generator(channel.seed, "defence", name, channel.spec.key, *self.place))
+        return x
+
+    def _see(self, channel: Channel, x: Tensor) -> None:
+        if self.observes:
+            self.seen[channel.spec.name] = x.detach().cpu().clone()
 
     def _book(
         self,
@@ -164,87 +185,3 @@ class Passage:
                 None if error is None else rms(x),
             )
         )
-
-
-class End:
-    """A batch's end of a channel: sends or receives one tensor on it."""
-
-    def __init__(self, passage: Passage, channel: Channel):
-        self.passage, self.channel = passage, channel
-
-    def send(self, x: Tensor, lengths: Tensor | None = None) -> Sent:
-        """Encodes `x`, so that its gradient can come back on the channel's way back.
-
-        `lengths` are (B,) int64, of samples that differ in length: of a ragged map only what they have is sent.
-        """
-        return Sent(self.passage, self.channel, x, lengths if self.channel.is_ragged else None)
-
-    def receive(self, wire: Tensor, num_samples: int | None = None, lengths: Tensor | None = None) -> Received:
-        """Decodes what came, so that its gradient can be sent back.
-
-        `lengths` are (B,), as they came or int64; of a map that is not ragged they do not matter.
-
-        Raises:
-            PeerError: it is no payload of so many samples, or of samples of these lengths.
-        """
-        lengths = lengths.to(self.passage.device).long() if lengths is not None and self.channel.is_ragged else None
-        if lengths is not None and num_samples not in (None, len(lengths)):
-            raise PeerError(f"{self.passage.peer} sent {len(lengths)} lengths of {num_samples} samples")
-        return Received(self.passage, self.channel, wire, num_samples, lengths)
-
-
-class Sent:
-    """A tensor that went over the cut.
-
-    Attributes:
-        wire: what crosses, a 1-D uint8 tensor on the CPU.
-        lengths: of a ragged map, what crosses beside it (see ragged.pack); else None.
-    """
-
-    def __init__(self, passage: Passage, channel: Channel, x: Tensor, lengths: Tensor | None):
-        self._passage, self._channel, self._lengths = passage, channel, lengths
-        self.lengths = None if lengths is None else ragged.pack(lengths)
-        self._start = Send.apply(x if lengths is None else ragged.rows_of(x, lengths), self)
-
-    def encode(self, x: Tensor) -> None:
-        self._payload, self._way_back = self._passage.encode(self._channel, x, lengths=self._lengths)
-        self.wire = self._payload.tensor
-
-    def backward(self, gradient_wire: Tensor) -> None:
-        """Goes on with the backward pass from the gradient that came back, if anything before the cut is trained."""
-        self._gradient_wire = gradient_wire
-        if self._channel.has_gradient:
-            self._start.backward()
-
-    def decode_gradient(self) -> Tensor:
-        back = self._passage.channels[self._channel.spec.back]
-        return self._passage.decode_gradient(back, self._gradient_wire, self._payload, self._way_back)
-
-
-class Received:
-    """A tensor that came over the cut.
-
-    Attributes:
-        tensor: decoded; requires grad, where the channel has a way back that is needed.
-        lengths: (B,) int64 on the device, of a ragged map; else None.
-        gradient_wire: after a backward pass, what crosses back, a 1-D uint8 tensor on the CPU; empty if nothing does.
-    """
-
-    def __init__(
-        self, passage: Passage, channel: Channel, wire: Tensor, num_samples: int | None, lengths: Tensor | None
-    ):
-        self._passage, self._channel, self.lengths = passage, channel, lengths
-        self._wire, self._num_samples = wire, num_samples
-        self.gradient_wire = torch.empty(0, dtype=torch.uint8)
-        received = Receive.apply(torch.zeros((), requires_grad=True), self)
-        received = received if lengths is None else ragged.padded(received, lengths)
-        self.tensor: Tensor = received if channel.has_gradient else received.detach()
-
-    def decode(self) -> Tensor:
-        decoded, self._trace = self._passage.decode(self._channel, self._wire, self._num_samples, self.lengths)
-        return decoded
-
-    def encode_gradient(self, gradient: Tensor) -> None:
-        back = self._passage.channels[self._channel.spec.back]
-        payload, _ = self._passage.encode(back, gradient, of=self._trace)
-        self.gradient_wire = payload.tensor

@@ -124,6 +124,11 @@ class Display:
                 f"over each client's link: about {summary['seconds_over_link']:.1f} s (estimated from the bytes)",
                 soft_wrap=True,
             )
+        if claims := summary["claims"]:
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in claims.items())
+            self.console.print(
+                f"differential privacy of each sample's tensor, not of labels and weights: {numbers}", soft_wrap=True
+            )
         if summary["skipped"]:
             self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
         if summary["unreadable"]:
@@ -152,6 +157,7 @@ def epoch_line(
             shown = f" {title} {first.form(line[name]):>6}" if name in line else f" {title}" * bool(prefix)
             said.append(f"loss {line[f'{prefix}loss']:.4f}{shown}")
     train = " · ".join(said) or "no batch was finite"
+    train += "".join(f" ε {value:.4g}" for name, value in line.items() if name.endswith("_epsilon"))
     return (
         f"epoch {epoch:{len(str(num_epochs))}}/{num_epochs} {train}{test} up {size(up_bytes)} down {size(down_bytes)}"
         f" {line['seconds']:.1f} s"

@@ -54,11 +54,10 @@ class Recorder:
         self.cfg, self.folder, self.display, self.origin = cfg, folder, display, origin or {}
         self.task, self.specs = task_from(cfg), exchange_from(cfg).channels
         self.ledger, self.growth = Ledger(self.specs), Growth(self.specs, cfg.get("backward"))
-        self.seconds: Counter[str] = Counter()
-        self.refused: Counter[str] = Counter()  # before this process
+        self.seconds, self.refused = Counter(), Counter()  # by phase; and before this process
         self.last_evaluation: dict[str, float] = {}
-        self.best: float | None = None  # result so far
-        self.best_epoch: int | None = None
+        self.best, self.best_epoch = None, None  # result so far, and when
+        self.claims: dict[str, float] = {}  # of defences
         self.best_weights: dict[str, float] | None = None  # the evaluation of those that are kept, see verdict.py
         self.stopped_early: str | None = None  # why
         self.step_number = 0
@@ -193,6 +192,7 @@ class Recorder:
             "seconds": now - self.epoch_started_at,
             "samples": self.tally.num_samples,
             **self.tally.means(self.task),
+            **self.claims,
             **{f"{name}_bytes": total for name, total in self.ledger.traffic.items()},
             **{f"{phase.replace(' ', '_')}_s": seconds.get(phase, 0.0) for phase in PHASES},
         }

@@ -59,6 +59,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
         "cuts": {cut.path: list(cut.shape) for cut in recorder.cuts},
         "bottleneck": {cut.path: list(cut.channels) for cut in recorder.cuts if cut.channels},
         "pipeline_depth": cfg.pipeline_depth,
+        "claims": recorder.claims,
         **recorder.about,
     }
     for spec in recorder.specs:

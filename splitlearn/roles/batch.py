@@ -20,6 +20,7 @@ from splitlearn.exchange.exchange import ClientHalf, Outcome
 from splitlearn.exchange.messages import Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
+from splitlearn.privacy.observing import INPUTS
 from splitlearn.roles.progress import share_of
 from splitlearn.roles.waiting import Overdue, in_background
 from splitlearn.seeds import derive
@@ -36,6 +37,7 @@ class Batch:
         passage: its way over the channels.
         parts: that it is computed with.
         num_samples: in it.
+        given: what it is of, where that is kept beside what the server sees; None else.
         buffers: before the forward pass, where it may be undone; None else.
         mark: of what the codecs knew then.
         share: of the samples of an optimizer step (see Trainable.share).
@@ -48,6 +50,7 @@ class Batch:
     passage: Passage
     parts: Parts | Older
     num_samples: int
+    given: dict[str, Any] | None
     buffers: list[Tensor] | None
     mark: Mark
     share: float
@@ -74,15 +77,25 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             client.agreement.max_samples,
             measures_error=measures_error(cfg, step),
             is_trained=client.plan.is_trained,
+            inputs=inputs,
             stopwatch=client.stopwatch,
             samples=client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None,
         )
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
         num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
-        batch = Batch(half, passage, parts, num_samples, buffers, client.codecs.mark(), share)
+        given, mark = _given(client, inputs, targets), client.codecs.mark()
+        batch = Batch(half, passage, parts, num_samples, given, buffers, mark, share)
         _advance(client, batch, None)
     return batch
+
+
+def _given(client: Any, inputs: Any, targets: Any) -> dict[str, Any] | None:
+    plan, progress = client.plan, client.progress
+    num_sent = (progress.batch - 1) // plan.every
+    keeps = client.observer.folder and client.observer.keeps(plan, progress.epoch, client.num_batches, num_sent)
+    given = {"inputs": inputs.cpu(), "targets": client.task.pack(targets)}
+    return {"place": (client.index, progress.epoch, num_sent), **given} if keeps else None
 
 
 def alone(client: Any, loaded: Any) -> None:
@@ -169,6 +182,8 @@ def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[f
         with client.stopwatch("client compute"):
             is_over = _advance(client, batch, reply.part)
         if is_over:
+            if batch.given:
+                client.observer.write(*batch.given.pop("place"), batch.given, INPUTS)
             return batch.share, reply
         batch.number, reply = batch.number + 1, None
         send(client, batch)

@@ -10,13 +10,14 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import Future, wait
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
 from splitlearn.config import clients_evaluate, shared
-from splitlearn.errors import PeerError, Rejoin, Stopped, UserError
+from splitlearn.errors import PeerError, Rejoin, Stopped
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.codecs import Codecs
@@ -34,10 +35,12 @@ from splitlearn.exchange.messages import (
 from splitlearn.exchange.plan import Plan
 from splitlearn.measure.screen import Screen
 from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.privacy.observing import Observer
 from splitlearn.rates import Clock
 from splitlearn.roles.entering import enters
 from splitlearn.roles.evaluation import evaluate
 from splitlearn.roles.firstmaps import help_fit
+from splitlearn.roles.fit import check_numbered
 from splitlearn.roles.progress import ClientProgress
 from splitlearn.roles.schedule import schedule_from
 from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, in_background
@@ -60,10 +63,17 @@ class Client:
         device: of its parts of the network.
         server: takes this client's calls.
         screen: shows the user how it goes; None where another rank does.
+        folder: of the run, for observe.inputs; None where it is not here.
     """
 
     def __init__(
-        self, cfg: DictConfig, index: int, device: torch.device, server: ServerProxy, screen: Screen | None = None
+        self,
+        cfg: DictConfig,
+        index: int,
+        device: torch.device,
+        server: ServerProxy,
+        screen: Screen | None = None,
+        folder: Path | None = None,
     ):
         self.cfg, self.index, self.device, self.server = cfg, index, device, server
         self.screen = screen or Screen(is_shown=False)
@@ -71,12 +81,11 @@ class Client:
         self.channels = channels_of(cfg, self.exchange)
         self.codecs = Codecs(self.channels, "up")
         self.agreement = Agreement(cfg, self.task, self.channels, self.exchange.phases)
-        self.schedule = schedule_from(cfg)
-        self.stopwatch = Stopwatch()
+        self.schedule, self.observer = schedule_from(cfg), Observer(cfg, folder if cfg.observe.inputs else None)
+        self.stopwatch, self.stop = Stopwatch(), StopRequest()
         self.rates: dict[str, Any] | None = None  # of the last answer to a batch
         self._own: Counter[str] = Counter()  # sums over the batches since the weights went, by a loss of its own
         self.is_in = False  # has joined
-        self.stop = StopRequest()
 
     def run(self) -> float:
         """Trains and evaluates with the others; returns the run's result, the first of the task's metrics."""
@@ -103,17 +112,13 @@ class Client:
     def load_data(self) -> None:
         self.data = self.task.load(self.cfg, self.index, self.cfg.num_clients)
         self.num_batches = len(self.data.train)
-        if self.codecs.latest and self.num_batches and not self.data.num_numbered:
-            raise UserError(
-                f"delta={self.cfg.delta} has to know which samples a batch has, and this task's loader does not tell:"
-                " load with client_data of splitlearn.tasks.loading, or set delta=null"
-            )
+        if self.codecs.latest:
+            check_numbered(self.data, self.cfg)
 
     def join(self) -> None:
         """Tells the server about this client, and gets the first weights, or the state to go on from."""
         self.is_in = False
-        data = self.data
-        origin = None if data.origin is None else dict(vars(data.origin))
+        data, origin = self.data, self.data.origin and dict(vars(self.data.origin))
         hello = Hello(shared(self.cfg), data.about, data.num_train, data.num_test, origin, data.num_numbered)
         welcome = self.ask_patiently(hello, Welcome)
         built = network.build(self.cfg, welcome.about)
@@ -122,8 +127,8 @@ class Client:
         self.trainable = Trainable(built.client.to(self.device), self.cfg)
         self.load(welcome.state)
         self.codecs.begin(data.num_numbered, welcome.latest)
-        own = dict(welcome.state.get("own", {}))
-        self._own = Counter(own if own.pop("client", None) == self.index else {})
+        own = dict(welcome.state.get("own", {"client": None}))
+        self._own = Counter(own if own.pop("client") == self.index else {})
         self.num_steps = welcome.num_steps  # of all clients, in an epoch
         self.clock = Clock(self.cfg, self.num_steps)  # of epochs in which it trains alone
         begun = self.exchange.plan(welcome.epoch, welcome.phase).begun(welcome.batch, self.num_batches)
@@ -133,7 +138,7 @@ class Client:
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
         self.screen.tell(
             f"joined as client {self.index} of {self.cfg.num_clients}, {data.num_train:,} training samples, cut"
-            f" {self.cfg.cut}{goes_on}"
+            f" {self.cfg.cut}{goes_on}" + f"; {self.observer.note}" * bool(self.observer.note)
         )
         self.screen.start()
 

@@ -37,6 +37,7 @@ class Talk:
         passage: the batch's way over the channels.
         share: of the samples of the client's optimizer step (see Trainable.share).
         targets_bytes: of targets that crossed.
+        targets: these, as they came; None where there are none.
         outcome: after the last round.
     """
 
@@ -44,6 +45,7 @@ class Talk:
     passage: Passage
     share: float = 1.0
     targets_bytes: int = 0
+    targets: Any = None
     outcome: Outcome | None = None
 
 
@@ -67,6 +69,8 @@ class Conversation:
         talks = {client: self._begin(client, self.exchange.server) for client in participants}
         for client, talk in talks.items():
             member = roster.members[client]
+            place = self.server.progress.epoch, member.num_batches, member.batch
+            talk.passage.observes = self.server.observer.keeps(roster.plan, *place)
             talk.share = share_of(member.batch + 1, member.num_train, self.cfg)
         for number, (sent, _) in enumerate(self.exchange.rounds, start=1):
             due = roster.due(talks, Step, "is too late for its step") if number > 1 else participants
@@ -148,12 +152,19 @@ class Conversation:
                 server.recorder.skipped(talk.passage.transfers, talk.targets_bytes)
                 return False
             server.trainable.share += talk.share
+            if talk.passage.observes:
+                seen = {"channels": talk.passage.seen, "targets": talk.targets}
+                server.observer.write(client, server.progress.epoch, member.batch - 1, seen)
+                if not server.topology.keeps_own:
+                    newest = server.client_states[0]
+                    server.observer.write_segment(server.progress.epoch, newest.get("segment", newest))
             member.num_samples += talk.outcome.num_samples
         return True
 
     def _advance(self, client: int, talk: Talk, part: Part, is_first: bool) -> Part | None:
         """The half's answer; None where the client's part is to be left out, because it is not finite."""
         talk.targets_bytes += part.targets_bytes()
+        talk.targets = getattr(part, "targets", talk.targets)
         if is_first:
             torch.manual_seed(derive(self.cfg.seed, "server", self.server.progress.step, client))  # dropout
         return self._tried(client, talk, lambda: talk.half.send(part))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from splitlearn.exchange.channel import claims_of
+
 
 def num_steps(server: Any, accumulate: int = 1) -> int:
     """Of an epoch; of one in which nothing is sent as many as the clients take."""
@@ -29,6 +31,7 @@ def end_epoch(server: Any) -> None:
     """
     progress, loss = server.progress, server.recorder.tally.means(server.task).get("loss")
     epoch, phase = progress.epoch, (progress.phase, progress.reference)
+    server.recorder.claims = claims_of(server.channels, epoch)
     server.recorder.end_epoch(epoch, server.stopwatch.take())
     progress.end_epoch(*(phase if loss is None else server.exchange.next_phase(*phase, loss)))
     if server.runstate.saves_epoch(epoch) or server.is_stopping:

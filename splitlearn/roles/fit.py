@@ -16,7 +16,7 @@ from splitlearn.exchange.channel import Channel
 from splitlearn.exchange.latest import sample_nbytes
 from splitlearn.exchange.messages import Hello
 from splitlearn.exchange.network import Network
-from splitlearn.tasks import Task
+from splitlearn.tasks import ClientData, Task
 from splitlearn.tasks.origin import Origin, disagreement, same_data
 
 
@@ -132,4 +132,13 @@ def check_test(hellos: Iterable[Hello], cfg: DictConfig) -> None:
         raise UserError(
             "there are no test samples: put some into a test/ folder beside train/, set data.test_fraction above 0, or"
             " have the server's own tested with evaluate.on=server"
+        )
+
+
+def check_numbered(data: ClientData, cfg: DictConfig) -> None:
+    """Raises UserError where a client's loader does not tell which samples a batch has."""
+    if len(data.train) and not data.num_numbered:
+        raise UserError(
+            f"delta={cfg.delta} has to know which samples a batch has, and this task's loader does not tell: load with"
+            " client_data of splitlearn.tasks.loading, or set delta=null"
         )

@@ -92,6 +92,7 @@ class RunState:
         recorder.open(checkpoint and checkpoint["recorder"])
         if checkpoint is None:
             self.checkpoints.clear()
+            self.server.observer.start()
         else:
             recorder.resumed(self.server.progress.epoch, self.server.is_over)
         self._found = None

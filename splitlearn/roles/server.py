@@ -28,6 +28,7 @@ from splitlearn.exchange.rounds import RoundReply
 from splitlearn.measure.recorder import Recorder
 from splitlearn.measure.samples import samples_in_words, unreadable_of
 from splitlearn.measure.stopwatch import Stopwatch
+from splitlearn.privacy.observing import Observer
 from splitlearn.roles.conversation import Conversation
 from splitlearn.roles.epochs import end_epoch, num_steps, start_epoch
 from splitlearn.roles.firstmaps import fit
@@ -72,7 +73,7 @@ class Server:
         )
         self.conversation = Conversation(self)
         self.runstate, self.verdict = RunState(self, checkpoints), Verdict(self)
-        self.updates, self.held = Updates(self), Held(self)
+        self.updates, self.held, self.observer = Updates(self), Held(self), Observer(cfg, recorder.folder)
         self.client_states: list[Any] = []
         self.own_states: list[Any] | None = None
         self.trainable: Trainable | None = None
@@ -94,6 +95,8 @@ class Server:
         self.runstate.find()
         self.roster.meet(self)
         self.runstate.begin()
+        if self.observer.note:
+            self.recorder.display.note(self.observer.note)
         start_epoch(self)
         self.recorder.start(num_steps(self))
         fit(self, self.recorder.cuts)

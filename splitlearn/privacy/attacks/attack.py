@@ -1,0 +1,134 @@
+"""What an attack is, what it is given, and what it finds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from splitlearn import saved
+from splitlearn.config import compressor_from
+from splitlearn.errors import UserError
+from splitlearn.exchange.exchange import exchange_from
+from splitlearn.exchange.network import Network
+from splitlearn.privacy.observing import known_segment, observed
+from splitlearn.segments.parts import Parts
+from splitlearn.tasks import Task, task_from
+
+
+@dataclass
+class Scene:
+    """One epoch of a run, as its server has it.
+
+    Attributes:
+        cfg: of the run.
+        task: of the run.
+        network: its network, with the client segments' weights as the server knew them at the start of the epoch.
+        epoch: which.
+        seen: the batches that were kept of it, see observing.observed; their `inputs` are for the figures alone.
+        auxiliary: batches of inputs and targets of the same kind, which no client trained on: the run's test data.
+        knows_weights: the server knew the weights; else they are those of the end of the run, and only the sizes count.
+    """
+
+    cfg: DictConfig
+    task: Task
+    network: Network
+    epoch: int
+    seen: list[dict[str, Any]]
+    auxiliary: list[tuple[Tensor, Tensor]]
+    knows_weights: bool
+
+    @classmethod
+    def load(cls, folder: Path, epoch: int | None = None) -> Scene:
+        """The last epoch that something is kept of, or another.
+
+        Raises:
+            UserError: nothing is kept of it, or there is no run.
+        """
+        run = saved.load(folder)
+        found = observed(folder)
+        epochs = sorted({one["epoch"] for one in found})
+        if not epochs or epoch not in (None, *epochs):
+            raise UserError(
+                f"{folder} has nothing of what its server saw"
+                + (f" in epoch {epoch}: there is {', '.join(map(str, epochs))}" if epochs else "")
+                + " (observe.batches=20 keeps it)" * (not epochs)
+            )
+        epoch = epochs[-1] if epoch is None else epoch
+        task, network = task_from(run.cfg), run.network()
+        task.know(run.about)
+        weights = known_segment(folder, epoch)
+        if weights is not None:
+            network.client.load_state_dict(weights)
+        one_by_one = [task.load(run.cfg, client, run.cfg.num_clients) for client in range(run.cfg.num_clients)]
+        is_own = one_by_one[0].origin and one_by_one[0].origin.is_own
+        batches = [
+            task.to_device(batch, torch.device("cpu"))
+            for data in one_by_one[: 1 if is_own else None]
+            for batch in data.test
+        ]
+        seen = [one for one in found if one["epoch"] == epoch]
+        return cls(run.cfg, task, network, epoch, seen, batches, weights is not None)
+
+    def inputs(self) -> list[Tensor]:
+        """Of the batches that were kept.
+
+        Raises:
+            UserError: they were not kept.
+        """
+        if not all("inputs" in one for one in self.seen):
+            raise UserError("the inputs of what the server saw are not kept: run with observe.inputs=true")
+        return [one["inputs"] for one in self.seen]
+
+    def channel(self, *names: str) -> tuple[str, list[Tensor]]:
+        """What crossed on the first of these channels that the run has.
+
+        Raises:
+            UserError: it has none of them.
+        """
+        for name in names:
+            if all(name in one["channels"] for one in self.seen):
+                return name, [one["channels"][name] for one in self.seen]
+        raise UserError(f"nothing crossed as {' or '.join(names)}: exchange={exchange_from(self.cfg).name} sends none")
+
+    @torch.no_grad()
+    def smashed(self, inputs: list[Tensor], segment: Parts | None = None) -> list[Tensor]:
+        """What the server would decode of inputs, through the client segment that it knows, in training, or another."""
+        segment, codec = segment or self.network.client, compressor_from(self.cfg, "compressor")
+        segment.train()
+        found = []
+        for x in inputs:
+            smashed = segment[0](x)
+            found.append(codec.decode(codec.encode(smashed), smashed.device).float())
+        return found
+
+
+@dataclass
+class Found:
+    """
+    Attributes:
+        figures: what the attack came to, by name.
+        guess: the same of a guess that sees nothing.
+        pairs: (N, 3, H, W) originals and reconstructions, from 0 to 1, for people to look at.
+    """
+
+    figures: dict[str, float]
+    guess: dict[str, float]
+    pairs: tuple[Tensor, Tensor] | None = field(default=None)
+
+
+class Attack:
+    def run(self, scene: Scene, seed: int) -> Found:
+        """
+        Args:
+            scene: what the server has.
+            seed: of all that the attack draws.
+
+        Raises:
+            UserError: it needs what the run does not have.
+        """
+        raise NotImplementedError

@@ -1,0 +1,172 @@
+"""Inversion: a decoder, trained on data of the same kind, gives the inputs back from the smashed data.
+
+    auxiliary inputs ─► client segment ─► codec ─► map ─► decoder ─► inputs again: its loss
+    what the server decoded ───────────────────────────► decoder ─► a client's inputs
+
+The server knows the client segment's weights, since it has drawn them and averages them; with weights=shadow the
+decoder is trained on maps of a segment of its own instead, from a network that was trained on the auxiliary data.
+
+Of images: PSNR in dB and SSIM against the originals, and how many reconstructions a classifier, trained on the
+auxiliary data, still takes for what they are; the guess is the mean auxiliary image. Of tokens: the share that comes
+back; the guess is the most frequent one.
+
+Source: He, Zhang and Lee 2019, "Model inversion attacks against collaborative inference", its inverse-network attack.
+"""
+
+from __future__ import annotations
+
+import copy
+from math import log2
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from splitlearn.errors import UserError
+from splitlearn.exchange import ragged
+from splitlearn.privacy.attacks.attack import Attack, Found, Scene
+from splitlearn.segments.forward import lengths_of
+from splitlearn.segments.parts import Parts
+from splitlearn.tasks.image_classification import networks
+
+WEIGHTS = ("known", "shadow")
+
+
+class Inversion(Attack):
+    """
+    Args:
+        weights: of the client segment that the decoder is trained with: "known" or "shadow".
+        steps: of the decoder's training, each of `batch_size` samples.
+        batch_size: of these.
+        width: channels of the decoder.
+        lr: of Adam.
+        classifier_steps: of the independent classifier's training, and of the shadow network's.
+    """
+
+    def __init__(
+        self,
+        weights: str = "known",
+        steps: int = 1000,
+        batch_size: int = 64,
+        width: int = 64,
+        lr: float = 1e-3,
+        classifier_steps: int = 500,
+    ):
+        if weights not in WEIGHTS:
+            raise UserError(f"attack.weights={weights} is unknown: choose one of {', '.join(WEIGHTS)}")
+        self.weights, self.steps, self.batch_size, self.width, self.lr = weights, steps, batch_size, width, lr
+        self.classifier_steps = classifier_steps
+
+    def run(self, scene: Scene, seed: int) -> Found:
+        if self.weights == "known" and not scene.knows_weights:
+            raise UserError("the server does not know this run's client segments: use attack.weights=shadow")
+        torch.manual_seed(seed)
+        known, targets = (torch.cat(parts) for parts in zip(*scene.auxiliary, strict=True))
+        segment = scene.network.client if self.weights == "known" else self._shadow(scene, known, targets)
+        maps = torch.cat(scene.smashed([*known.split(scene.cfg.batch_size)], segment))
+        _, seen = scene.channel("smashed")
+        inputs = scene.inputs()
+        if known.is_floating_point():
+            return self._images(scene, maps, known, targets, torch.cat(seen), torch.cat(inputs))
+        return self._tokens(maps, known, seen, inputs)
+
+    # Images
+
+    def _images(
+        self, scene: Scene, maps: Tensor, known: Tensor, targets: Tensor, seen: Tensor, inputs: Tensor
+    ) -> Found:
+        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+        decoder = image_decoder(tuple(maps.shape[1:]), tuple(known.shape[1:]), self.width)
+        self._train(decoder, maps, known, F.mse_loss, self.steps)
+        classifier = networks.build("convnet", int(targets.max()) + 1, known.shape[-1])
+        self._train(classifier, known, targets, F.cross_entropy, self.classifier_steps)
+        labels = torch.cat([one["targets"] for one in scene.seen]).long()
+
+        def figures(reconstructed: Tensor) -> dict[str, float]:
+            pair = pixels(reconstructed, scene), pixels(inputs, scene)
+            return {
+                "psnr": peak_signal_noise_ratio(*pair, data_range=1.0).item(),
+                "ssim": structural_similarity_index_measure(*pair, data_range=1.0).item(),
+                "classified": (applied(classifier, reconstructed).argmax(1) == labels).float().mean().item(),
+            }
+
+        guess = known.mean(0, keepdim=True).expand_as(inputs)
+        found = applied(decoder, seen)
+        return Found(figures(found), figures(guess), (pixels(inputs, scene), pixels(found, scene)))
+
+    # Tokens
+
+    def _tokens(self, maps: Tensor, known: Tensor, seen: list[Tensor], inputs: list[Tensor]) -> Found:
+        rows, tokens = rows_of(maps, known)
+        vocabulary = int(max(tokens.max(), *(one.max() for one in inputs))) + 1
+        decoder = nn.Sequential(
+            nn.LayerNorm(rows.shape[1]), nn.Linear(rows.shape[1], 4 * self.width), nn.GELU(),
+            nn.Linear(4 * self.width, vocabulary),
+        )  # fmt: skip
+        self._train(decoder, rows, tokens, F.cross_entropy, self.steps)
+        pairs = [rows_of(*pair) for pair in zip(seen, inputs, strict=True)]
+        seen_rows, truth = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        recovered = (applied(decoder, seen_rows).argmax(1) == truth).float().mean().item()
+        return Found({"tokens": recovered}, {"tokens": (truth == tokens.mode().values).float().mean().item()})
+
+    # Training
+
+    def _train(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: object, steps: int) -> None:
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
+        for _ in range(steps):
+            batch = torch.randint(len(inputs), (self.batch_size,))
+            optimizer.zero_grad()
+            loss(model(inputs[batch]), targets[batch].long() if loss is F.cross_entropy else targets[batch]).backward()
+            optimizer.step()
+
+    def _shadow(self, scene: Scene, known: Tensor, targets: Tensor) -> Parts:
+        """A client segment of the same kind, of a network that was trained on the auxiliary data from other weights."""
+        model = copy.deepcopy(scene.network)
+        for part in (model.client, model.server):
+            for module in part.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+        parts = nn.ModuleList([model.client, model.server])
+        optimizer = torch.optim.Adam(parts.parameters(), lr=self.lr)
+        for _ in range(self.classifier_steps):
+            batch = torch.randint(len(known), (self.batch_size,))
+            optimizer.zero_grad()
+            x = known[batch]
+            for side, part in model.parts():
+                x = side.run(part, x)
+            scene.task.loss(x, targets[batch]).backward()
+            optimizer.step()
+        return model.client
+
+
+@torch.no_grad()
+def applied(model: nn.Module, x: Tensor) -> Tensor:
+    model.eval()
+    return torch.cat([model(part) for part in x.split(256)])
+
+
+def pixels(images: Tensor, scene: Scene) -> Tensor:
+    """Images as they were before they were normalised, from 0 to 1."""
+    mean, std = (torch.tensor(list(scene.cfg.data[name])).view(1, -1, 1, 1) for name in ("mean", "std"))
+    return (images * std + mean).clamp(0, 1)
+
+
+def rows_of(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C) rows of (B, T, C) maps, or of rows that crossed alone, and (N,) their tokens."""
+    if maps.shape[:2] == tokens.shape:
+        maps = ragged.rows_of(maps, lengths_of(tokens))
+    return maps.flatten(0, -2), tokens[tokens >= 0]
+
+
+def image_decoder(shape: tuple[int, ...], image: tuple[int, ...], width: int) -> nn.Sequential:
+    """From (C, H, W) maps, or (C,) features, to images, whose size is a power of two times that of the maps."""
+    layers: list[nn.Module] = []
+    if len(shape) == 1:
+        shape = (shape[0], 1, 1)
+        layers.append(nn.Unflatten(1, shape))
+    layers += [nn.Conv2d(shape[0], width, 3, padding=1), nn.ReLU()]
+    for _ in range(round(log2(image[-1] / shape[-1]))):
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+    layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Upsample(image[1:]), nn.Conv2d(width, image[0], 1)]
+    return nn.Sequential(*layers)

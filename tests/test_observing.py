@@ -1,0 +1,55 @@
+"""What the server sees of a run is kept, and keeping it changes nothing."""
+
+import pytest
+import torch
+from runs import metrics
+from simulation import compose
+from test_resume import SMALL, results
+
+from splitlearn import local
+from splitlearn.exchange import network
+from splitlearn.privacy.observing import known_segment, observed
+
+KEEPING = ["observe.batches=3", "observe.every=2", "observe.inputs=true"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["compressor=rt", "compressor@downlink=qu"],
+        ["exchange=u_shaped", "compressor=klt", "compressor@features=ms", "topology.average=never"],
+        ["exchange=local_loss", "exchange.send_every=2"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_recording_changes_no_number(overrides, tmp_path):
+    for name, keeping in (("plain", []), ("kept", KEEPING)):
+        local.run(compose(*SMALL, *overrides, *keeping), tmp_path / name)
+    plain, kept = (results(tmp_path / name, set()) for name in ("plain", "kept"))
+    assert kept[0] == plain[0]
+    for one, other in zip(kept[1], plain[1], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_kept(tmp_path):
+    cfg = compose(*SMALL, *KEEPING, "compressor=none")
+    local.run(cfg, tmp_path)
+    found = observed(tmp_path)
+    assert [(one["client"], one["epoch"], one["batch"]) for one in found] == [
+        (client, epoch, batch) for client in (0, 1) for epoch, batch in ((1, 1), (1, 3), (1, 5))
+    ]
+    for one in found:
+        assert one["inputs"].shape[1:] == (3, 32, 32)
+        assert len(one["targets"]) == len(one["inputs"]) == (3 if one["batch"] == 5 else 8)
+        assert {name: tensor.shape[1:] for name, tensor in one["channels"].items()} == {
+            "smashed": (64, 8, 8),
+            "gradient": (64, 8, 8),
+        }
+    # The first batch of the run, through the weights that the server knew, is what it saw.
+    built = network.build(cfg, {"num_classes": 10})
+    built.client.load_state_dict(known_segment(tmp_path, 1))
+    with torch.no_grad():
+        torch.testing.assert_close(built.client(found[0]["inputs"]), found[0]["channels"]["smashed"])
+    assert known_segment(tmp_path, 2) is None
+    local.run(compose(*SMALL, "resume=never"), tmp_path)
+    assert not observed(tmp_path) and metrics(tmp_path, "step")
