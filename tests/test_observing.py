@@ -18,7 +18,7 @@ KEEPING = ["observe.batches=3", "observe.every=2", "observe.inputs=true"]
     [
         ["compressor=rt", "compressor@downlink=qu"],
         ["exchange=u_shaped", "compressor=klt", "compressor@features=ms", "topology.average=never"],
-        ["exchange=local_loss", "exchange.send_every=2"],
+        pytest.param(["exchange=local_loss", "exchange.send_every=2"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: overrides[0],
 )

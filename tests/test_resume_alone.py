@@ -19,8 +19,11 @@ BY_LOSS = ["exchange=update_by_loss", "exchange.threshold=0.2", "epochs=6", "com
     "overrides",
     [
         ONCE,
-        [*BY_LOSS, "compressor@downlink=qu", "downlink.rounding=stochastic"],
-        ["exchange=local_loss", "exchange.send_every=2", "compressor=rt", "topology=sequential"],
+        pytest.param([*BY_LOSS, "compressor@downlink=qu", "downlink.rounding=stochastic"], marks=pytest.mark.slow),
+        pytest.param(
+            ["exchange=local_loss", "exchange.send_every=2", "compressor=rt", "topology=sequential"],
+            marks=pytest.mark.slow,
+        ),
         [
             "exchange=aligned",
             "exchange.send_every=2",

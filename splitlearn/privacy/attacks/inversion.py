@@ -19,7 +19,6 @@ import copy
 from math import log2
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
@@ -78,9 +77,9 @@ class Inversion(Attack):
         from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
         decoder = image_decoder(tuple(maps.shape[1:]), tuple(known.shape[1:]), self.width)
-        self._train(decoder, maps, known, F.mse_loss, self.steps)
+        self._train(decoder, maps, known, nn.MSELoss(), self.steps)
         classifier = networks.build("convnet", int(targets.max()) + 1, known.shape[-1])
-        self._train(classifier, known, targets, F.cross_entropy, self.classifier_steps)
+        self._train(classifier, known, targets.long(), nn.CrossEntropyLoss(), self.classifier_steps)
         labels = torch.cat([one["targets"] for one in scene.seen]).long()
 
         def figures(reconstructed: Tensor) -> dict[str, float]:
@@ -104,7 +103,7 @@ class Inversion(Attack):
             nn.LayerNorm(rows.shape[1]), nn.Linear(rows.shape[1], 4 * self.width), nn.GELU(),
             nn.Linear(4 * self.width, vocabulary),
         )  # fmt: skip
-        self._train(decoder, rows, tokens, F.cross_entropy, self.steps)
+        self._train(decoder, rows, tokens.long(), nn.CrossEntropyLoss(), self.steps)
         pairs = [rows_of(*pair) for pair in zip(seen, inputs, strict=True)]
         seen_rows, truth = (torch.cat(parts) for parts in zip(*pairs, strict=True))
         recovered = (applied(decoder, seen_rows).argmax(1) == truth).float().mean().item()
@@ -112,12 +111,12 @@ class Inversion(Attack):
 
     # Training
 
-    def _train(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: object, steps: int) -> None:
+    def _train(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: nn.Module, steps: int) -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         for _ in range(steps):
             batch = torch.randint(len(inputs), (self.batch_size,))
             optimizer.zero_grad()
-            loss(model(inputs[batch]), targets[batch].long() if loss is F.cross_entropy else targets[batch]).backward()
+            loss(model(inputs[batch]), targets[batch]).backward()
             optimizer.step()
 
     def _shadow(self, scene: Scene, known: Tensor, targets: Tensor) -> Parts:
