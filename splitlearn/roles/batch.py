@@ -92,10 +92,11 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
 
 def _given(client: Any, inputs: Any, targets: Any) -> dict[str, Any] | None:
     plan, progress = client.plan, client.progress
-    num_sent = (progress.batch - 1) // plan.every
-    keeps = client.observer.folder and client.observer.keeps(plan, progress.epoch, client.num_batches, num_sent)
-    given = {"inputs": inputs.cpu(), "targets": client.task.pack(targets)}
-    return {"place": (client.index, progress.epoch, num_sent), **given} if keeps else None
+    num_sent = plan.num_sent(progress.batch - 1)
+    if not client.observer.folder or not client.observer.keeps(plan, progress.epoch, client.num_batches, num_sent):
+        return None
+    place = client.index, progress.epoch, num_sent
+    return {"place": place, "inputs": inputs.cpu(), "targets": client.task.pack(targets)}
 
 
 def alone(client: Any, loaded: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from splitlearn.errors import UserError
 from splitlearn.exchange.parts import Part
-from splitlearn.measure.display import size
+from splitlearn.measure.costs import size
 from splitlearn.seeds import generator
 from splitlearn.segments.trainable import nbytes_of
 
@@ -43,9 +43,9 @@ class Held:
         """
         self._of_clients.setdefault(client, []).append((part, known))
         self.num_bytes += nbytes_of(part.body())
-        roster = self.server.roster
-        done, due = (sum(getattr(member, name) for member in roster.members.values()) for name in ("batch", "num_due"))
         if self.num_bytes > 1e6 * self.limit_mb:
+            members = self.server.roster.members.values()
+            done, due = (sum(getattr(member, name) for member in members) for name in ("batch", "num_due"))
             raise UserError(
                 f"the server holds {size(self.num_bytes)} after {done} of {due} batches, more than exchange.hold_mb="
                 f"{self.limit_mb}: raise it, or send fewer bits a value"
