@@ -62,6 +62,23 @@ def measures_error(cfg: DictConfig, step: int) -> bool:
     return (step - 1) % cfg.log.error_every == 0
 
 
+def check_goes_with(cfg: DictConfig, what: str, fits: dict[str, tuple], why: str = "", otherwise: str = "") -> None:
+    """
+    Args:
+        cfg: of the run.
+        what: it is configured with, in words.
+        fits: the values that each of these keys may have then, the one to choose first.
+        why: a key with another value does not go with it, in words.
+        otherwise: what else to do, in words.
+
+    Raises:
+        UserError: a key has another value.
+    """
+    for key, values in fits.items():
+        if (value := OmegaConf.select(cfg, key)) not in values:
+            raise UserError(f"{what} does not go with {key}={value}{why}: use {key}={values[0] or 'null'}{otherwise}")
+
+
 def compressor_from(cfg: DictConfig, key: str) -> Compressor:
     """The compressor that config group `key` describes."""
     return made_from(cfg, key)

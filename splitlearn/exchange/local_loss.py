@@ -15,10 +15,9 @@ Mu and Shen 2023, arXiv:2304.02777. There the auxiliary network is one layer, or
 
 from __future__ import annotations
 
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from splitlearn.errors import UserError
+from splitlearn.config import check_goes_with
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.exchange.labels_up import LabelsUp, Smashed
@@ -44,18 +43,10 @@ class LocalLoss(LabelsUp):
         self.auxiliary, self._plan = auxiliary, Plan(send_every)
 
     def check(self, cfg):
-        if self._plan.every == 1:
-            return
-        for key, others in (
-            ("topology.average", ("epoch", "never", None)),
-            ("accumulate", (1,)),
-            ("pipeline_depth", (1,)),
-        ):
-            if (value := OmegaConf.select(cfg, key)) not in others:
-                raise UserError(
-                    f"exchange.send_every={self._plan.every} does not go with {key}={value}, which needs every batch to"
-                    f" be sent: use {key}={others[0]}, or exchange.send_every=1"
-                )
+        if self._plan.every > 1:
+            fits = {"topology.average": ("epoch", "never", None), "accumulate": (1,), "pipeline_depth": (1,)}
+            reasons = ", which needs every batch to be sent", ", or exchange.send_every=1"
+            check_goes_with(cfg, f"exchange.send_every={self._plan.every}", fits, *reasons)
 
     def plan(self, epoch, phase=None):
         return self._plan

@@ -16,8 +16,8 @@ arXiv:2507.07130. There the server's batches are drawn from all maps anew; here 
 from __future__ import annotations
 
 import torch
-from omegaconf import OmegaConf
 
+from splitlearn.config import check_goes_with
 from splitlearn.errors import UserError
 from splitlearn.exchange.labels_up import Smashed
 from splitlearn.exchange.local_loss import LocalLoss
@@ -65,12 +65,10 @@ def check_alone(cfg, exchange: str) -> None:
         UserError: a key does not go with epochs in which clients, or the server, train without the other end.
     """
     fits = {
-        "topology.name": ("parallel",),
+        "topology.name": ("parallel", None),
         "topology.average": ("epoch", "never"),
         "accumulate": (1,),
         "pipeline_depth": (1,),
         "membership.sample": (None,),
     }
-    for key, values in fits.items():
-        if (value := OmegaConf.select(cfg, key)) not in values and not (key == "topology.name" and value is None):
-            raise UserError(f"{exchange} does not go with {key}={value}: use {key}={values[0] or 'null'}")
+    check_goes_with(cfg, exchange, fits)
