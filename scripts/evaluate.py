@@ -58,12 +58,7 @@ def main() -> None:
             cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
         task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
         task.know(run.about)
-        if cfg.evaluate.get("on") == "server":
-            loaders = [task.load_test(cfg).test]
-        else:
-            one_by_one = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
-            is_own = one_by_one[0].origin and one_by_one[0].origin.is_own  # then there are only those that are here
-            loaders = [data.test for data in one_by_one[: 1 if is_own else None]]
+        loaders = saved.test_loaders(task, cfg)
         plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
         ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
     except UserError as error:

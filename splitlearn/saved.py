@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import shared
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
-from splitlearn.tasks import task_from
+from splitlearn.tasks import Task, task_from
 from splitlearn.topologies import topology_from
 from splitlearn.topologies.averaging import average_states
 
@@ -70,6 +71,15 @@ def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
     run = _load(folder, best)
     run.client = _of_client(run.clients, client, folder)
     return run
+
+
+def test_loaders(task: Task, cfg: DictConfig) -> list[DataLoader]:
+    """The test samples that a run was evaluated with: the server's own, or each client's, of those that are here."""
+    if cfg.evaluate.get("on") == "server":
+        return [task.load_test(cfg).test]
+    one_by_one = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
+    is_own = one_by_one[0].origin and one_by_one[0].origin.is_own  # then there are only those that are here
+    return [data.test for data in one_by_one[: 1 if is_own else None]]
 
 
 def weights(folder: str) -> dict[str, Tensor]:

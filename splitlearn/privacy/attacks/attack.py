@@ -64,13 +64,8 @@ class Scene:
         weights = known_segment(folder, epoch)
         if weights is not None:
             network.client.load_state_dict(weights)
-        one_by_one = [task.load(run.cfg, client, run.cfg.num_clients) for client in range(run.cfg.num_clients)]
-        is_own = one_by_one[0].origin and one_by_one[0].origin.is_own
-        batches = [
-            task.to_device(batch, torch.device("cpu"))
-            for data in one_by_one[: 1 if is_own else None]
-            for batch in data.test
-        ]
+        loaders = saved.test_loaders(task, run.cfg)
+        batches = [task.to_device(batch, torch.device("cpu")) for loader in loaders for batch in loader]
         seen = [one for one in found if one["epoch"] == epoch]
         return cls(run.cfg, task, network, epoch, seen, batches, weights is not None)
 
