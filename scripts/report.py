@@ -20,7 +20,7 @@ from report_labels import BASE, is_bf16
 from report_runs import load, unit, varying
 from tables import markdown
 
-from splitlearn.measure.display import size
+from splitlearn.measure.costs import size
 from splitlearn.measure.summary import saving_both_ways
 
 try:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 from report_cells import Cell, Cells
 
-from splitlearn.measure.display import size
+from splitlearn.measure.costs import size
 
 AGAINST_BYTES = "against all bytes"  # of the main table and picture, after the metric
 MARKERS = "o^sDvP*X"  # of cuts

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from splitlearn.console import Console
 from splitlearn.errors import UserError
-from splitlearn.measure.display import size
+from splitlearn.measure.costs import size
 from splitlearn.measure.summary import saving_both_ways, sent_both_ways
 from splitlearn.tasks import task_from
 from splitlearn.words import quoted

@@ -25,7 +25,7 @@ from splitlearn.exchange.local_loss import LocalLoss, local_loss
 from splitlearn.exchange.on_request import Asking, OnRequest
 
 
-class Aligned(LocalLoss, OnRequest):
+class Aligned(OnRequest, LocalLoss):
     """
     Args:
         align_every: which of the batches that are sent get the cut gradient: every so manieth of an epoch.
@@ -36,8 +36,6 @@ class Aligned(LocalLoss, OnRequest):
 
     name = "aligned"
     channels = LabelsUp.channels
-    rounds = OnRequest.rounds
-    server = OnRequest.server
     answers_early = False
 
     def __init__(self, align_every: int = 10, weight: float = 1.0, send_every: int = 1, auxiliary: int = 64):
@@ -50,7 +48,7 @@ class Aligned(LocalLoss, OnRequest):
         loss, outcome = local_loss(parts, task, own, targets, lengths)
         sent = channels["smashed"].send(smashed, lengths)
         *_, batch = channels.place
-        is_aligned = (batch - 1) // self.plan(0).every % self.align_every == 0
+        is_aligned = self.plan(0).num_sent(batch - 1) % self.align_every == 0
         answer = yield Asking(sent.wire, task.pack(targets), is_aligned, sent.lengths)
         if answer.wire is not None and smashed.requires_grad:
             smashed.register_hook(gradients.append)
