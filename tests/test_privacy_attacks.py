@@ -12,6 +12,7 @@ from splitlearn.errors import UserError
 from splitlearn.privacy.attacks.attack import Scene
 from splitlearn.privacy.attacks.inversion import Inversion
 from splitlearn.privacy.attacks.labels import LabelInference
+from splitlearn.privacy.attacks.unsplit import UnSplit
 
 pytest.importorskip("torchmetrics")
 KEPT = ["observe.batches=4", "observe.every=2", "observe.inputs=true"]
@@ -54,6 +55,12 @@ def test_noise_makes_reconstructions_worse(plain, tmp_path):
     assert with_noise < without - 0.1
 
 
+@pytest.mark.parametrize("weights", ["unknown", "known"])
+def test_inputs_are_found_without_any_data_like_them(plain, weights):
+    found = UnSplit(weights=weights, rounds=15).run(Scene.load(plain), seed=0)
+    assert found.figures["ssim"] > found.guess["ssim"] + 0.2 and found.figures["psnr"] > found.guess["psnr"] + 5
+
+
 def test_labels_come_back_from_the_gradients_of_features(tmp_path):
     options = ["exchange=u_shaped", "compressor=none", "cut_back=last", "partition=dirichlet"]
     figures = []
@@ -76,7 +83,7 @@ def test_the_script_writes_what_it_finds(plain, run_here):
 
 def test_what_cannot_be_attacked_is_one_sentence(plain, tmp_path, run_here):
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=magic")
-    assert status == "attack=magic: choose one of inversion, labels", out
+    assert status == "attack=magic: choose one of inversion, labels, unsplit", out
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=inversion", "--epoch", "7")
     assert status.endswith("has nothing of what its server saw in epoch 7: there is 1"), out
     local.run(compose("num_clients=1", "epochs=1", "data.max_train_samples=8", "data.max_test_samples=8"), tmp_path)

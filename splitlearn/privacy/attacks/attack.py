@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitlearn import saved
 from splitlearn.config import compressor_from
@@ -127,3 +127,10 @@ class Attack:
             UserError: it needs what the run does not have.
         """
         raise NotImplementedError
+
+
+def draw_anew(part: nn.Module) -> None:
+    """Gives a part's layers other first weights, as they draw them by default."""
+    for module in part.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.exchange import ragged
-from splitlearn.privacy.attacks.attack import Attack, Found, Scene
+from splitlearn.privacy.attacks.attack import Attack, Found, Scene, draw_anew
+from splitlearn.privacy.attacks.images import likeness, mean_image, pair
 from splitlearn.segments.forward import lengths_of
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks.image_classification import networks
@@ -74,8 +75,6 @@ class Inversion(Attack):
     def _images(
         self, scene: Scene, maps: Tensor, known: Tensor, targets: Tensor, seen: Tensor, inputs: Tensor
     ) -> Found:
-        from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
         decoder = image_decoder(tuple(maps.shape[1:]), tuple(known.shape[1:]), self.width)
         self._train(decoder, maps, known, nn.MSELoss(), self.steps)
         classifier = networks.build("convnet", int(targets.max()) + 1, known.shape[-1])
@@ -83,16 +82,11 @@ class Inversion(Attack):
         labels = torch.cat([one["targets"] for one in scene.seen]).long()
 
         def figures(reconstructed: Tensor) -> dict[str, float]:
-            pair = pixels(reconstructed, scene), pixels(inputs, scene)
-            return {
-                "psnr": peak_signal_noise_ratio(*pair, data_range=1.0).item(),
-                "ssim": structural_similarity_index_measure(*pair, data_range=1.0).item(),
-                "classified": (applied(classifier, reconstructed).argmax(1) == labels).float().mean().item(),
-            }
+            classified = (applied(classifier, reconstructed).argmax(1) == labels).float().mean().item()
+            return likeness(reconstructed, inputs, scene) | {"classified": classified}
 
-        guess = known.mean(0, keepdim=True).expand_as(inputs)
         found = applied(decoder, seen)
-        return Found(figures(found), figures(guess), (pixels(inputs, scene), pixels(found, scene)))
+        return Found(figures(found), figures(mean_image(scene, inputs)), pair(inputs, found, scene))
 
     # Tokens
 
@@ -123,9 +117,7 @@ class Inversion(Attack):
         """A client segment of the same kind, of a network that was trained on the auxiliary data from other weights."""
         model = copy.deepcopy(scene.network)
         for part in (model.client, model.server):
-            for module in part.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            draw_anew(part)
         parts = nn.ModuleList([model.client, model.server])
         optimizer = torch.optim.Adam(parts.parameters(), lr=self.lr)
         for _ in range(self.classifier_steps):
@@ -143,12 +135,6 @@ class Inversion(Attack):
 def applied(model: nn.Module, x: Tensor) -> Tensor:
     model.eval()
     return torch.cat([model(part) for part in x.split(256)])
-
-
-def pixels(images: Tensor, scene: Scene) -> Tensor:
-    """Images as they were before they were normalised, from 0 to 1."""
-    mean, std = (torch.tensor(list(scene.cfg.data[name])).view(1, -1, 1, 1) for name in ("mean", "std"))
-    return (images * std + mean).clamp(0, 1)
 
 
 def rows_of(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

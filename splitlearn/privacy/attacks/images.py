@@ -1,0 +1,36 @@
+"""How like their originals reconstructed images are."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from splitlearn.privacy.attacks.attack import Scene
+
+
+def likeness(reconstructed: Tensor, originals: Tensor, scene: Scene) -> dict[str, float]:
+    """PSNR in dB and SSIM, means over (N, C, H, W) normalised images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    both = pixels(reconstructed, scene), pixels(originals, scene)
+    return {
+        "psnr": peak_signal_noise_ratio(*both, data_range=1.0).item(),
+        "ssim": structural_similarity_index_measure(*both, data_range=1.0).item(),
+    }
+
+
+def mean_image(scene: Scene, like: Tensor) -> Tensor:
+    """The guess of who sees nothing of (N, C, H, W) images: the mean of the auxiliary ones."""
+    known = torch.cat([inputs for inputs, _ in scene.auxiliary])
+    return known.mean(0, keepdim=True).expand_as(like)
+
+
+def pair(originals: Tensor, reconstructed: Tensor, scene: Scene) -> tuple[Tensor, Tensor]:
+    """Both, for people to look at."""
+    return pixels(originals, scene), pixels(reconstructed, scene)
+
+
+def pixels(images: Tensor, scene: Scene) -> Tensor:
+    """Images as they were before they were normalised, from 0 to 1."""
+    mean, std = (torch.tensor(list(scene.cfg.data[name])).view(1, -1, 1, 1) for name in ("mean", "std"))
+    return (images * std + mean).clamp(0, 1)
