@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from splitlearn import config, transport
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import PeerError, Stopped, UserError
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import Failed
 from splitlearn.folder import held
 from splitlearn.measure.display import Display
@@ -102,6 +103,8 @@ def run_rank(
             "observe.inputs=true keeps this client's inputs in the server's folder: it is for research, with all ranks"
             " on one machine; leave it out"
         )
+    if (warning := exchange_from(cfg).warning) and not place.one_machine:
+        raise UserError(f"{warning}; it is for research, with all ranks on one machine: use exchange=labels_up")
     return _run_client(cfg, place, folder, patience, token, tls)
 
 

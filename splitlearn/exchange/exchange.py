@@ -12,7 +12,7 @@ codes its tensors and books its bytes through the `Passage` that it is given.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from splitlearn.config import compressor_from
 from splitlearn.defences import Defence
@@ -74,6 +74,7 @@ class Exchange:
         phases: of a run whose epochs the server plans as it goes, the first one first (see next_phase).
         auxiliary: channels of the auxiliary network that the client has as its last part (see segments/auxiliary.py);
             None for none.
+        warning: of an exchange that attacks the clients: what it does. It is told, and is for one machine.
     """
 
     name: ClassVar[str]
@@ -83,6 +84,7 @@ class Exchange:
     answers_early: ClassVar[bool] = False
     phases: ClassVar[tuple[str, ...]] = ()
     auxiliary: int | None = None
+    warning: ClassVar[str | None] = None
 
     @property
     def sends_targets(self) -> bool:
@@ -107,6 +109,22 @@ class Exchange:
     def next_phase(self, phase: str | None, reference: float | None, loss: float) -> tuple[str | None, float | None]:
         """The phase of the next epoch and a reference, from those of this one and its mean loss."""
         return None, None
+
+    def beside_server(
+        self, part: nn.Module, sample: tuple[int, ...], shape: tuple[int, ...], seed: int
+    ) -> nn.Module | None:
+        """What the server has as its last part, beside those of the network.
+
+        Args:
+            part: the client's first.
+            sample: shape of one, its input.
+            shape: of one sample's map, its output.
+            seed: of first weights.
+        """
+        return None
+
+    def know_test(self, batches: Iterable[Tensor]) -> None:
+        """What the server has of inputs of its own, with evaluate.on=server."""
 
     def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:
         """The client's half of a training step: leaves gradients in its parts' parameters.

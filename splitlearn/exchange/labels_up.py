@@ -64,7 +64,7 @@ class LabelsUp(Exchange):
         step = yield
         targets = task.unpack(step.targets, channels.device)
         received = channels["smashed"].receive(step.wire, task.num_samples(targets), step.lengths)
-        outputs = parts(received.tensor, received.lengths)
+        outputs = parts[0](received.tensor, received.lengths)
         yield Nothing()
         sums = task.score(outputs, targets, task.evaluated)
         return Outcome(task.num_samples(targets), sums, told_apart=task.told_apart(outputs, targets))

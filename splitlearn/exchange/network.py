@@ -33,7 +33,7 @@ class Network:
 
     Attributes:
         client: the first part, the third, and so on; then the auxiliary network, where the exchange has one.
-        server: the others.
+        server: the others; then what the exchange has beside them.
         cuts: where, in the order of computation.
         example: inputs, (2, …).
         notes: what the user should know of its weights.
@@ -89,6 +89,7 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
         adapters.inject(rest, lora, cfg.seed, _holders(cfg, about))
         trains = sum(one.numel() for one in rest.parameters() if one.requires_grad)
         notes.append(f"LoRA: {trains:,} of {sum(one.numel() for one in rest.parameters()):,} weights train")
+    notes += [exchange.warning] * bool(exchange.warning)
     notes += [task.revealed] * bool(task.revealed and exchange.sends_targets)
     lengths, longest = task.lengths(example), task.longest(cfg)
     lay_out(rest, example, lengths, cfg.get("channels_last", False), cfg.precision == "bf16")
@@ -125,7 +126,10 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     own = parts[0::2]
     if exchange.auxiliary is not None:
         own.append(auxiliary.Auxiliary(points[-1].shape, tuple(outputs.shape[1:]), exchange.auxiliary, cfg.seed))
-    client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (own, parts[1::2]))
+    others = parts[1::2]
+    if (beside := exchange.beside_server(own[0], tuple(first.shape[1:]), points[0].shape, cfg.seed)) is not None:
+        others.append(beside)
+    client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (own, others))
     untied = untie(model, client, server)
     notes += [
         f"{name} is tied to {own}, which is on the other side of the cut: the server has a copy of {nbytes:,} bytes"

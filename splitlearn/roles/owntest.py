@@ -36,6 +36,7 @@ class OwnTest:
         if reason := self.server.task.disagreement(about, self.data.about):
             raise UserError(f"the server's test data do not fit (evaluate.on=server): {reason}")
         self.segment = segment.to(self.server.device).eval()
+        self.server.exchange.know_test(self.server.task.to_device(batch, "cpu")[0] for batch in self.data.test)
 
     @torch.no_grad()
     def evaluate(self) -> list[tuple[None, Outcome]]:

@@ -129,8 +129,7 @@ class Attack:
         raise NotImplementedError
 
 
-def draw_anew(part: nn.Module) -> None:
-    """Gives a part's layers other first weights, as they draw them by default."""
-    for module in part.modules():
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+@torch.no_grad()
+def applied(model: nn.Module, x: Tensor) -> Tensor:
+    model.eval()
+    return torch.cat([model(part) for part in x.split(256)])

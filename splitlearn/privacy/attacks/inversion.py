@@ -16,16 +16,15 @@ Source: He, Zhang and Lee 2019, "Model inversion attacks against collaborative i
 from __future__ import annotations
 
 import copy
-from math import log2
-
 import torch
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.exchange import ragged
-from splitlearn.privacy.attacks.attack import Attack, Found, Scene, draw_anew
+from splitlearn.privacy.attacks.attack import Attack, Found, Scene, applied
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
 from splitlearn.segments.forward import lengths_of
+from splitlearn.segments.mirror import draw_anew, image_decoder
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks.image_classification import networks
 
@@ -131,27 +130,8 @@ class Inversion(Attack):
         return model.client
 
 
-@torch.no_grad()
-def applied(model: nn.Module, x: Tensor) -> Tensor:
-    model.eval()
-    return torch.cat([model(part) for part in x.split(256)])
-
-
 def rows_of(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """(N, C) rows of (B, T, C) maps, or of rows that crossed alone, and (N,) their tokens."""
     if maps.shape[:2] == tokens.shape:
         maps = ragged.rows_of(maps, lengths_of(tokens))
     return maps.flatten(0, -2), tokens[tokens >= 0]
-
-
-def image_decoder(shape: tuple[int, ...], image: tuple[int, ...], width: int) -> nn.Sequential:
-    """From (C, H, W) maps, or (C,) features, to images, whose size is a power of two times that of the maps."""
-    layers: list[nn.Module] = []
-    if len(shape) == 1:
-        shape = (shape[0], 1, 1)
-        layers.append(nn.Unflatten(1, shape))
-    layers += [nn.Conv2d(shape[0], width, 3, padding=1), nn.ReLU()]
-    for _ in range(round(log2(image[-1] / shape[-1]))):
-        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
-    layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Upsample(image[1:]), nn.Conv2d(width, image[0], 1)]
-    return nn.Sequential(*layers)

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from splitlearn.errors import UserError
-from splitlearn.privacy.attacks.attack import Attack, Found, Scene, draw_anew
+from splitlearn.privacy.attacks.attack import Attack, Found, Scene
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
+from splitlearn.segments.mirror import draw_anew
 
 WEIGHTS = ("unknown", "known")
 
