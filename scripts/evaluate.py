@@ -39,8 +39,9 @@ def main() -> None:
     from splitlearn import saved
     from splitlearn.compose import compose
     from splitlearn.errors import UserError
+    from splitlearn.exchange.channels import channels_of, know
     from splitlearn.exchange.codecs import Codecs
-    from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
+    from splitlearn.exchange.exchange import converse, exchange_from
     from splitlearn.exchange.passage import Passage
     from splitlearn.tasks import task_from
     from splitlearn.words import readable

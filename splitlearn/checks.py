@@ -12,7 +12,8 @@ from splitlearn.batches import LAST_BATCH
 from splitlearn.config import compressor_from, made_from
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
-from splitlearn.exchange.exchange import channels_of, exchange_from
+from splitlearn.exchange.channels import channels_of
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.wayback import BACKWARD
 from splitlearn.kernels import keeping
 from splitlearn.segments.adapters import SIDES
@@ -61,6 +62,7 @@ AT_LEAST_ONE = (
     "exchange.auxiliary",
     "exchange.local_epochs",
     "exchange.align_every",
+    "exchange.width",
 )
 AT_LEAST_ONE_OR_NONE = (
     "membership.sample",
@@ -99,6 +101,7 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{key}={kinds.shown(value)} is unknown: choose one of {one_of}")
     tabled = {
         "exchange.weight",
+        "exchange.penalty",
         "observe.batches",
         *CHOICES,
         *AT_LEAST_ONE,
@@ -110,7 +113,7 @@ def check(cfg: DictConfig) -> None:
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
-        (("early_stopping.min_delta", "exchange.weight"), 0, "a number, at least 0"),
+        (("early_stopping.min_delta", "exchange.weight", "exchange.penalty"), 0, "a number, at least 0"),
         (("observe.batches",), 0, "a whole number, at least 0"),
         (ABOVE_ZERO, 1e-9, "a number above 0"),
         (ABOVE_ZERO_OR_NONE, 1e-9, "a number above 0, or null"),

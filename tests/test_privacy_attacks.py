@@ -8,15 +8,21 @@ from runs import ROOT
 from simulation import compose
 
 from splitlearn import local
+from splitlearn.checks import check
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
 from splitlearn.privacy.attacks.attack import Scene
+from splitlearn.privacy.attacks.hijacking import Hijacked
 from splitlearn.privacy.attacks.inversion import Inversion
 from splitlearn.privacy.attacks.labels import LabelInference
 from splitlearn.privacy.attacks.unsplit import UnSplit
+from splitlearn.transport import Place
+from splitlearn.worker import run_rank
 
 pytest.importorskip("torchmetrics")
 KEPT = ["observe.batches=4", "observe.every=2", "observe.inputs=true"]
 SMALL = ["num_clients=2", "batch_size=32", "epochs=1", "data.max_train_samples=512", "cut=shallow", "seed=1", *KEPT]
+HIJACKING = ["exchange=hijacking", "evaluate.on=server"]
 QUICK = {"steps": 250, "classifier_steps": 60, "width": 32}
 
 
@@ -61,6 +67,34 @@ def test_inputs_are_found_without_any_data_like_them(plain, weights):
     assert found.figures["ssim"] > found.guess["ssim"] + 0.2 and found.figures["psnr"] > found.guess["psnr"] + 5
 
 
+def test_a_server_that_steers_the_clients_reads_what_an_honest_one_does_not(tmp_path):
+    options = ["compressor=none", *HIJACKING, "exchange.width=16", "num_clients=1", "batch_size=16"]
+    options += ["epochs=4", "evaluate.every=4", "observe.every=30", "optimizer=adam", "optimizer.lr=1e-3"]
+    local.run(compose(*SMALL, *options), tmp_path)
+    scene = Scene.load(tmp_path)
+    found = Hijacked().run(scene, seed=0)
+    assert found.figures["ssim"] > found.guess["ssim"] + 0.1 and found.figures["psnr"] > found.guess["psnr"] + 1
+    assert not any(name.startswith("auxiliary.") for name in scene.network.model.state_dict())
+
+
+def test_hijacking_is_told_of_and_refused_where_it_cannot_be(plain):
+    with pytest.raises(UserError, match=r"exchange=hijacking does not go with evaluate\.on=clients"):
+        check(compose("exchange=hijacking"))
+    with pytest.raises(UserError, match="exchange=hijacking is for images"):
+        network.check(compose("task=causal_lm", *HIJACKING))
+    with pytest.raises(UserError, match="this one's server trained the task"):
+        Hijacked().run(Scene.load(plain), seed=0)
+    built = network.build(compose(*HIJACKING), {"num_classes": 10})
+    assert any(note.startswith("exchange=hijacking attacks the clients") for note in built.notes)
+
+
+@pytest.mark.parametrize(("overrides", "said"), [(HIJACKING, "attacks the clients"), (KEPT, "inputs=true")])
+def test_what_is_for_one_machine_is_refused_by_a_client_on_another(overrides, said, tmp_path):
+    elsewhere = Place(1, 1, "192.0.2.1", 29500, is_fleet=False)
+    with pytest.raises(UserError, match=f"{said}.*it is for research, with all ranks on one machine"):
+        run_rank(compose(*overrides, "tls.enabled=false"), elsewhere, tmp_path, token=b"t" * 32)
+
+
 def test_labels_come_back_from_the_gradients_of_features(tmp_path):
     options = ["exchange=u_shaped", "compressor=none", "cut_back=last", "partition=dirichlet"]
     figures = []
@@ -83,7 +117,7 @@ def test_the_script_writes_what_it_finds(plain, run_here):
 
 def test_what_cannot_be_attacked_is_one_sentence(plain, tmp_path, run_here):
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=magic")
-    assert status == "attack=magic: choose one of inversion, labels, unsplit", out
+    assert status == "attack=magic: choose one of hijacking, inversion, labels, unsplit", out
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=inversion", "--epoch", "7")
     assert status.endswith("has nothing of what its server saw in epoch 7: there is 1"), out
     local.run(compose("num_clients=1", "epochs=1", "data.max_train_samples=8", "data.max_test_samples=8"), tmp_path)

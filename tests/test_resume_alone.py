@@ -31,6 +31,9 @@ BY_LOSS = ["exchange=update_by_loss", "exchange.threshold=0.2", "epochs=6", "com
             "compressor=klt",
             "compressor.refresh=2",
         ],
+        pytest.param(
+            ["exchange=hijacking", "evaluate.on=server", "optimizer=adam", "compressor=rt"], marks=pytest.mark.slow
+        ),
         ["delta=bf16", "exchange=local_loss", "exchange.send_every=2", "compressor=uq", "epochs=3"],
     ],
     ids=lambda overrides: overrides[0],

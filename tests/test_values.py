@@ -18,6 +18,7 @@ VARIANTS = [
     ["exchange=aligned"],
     ["exchange=send_once"],
     ["exchange=update_by_loss"],
+    ["exchange=hijacking"],
     ["task=causal_lm"],
     ["task=causal_lm", "data=text", "data.root=folder"],
     ["task=causal_lm", "arch=hf", "arch.config=llama"],

@@ -16,26 +16,20 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from splitlearn.config import compressor_from
-from splitlearn.defences import Defence
 from splitlearn.errors import UserError
-from splitlearn.exchange.channel import Channel, ChannelSpec
+from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.exchange.plan import Plan
-from splitlearn.exchange.wayback import check_linked
 from splitlearn.segments.parts import Parts
-from splitlearn.segments.trainable import trained
 from splitlearn.tasks import Task
 
 if TYPE_CHECKING:
-    from splitlearn.exchange.network import Network
+    pass
 
 
 EVERY_BATCH = Plan()
@@ -160,82 +154,6 @@ def is_one(cut: Any) -> bool:
 def exchange_from(cfg: DictConfig) -> Exchange:
     """The exchange that the config group `exchange` describes; labels_up in configurations that are older than it."""
     return instantiate(cfg.exchange if "exchange" in cfg else {"_target_": "splitlearn.exchange.labels_up.LabelsUp"})
-
-
-def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
-    """An exchange's channels, by name, with codecs of their own, as the configuration says.
-
-    Raises:
-        UserError: a gradient is to come back in a basis that there is not, or changes are to be sent of what crosses
-            as it is.
-    """
-    codecs = {spec.name: compressor_from(cfg, spec.config) for spec in exchange.channels}
-    keys = {spec.name: "compressor" + f"@{spec.config}" * (spec.config != "compressor") for spec in exchange.channels}
-    gradients, delta = {spec.back for spec in exchange.channels}, cfg.get("delta")
-    for spec in exchange.channels:
-        try:
-            if codecs[spec.name].is_linked and spec.name not in gradients:
-                raise ValueError(f"{keys[spec.name]}=linked is for gradients: choose another, such as klt")
-            if spec.back:
-                check_linked(codecs[spec.name], codecs[spec.back], (keys[spec.name], keys[spec.back]))
-            if delta and spec.is_of_samples and codecs[spec.name].is_exact:
-                raise ValueError(
-                    f"delta={delta} saves nothing with {keys[spec.name]}={codecs[spec.name].name}, which sends all of a"
-                    f" tensor: choose another {keys[spec.name]}, or delta=null"
-                )
-        except ValueError as error:
-            raise UserError(str(error)) from None
-    options, defences = (cfg.evaluate.compressed, cfg.backward, cfg.seed), _defences(cfg, exchange)
-    return {
-        spec.name: Channel(
-            spec,
-            codecs[spec.name],
-            *options,
-            {name: one for name, one in defences.items() if one.channel == spec.name},
-            delta if spec.is_of_samples else None,
-        )
-        for spec in exchange.channels
-    }
-
-
-def _defences(cfg: DictConfig, exchange: Exchange) -> dict[str, Defence]:
-    names = [spec.name for spec in exchange.channels]
-    found = {}
-    for name, options in (cfg.get("defence") or {}).items():
-        try:
-            found[name] = defence = instantiate(options)
-            defence.check(cfg)
-        except (ValueError, InstantiationException) as error:
-            raise UserError(f"defence.{name}: {error.__cause__ or error}") from None
-        if defence.channel not in names:
-            raise UserError(
-                f"defence.{name}.channel={defence.channel} does not cross in exchange={exchange.name}: choose one of"
-                f" {', '.join(names)}"
-            )
-    return found
-
-
-def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> None:
-    """Tells channels what crosses the cuts of a network.
-
-    Raises:
-        UserError: a defence does not go with it.
-    """
-    # Whether a layer gives bfloat16 under autocast depends on the layer and the sender's device.
-    mixed = cfg.precision == "bf16" and cfg.cut_precision is None
-    for channel in channels.values():
-        cut = network.cuts[channel.spec.cut]
-        before = [part for _, part in network.parts()[: channel.spec.cut + 1]]
-        channel.shape = (1, *cut.shape[1:]) if cut.is_ragged else cut.shape
-        channel.is_ragged = cut.is_ragged
-        channel.kept = cut.channels or (1, 1)
-        channel.has_gradient = channel.spec.back is not None and any(map(trained, before))
-        for name, defence in channel.defences.items():
-            try:
-                defence.check_segment(pair for part in before for pair in part.named_modules())
-            except ValueError as error:
-                raise UserError(f"defence.{name}: {error}") from None
-        channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)
 
 
 def converse(client: ClientHalf, server: ServerHalf) -> Outcome:

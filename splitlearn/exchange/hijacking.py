@@ -6,11 +6,10 @@
               gradients ◄─ backward ◄═ cut gradient ══◄ encode ◄──────────────── backward ◄──────────────────┘
 
 The server holds images of the same kind, the test data of evaluate.on=server. It trains an encoder, of the client
-segment's layers, with a decoder back to images, and a critic that tells the encoder's maps from the clients'. What comes
-down is the gradient that makes the clients' maps look like the encoder's, not that of the task's loss: soon the decoder
-reads them too. The
-client's half is that of labels_up: nothing that crosses tells a client. Beside it the server trains its own segment on
-the maps that it gets, and answers with the task's loss.
+segment's layers, with a decoder back to images, and a critic that tells the encoder's maps from the clients'. What
+comes down is the gradient that makes the clients' maps look like the encoder's, not that of the task's loss: soon the
+decoder reads them too. The client's half is that of labels_up: nothing that crosses tells a client. Beside it the
+server trains its own segment on the maps that it gets, and answers with the task's loss.
 
 An attack, for research on data of one's own: refused where the ranks are on several machines, and told loudly.
 

@@ -20,8 +20,9 @@ from splitlearn.config import clients_evaluate, shared
 from splitlearn.errors import PeerError, Rejoin, Stopped
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import Codecs
-from splitlearn.exchange.exchange import Outcome, channels_of, exchange_from, know
+from splitlearn.exchange.exchange import Outcome, exchange_from
 from splitlearn.exchange.messages import (
     Goodbye,
     GoodbyeReply,

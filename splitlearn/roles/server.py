@@ -21,8 +21,9 @@ from splitlearn.config import evaluates
 from splitlearn.errors import PeerError, typed
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import OfClients
-from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
 from splitlearn.exchange.rounds import RoundReply
 from splitlearn.measure.recorder import Recorder

@@ -13,8 +13,9 @@ import splitlearn
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import Codecs
-from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
+from splitlearn.exchange.exchange import converse, exchange_from
 from splitlearn.exchange.parts import Targets, Wire, _hints
 from splitlearn.exchange.passage import Passage
 from splitlearn.seeds import derive

@@ -13,7 +13,8 @@ from splitlearn.config import shared
 from splitlearn.errors import PeerError
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
-from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.channels import channels_of, know
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import (
     Evaluate,
     Failed,

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 from splitlearn import local
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
-from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.channels import channels_of, know
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.roles.client import Client
 from splitlearn.roles.fit import check_latest, dropout_note, latest_notes
 from splitlearn.tasks import task_from

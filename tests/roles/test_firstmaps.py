@@ -18,7 +18,8 @@ from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import PeerError, UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
-from splitlearn.exchange.exchange import channels_of, exchange_from
+from splitlearn.exchange.channels import channels_of
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.firstmaps import Fitted, Maps, Moments
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder

@@ -1,4 +1,4 @@
-"""What the server of a run with exchange=hijacking reads: its decoder, as the run has trained it, on the maps that it got.
+"""What the server of a run with exchange=hijacking reads: its decoder, as it was at the end, on the maps that it got.
 
 PSNR in dB and SSIM against the originals; the guess is the mean image of the server's own.
 """

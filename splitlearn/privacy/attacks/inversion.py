@@ -16,6 +16,7 @@ Source: He, Zhang and Lee 2019, "Model inversion attacks against collaborative i
 from __future__ import annotations
 
 import copy
+
 import torch
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""UnSplit: inputs from smashed data alone, without data of the same kind: what inputs, and what segment, would give them?
+"""UnSplit: inputs from smashed data alone, without data of the kind: what inputs, and what segment, would give them?
 
     inputs sought ─► segment sought ─► map ─┐
                                             ├─► squared difference, and the inputs' total variation: the loss

@@ -14,7 +14,8 @@ from splitlearn import local, saved
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement, Unfit
-from splitlearn.exchange.exchange import channels_of, exchange_from, know
+from splitlearn.exchange.channels import channels_of, know
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.labels_up import Smashed
 from splitlearn.roles.progress import Progress
 from splitlearn.roles.verdict import Verdict

@@ -11,8 +11,9 @@ from splitlearn import local
 from splitlearn.errors import PeerError, UserError
 from splitlearn.exchange import network, ragged
 from splitlearn.exchange.agreement import Agreement, Unfit
+from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import Codecs
-from splitlearn.exchange.exchange import channels_of, converse, exchange_from, know
+from splitlearn.exchange.exchange import converse, exchange_from
 from splitlearn.exchange.labels_up import Smashed
 from splitlearn.exchange.passage import Passage
 from splitlearn.tasks import SequenceClassification, task_from
