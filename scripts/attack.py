@@ -2,21 +2,24 @@
 
     python scripts/attack.py outputs/mine attack=inversion
     python scripts/attack.py outputs/mine attack=inversion attack.steps=3000 --seeds 3
-    python scripts/attack.py outputs/mine attack=labels
+    python scripts/attack.py multirun/privacy attack=labels
 
 The run has to have kept it: observe.batches=20, and observe.inputs=true for the figures. Needs `pip install -e
 '.[privacy]'`. Writes the figures into <run>/attacks/<attack>.json, and reconstructed images beside their originals
-into <attack>.png.
+into <attack>.png. Of a sweep, all runs that have kept something are attacked, but those that have been before.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, pstdev
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from tables import markdown
 
 SHOWN = 12  # images
@@ -24,7 +27,7 @@ SHOWN = 12  # images
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
     parser.add_argument("--epoch", type=int, help="of what was kept; default: the last")
     parser.add_argument("--seeds", type=int, default=1, help="how often, each with other draws")
     parser.add_argument("overrides", nargs="+", help="attack=<name>, and options of it")
@@ -32,32 +35,62 @@ def main() -> None:
 
     from splitlearn.compose import compose_group
     from splitlearn.errors import UserError
-    from splitlearn.privacy.attacks.attack import Scene
 
     try:
         name, cfg = compose_group("attack", arguments.overrides)
-        attack, scene = instantiate(cfg), Scene.load(arguments.run, arguments.epoch)
-        found = [attack.run(scene, seed) for seed in range(arguments.seeds)]
+        options = {"seeds": arguments.seeds, "options": OmegaConf.to_container(cfg, resolve=True)}
+        for folder in runs_of(arguments.folder):
+            if folder != arguments.folder:
+                print(f"\n{folder.relative_to(arguments.folder)}")
+            path = folder / "attacks" / f"{name}.json"
+            about = json.loads(path.read_text()) if folder != arguments.folder and path.exists() else {}
+            if {key: about.get(key) for key in options} != options:
+                about = options | attacked(folder, name, cfg, arguments.epoch, arguments.seeds)
+                path.write_text(json.dumps(about, indent=2) + "\n")
+            show(name, about, path)
     except UserError as error:
         sys.exit(str(error))
     except ModuleNotFoundError as error:
         sys.exit(f"attack={arguments.overrides[0].partition('=')[2]} needs {error.name}: pip install -e '.[privacy]'")
-    rows, summary = [], {}
+
+
+def runs_of(folder: Path) -> Iterator[Path]:
+    """The run in a folder, or all runs below it that have kept what their server saw."""
+    from splitlearn.privacy.observing import FOLDER
+
+    below = sorted(path.parent for path in folder.rglob(FOLDER) if path.is_dir())
+    yield from [folder] if (folder / "config.yaml").exists() else below or [folder]
+
+
+def attacked(folder: Path, name: str, cfg: Any, epoch: int | None, seeds: int) -> dict[str, Any]:
+    """What an attack on a run comes to, of each figure the mean and the spread over the seeds, and the guess.
+
+    Raises:
+        UserError: the run has not kept what it needs.
+    """
+    from splitlearn.privacy.attacks.attack import Scene
+
+    attack, scene = instantiate(cfg), Scene.load(folder, epoch)
+    found = [attack.run(scene, seed) for seed in range(seeds)]
+    figures = {}
     for figure in found[0].figures:
         values, guesses = ([getattr(one, which)[figure] for one in found] for which in ("figures", "guess"))
-        summary[figure] = {"mean": fmean(values), "spread": pstdev(values), "guess": fmean(guesses)}
-        spread = f" ± {pstdev(values):.3f}" if len(values) > 1 else ""
-        rows.append([figure, f"{fmean(values):.3f}{spread}", f"{fmean(guesses):.3f}"])
-    folder = arguments.run / "attacks"
-    folder.mkdir(exist_ok=True)
-    about = {"epoch": scene.epoch, "batches": len(scene.seen), "seeds": arguments.seeds, "figures": summary}
-    (folder / f"{name}.json").write_text(json.dumps(about, indent=2) + "\n")
-    print(f"{name} on {len(scene.seen)} batches of epoch {scene.epoch}\n")
-    print(markdown(["", "attack", "guess"], rows))
+        figures[figure] = {"mean": fmean(values), "spread": pstdev(values), "guess": fmean(guesses)}
+    (folder / "attacks").mkdir(exist_ok=True)
     if found[0].pairs:
-        path = folder / f"{name}.png"
-        draw(found[0].pairs, path)
-        print(f"\noriginals above, reconstructions below: {path}")
+        draw(found[0].pairs, folder / "attacks" / f"{name}.png")
+    return {"epoch": scene.epoch, "batches": len(scene.seen), "figures": figures}
+
+
+def show(name: str, about: dict[str, Any], path: Path) -> None:
+    rows = []
+    for figure, found in about["figures"].items():
+        spread = f" ± {found['spread']:.3f}" if about["seeds"] > 1 else ""
+        rows.append([figure, f"{found['mean']:.3f}{spread}", f"{found['guess']:.3f}"])
+    print(f"{name} on {about['batches']} batches of epoch {about['epoch']}\n")
+    print(markdown(["", "attack", "guess"], rows))
+    if (picture := path.with_suffix(".png")).exists():
+        print(f"\noriginals above, reconstructions below: {picture}")
 
 
 def draw(pairs: tuple[torch.Tensor, torch.Tensor], path: Path) -> None:

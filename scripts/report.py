@@ -24,6 +24,7 @@ from splitlearn.measure.costs import size
 from splitlearn.measure.summary import saving_both_ways
 
 try:
+    from report_leaks import LEAKS, leak_pictures, leak_rows
     from report_page import page
     from report_pictures import AGAINST_BYTES, pictures
 except ImportError as error:
@@ -101,11 +102,14 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
             if rows := table1(own if link == "all" else of_runs, columns, link):
                 tables.append((f"Table 1, {name}: {setting}", definition, ["", *cuts], rows))
                 definition = ""  # once is enough
+        header, rows = leak_rows(of_runs)
+        if rows:
+            tables.append((f"What leaks: {setting}", LEAKS, header, rows))
         if of_runs:
             header = ["Mbit/s", *(f"{cut}, {rate:g}" for cut in cuts for rate in rates)]
             tables.append((f"Time to {metric.title}: {setting}", TIME, header, times(of_runs, columns, rates)))
             tables.append((f"All runs: {setting}", ALL_RUNS, *summary_rows(of_runs)))
-    images = pictures(cells, rates)
+    images = pictures(cells, rates) | leak_pictures(cells)
     for title, content in images.items():
         (out / file_name(title)).write_bytes(content)
     parts = [

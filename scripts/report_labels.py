@@ -4,8 +4,8 @@ from inspect import signature
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
-from omegaconf import DictConfig
-from tables import ROOT  # noqa: F401  makes splitlearn importable
+from omegaconf import DictConfig, OmegaConf
+from tables import ROOT
 
 import splitlearn.tasks  # noqa: F401  registers the networks, and the compressors
 from splitlearn.exchange.exchange import Exchange, exchange_from
@@ -15,14 +15,24 @@ NO_RESULT = {"hold_mb"}  # options of exchanges that bound a run, and change not
 
 
 def way_of(cfg: DictConfig) -> str:
-    """Exchange and topology, with the options that are not as they come: "local_loss, send_every=4"; "" for BASE."""
+    """Exchange, topology and defences, with the options that are not as they come; "" for BASE.
+
+    Such as "local_loss, send_every=4", or "noise clip=20".
+    """
     exchange, topology = exchange_from(cfg), cfg.topology.get("name")
     words = [topology] if topology not in (None, "parallel") else []
     if exchange.name != BASE:
         usual = {name: one.default for name, one in signature(get_class(cfg.exchange._target_)).parameters.items()}
         given = {name: value for name, value in cfg.exchange.items() if name in usual and name not in NO_RESULT}
         words += [exchange.name, *(f"{name}={value}" for name, value in given.items() if value != usual[name])]
-    return ", ".join(words)
+    return ", ".join([*words, *map(_defence, (cfg.get("defence") or {}).items())])
+
+
+def _defence(item: tuple[str, DictConfig]) -> str:
+    """With the options that are not as they come: "noise clip=20"."""
+    name, node = item
+    usual = OmegaConf.load(ROOT / "conf" / "defence" / f"{name}.yaml")
+    return " ".join([name, *(f"{key}={value}" for key, value in node.items() if usual.get(key) != value)])
 
 
 def codec_of(cfg: DictConfig) -> str:

@@ -55,7 +55,7 @@ def looks_of(cells: Cells) -> dict[str, Look]:
             if key not in of_way:
                 of_way[key] = COLORS[next(colors) % len(COLORS)], WAYS[next(markers) % len(WAYS)]
             dash = (0, (1, 1.2)) if run.codec == "none" else (0, (4, 1.5))
-            found[method] = Look(of_way[key][0], dash, of_way[key][1], "other exchanges")
+            found[method] = Look(of_way[key][0], dash, of_way[key][1], "other exchanges, defences")
     return found
 
 

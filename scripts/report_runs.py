@@ -31,7 +31,7 @@ ORDER = [
     "ms_best",
 ]  # all others after, by name
 WAYS = ("up", "down")
-METHOD_KEYS = {"exchange", "topology.name", "topology._target_", "cut_back", "features", "feature_gradient"}
+METHOD_KEYS = {"exchange", "defence", "topology.name", "topology._target_", "cut_back", "features", "feature_gradient"}
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
 CODEC_KEYS = {"compressor", "downlink", "cut_precision", *BOTTLENECK}
 CELL_KEYS = {"arch", "data", "cut", "seed", *METHOD_KEYS, *CODEC_KEYS}  # others that vary name the setting, or the row
@@ -67,6 +67,7 @@ class Run:
         anchor: that name; None of a run.
         way: exchange and topology, "" where they are labels_up and parallel.
         codec: in words.
+        leaks: what attacks on it came to; see `leaks_of`.
         differs: options in which it is not like the runs that it is compared with; see `find_base`.
 
     Raises:
@@ -89,6 +90,7 @@ class Run:
         if self.is_finished:
             self.summary = json.loads((folder / "summary.json").read_text())
             self.points = points(folder, self.cfg, self.metric)
+            self.leaks = leaks_of(folder)
             self.num_samples = max(line.get("samples", 0) for line in metrics(folder, "epoch"))  # 0: not known
 
     @property
@@ -160,6 +162,15 @@ def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
                 found.append(Point(*point))
     if not found:
         raise ValueError("no evaluation in metrics.jsonl")
+    return found
+
+
+def leaks_of(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
+    """What the attacks on a run came to: by attack and figure, the mean over their seeds, and that of the guess."""
+    found = {}
+    for path in sorted((folder / "attacks").glob("*.json")):
+        for name, figure in json.loads(path.read_text())["figures"].items():
+            found[path.stem, name] = figure["mean"], figure["guess"]
     return found
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from splitlearn.console import Console
@@ -146,7 +147,7 @@ def _table(jobs: list[Job]) -> Table:
     for name in (first.title, "best", "sent", "uplink", "both ways", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for job in jobs:
-        given = [_short(job.overrides.get(key, "–")) for key in varied]
+        given = [escape(_short(job.overrides.get(key, "–"))) for key in varied]
         if not (found := job.summary):
             table.add_row(str(job.number), *given, "failed" if job.failure else "not finished", *["–"] * 5)
             continue

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from splitlearn import saved
 from splitlearn.config import compressor_from
 from splitlearn.errors import UserError
+from splitlearn.exchange.channels import channels_of
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.network import Network
 from splitlearn.privacy.observing import known_segment, observed
+from splitlearn.seeds import generator
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks import Task, task_from
 
@@ -92,12 +94,18 @@ class Scene:
 
     @torch.no_grad()
     def smashed(self, inputs: list[Tensor], segment: Parts | None = None) -> list[Tensor]:
-        """What the server would decode of inputs, through the client segment that it knows, in training, or another."""
+        """What the server would decode of inputs, through the client segment that it knows, or another, in training.
+
+        The clients' defences act on it, with draws of the attacker's.
+        """
         segment, codec = segment or self.network.client, compressor_from(self.cfg, "compressor")
+        defences = channels_of(self.cfg, exchange_from(self.cfg))["smashed"].defences
         segment.train()
         found = []
-        for x in inputs:
+        for place, x in enumerate(inputs):
             smashed = segment[0](x)
+            for name, defence in defences.items():
+                smashed = defence.protect(smashed, generator(torch.initial_seed(), name, place))
             found.append(codec.decode(codec.encode(smashed), smashed.device).float())
         return found
 
