@@ -87,7 +87,7 @@ def show(name: str, about: dict[str, Any], path: Path) -> None:
     for figure, found in about["figures"].items():
         spread = f" ± {found['spread']:.3f}" if about["seeds"] > 1 else ""
         rows.append([figure, f"{found['mean']:.3f}{spread}", f"{found['guess']:.3f}"])
-    print(f"{name} on {about['batches']} batches of epoch {about['epoch']}\n")
+    print(f"{name} on what is kept of epoch {about['epoch']}, {about['batches']} batches\n")
     print(markdown(["", "attack", "guess"], rows))
     if (picture := path.with_suffix(".png")).exists():
         print(f"\noriginals above, reconstructions below: {picture}")

@@ -1,5 +1,6 @@
 """Real runs over loopback, started as a user would."""
 
+import io
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rich.console import Console
 from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, session, started, summary, torchrun, wait_for
 from simulation import compose
 
@@ -335,6 +337,15 @@ def finished(folder: Path, accuracy: float) -> float:
     about["all_bytes"] = {"up": 100_000, "down": 1_000_000}
     (folder / "summary.json").write_text(json.dumps(about))
     return accuracy
+
+
+def test_a_table_of_jobs_shows_lists_in_their_brackets(tmp_path):
+    OmegaConf.save(compose(), tmp_path / "config.yaml")
+    (tmp_path / ".hydra").symlink_to(tmp_path)
+    jobs = [sweeps.Job(n, tmp_path, {"defence": given}, None, None) for n, given in enumerate(("[]", "[noise]"))]
+    console = Console(width=100, file=io.StringIO())
+    console.print(sweeps._table(jobs))
+    assert "[noise]" in console.file.getvalue()
 
 
 def test_sweeps_of_the_same_second_have_a_folder_each(tmp_path, monkeypatch):

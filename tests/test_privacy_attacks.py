@@ -1,9 +1,11 @@
 """Attacks beat a guess that sees nothing where nothing is defended, and do worse where something is."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from runs import ROOT
 from simulation import compose
 
@@ -113,6 +115,28 @@ def test_the_script_writes_what_it_finds(plain, run_here):
     assert "| ssim" in out and " ± " in out and (plain / "attacks" / "inversion.png").exists()
     figures = json.loads((plain / "attacks" / "inversion.json").read_text())["figures"]
     assert figures.keys() == {"psnr", "ssim", "classified"} and figures["ssim"].keys() == {"mean", "spread", "guess"}
+
+
+def test_a_sweep_is_attacked_once(plain, tmp_path, run_here):
+    shutil.copytree(plain, tmp_path / "cut-shallow", ignore=shutil.ignore_patterns("attacks"))
+    options = ["attack=unsplit", "attack.rounds=1"]
+    written = []
+    for more in ([], [], ["attack.rounds=2"]):
+        status, out = run_here(ROOT / "scripts" / "attack.py", str(tmp_path), *options, *more)
+        assert status == 0 and "cut-shallow\nunsplit on what is kept of epoch 1, 8 batches" in out, out
+        written.append((tmp_path / "cut-shallow" / "attacks" / "unsplit.json").stat().st_mtime_ns)
+    assert written[0] == written[1] < written[2]
+
+
+def test_an_attacker_knows_what_the_defences_do(plain):
+    scene = Scene.load(plain)
+    inputs = [x for x, _ in scene.auxiliary][:2]
+    without = torch.cat(scene.smashed(inputs))
+    scene.cfg = OmegaConf.merge(scene.cfg, {"defence": compose("defence=drop", "defence.drop.share=0.5").defence})
+    dropped = torch.cat(scene.smashed(inputs))
+    is_left = dropped.flatten(2).abs().sum(2) > 0
+    assert 0.4 < is_left.float().mean() < 0.6
+    torch.testing.assert_close(dropped[is_left], 2 * without[is_left])
 
 
 def test_what_cannot_be_attacked_is_one_sentence(plain, tmp_path, run_here):

@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from runs import LAUNCH, ROOT, TINY, metrics, run, summary
 from simulation import compose
+from torchvision.utils import save_image
 
 from splitlearn.measure.display import size
 
@@ -156,6 +158,37 @@ def test_exchanges_and_anchors_are_rows_and_all_bytes_count(tmp_path, run_here):
         found = [(row["exchange"], row["compressor"]) for row in csv.DictReader(file)]
     assert ("local_loss, send_every=4", "klt bits=0.5") in found and ("labels_up", "bf16") in found
     assert "FedAvg" not in dict(found)
+
+
+def test_what_leaks_stands_beside_accuracy_and_bytes(tmp_path, run_here):
+    runs = {
+        "plain": ([0.50, 0.60], 1_000_000, "none", [], 0.9),
+        "small": ([0.50, 0.58], 10_000, "ms", [], 0.8),
+        "dropped": ([0.40, 0.55], 10_000, "ms", ["defence=drop", "defence.drop.share=0.5"], 0.5),
+        "alone": ([0.40, 0.55], 10_000, "rt", [], None),
+    }
+    for name, (accuracies, up, compressor, more, ssim) in runs.items():
+        write_run(tmp_path / name, compressor, 0, accuracies, up, 0, *more)
+        if ssim is not None:
+            (tmp_path / name / "attacks").mkdir()
+            figures = {"ssim": {"mean": ssim, "spread": 0.0, "guess": 0.4}}
+            (tmp_path / name / "attacks" / "inversion.json").write_text(json.dumps({"figures": figures}))
+            save_image(torch.rand(4, 3, 8, 8), tmp_path / name / "attacks" / "inversion.png", nrow=2, padding=1)
+    status, out = run_here(REPORT, str(tmp_path), "--rates", "8")
+    assert status == 0, out
+    table = out.split("## What leaks")[1].split("##")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("|")
+    ]
+    assert rows[0] == ["cut", "method", "test accuracy", "less", "inversion ssim"]
+    assert rows[2:] == [
+        ["", "a guess", "–", "–", "0.40"],
+        ["shallow", "none", "60.00 %", "1.0 ×", "0.90"],
+        ["shallow", "ms", "58.00 %", "91.0 ×", "0.80"],
+        ["shallow", "drop share=0.5 · ms", "55.00 %", "91.0 ×", "0.50"],
+    ]
+    for name in ("leakage_by_inversion", "what_inversion_sees"):
+        assert (tmp_path / "report" / f"{name}_convnet_digits.png").stat().st_size > 5000
 
 
 def test_without_labels_up_what_most_runs_have_is_compared_with(tmp_path, run_here):
