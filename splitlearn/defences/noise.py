@@ -32,7 +32,7 @@ class Noise(Defence):
     """
 
     def __init__(
-        self, channel: str = "smashed", kind: str = "gaussian", clip: float = 1.0, scale: float = 0.1, delta=None
+        self, channel: str = "smashed", kind: str = "gaussian", clip: float = 50.0, scale: float = 0.02, delta=None
     ):
         if kind not in KINDS:
             raise ValueError(f"kind={kind} is unknown: choose one of {', '.join(KINDS)}")

@@ -17,7 +17,7 @@ class NoPeek(Defence):
         weight: of the distance correlation, which is from 0 to 1.
     """
 
-    def __init__(self, weight: float = 0.1):
+    def __init__(self, weight: float = 1.0):
         self.weight = weight
 
     def penalty(self, inputs: Tensor, x: Tensor) -> Tensor | None:
