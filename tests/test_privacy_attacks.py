@@ -43,6 +43,14 @@ def test_inputs_come_back_from_a_shallow_cut(plain):
     assert originals.shape == reconstructions.shape and originals.min() >= 0 and reconstructions.max() <= 1
 
 
+def test_tokens_come_back_from_a_shallow_cut(tmp_path):
+    options = ["task=causal_lm", "arch.width=32", "arch.depth=2", "cut=shallow", "compressor=none", "num_clients=1"]
+    options += ["task.context=32", "batch_size=8", "samples_per_epoch=64", "epochs=1", "data.max_test_samples=64"]
+    local.run(compose(*options, *KEPT), tmp_path)
+    found = Inversion(**QUICK).run(Scene.load(tmp_path), seed=0)
+    assert found.guess["tokens"] < 0.3 and min(found.figures.values()) > 0.8
+
+
 def test_the_same_seed_finds_the_same(plain):
     one, other = (Inversion(steps=5, classifier_steps=5).run(Scene.load(plain), seed=3) for _ in range(2))
     assert one.figures == other.figures

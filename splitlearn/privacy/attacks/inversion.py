@@ -8,7 +8,8 @@ decoder is trained on maps of a segment of its own instead, from a network that 
 
 Of images: PSNR in dB and SSIM against the originals, and how many reconstructions a classifier, trained on the
 auxiliary data, still takes for what they are; the guess is the mean auxiliary image. Of tokens: the share that comes
-back; the guess is the most frequent one.
+back, by the decoder ("tokens") and by that token whose auxiliary rows are nearest in the mean ("nearest"); the guess is
+the most frequent one.
 
 Source: He, Zhang and Lee 2019, "Model inversion attacks against collaborative inference", its inverse-network attack.
 """
@@ -100,8 +101,10 @@ class Inversion(Attack):
         self._train(decoder, rows, tokens.long(), nn.CrossEntropyLoss(), self.steps)
         pairs = [rows_of(*pair) for pair in zip(seen, inputs, strict=True)]
         seen_rows, truth = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        recovered = (applied(decoder, seen_rows).argmax(1) == truth).float().mean().item()
-        return Found({"tokens": recovered}, {"tokens": (truth == tokens.mode().values).float().mean().item()})
+        read = {"tokens": applied(decoder, seen_rows).argmax(1), "nearest": nearest(seen_rows, rows, tokens.long())}
+        guess = (truth == tokens.mode().values).float().mean().item()
+        figures = {name: (found == truth).float().mean().item() for name, found in read.items()}
+        return Found(figures, dict.fromkeys(figures, guess))
 
     # Training
 
@@ -136,3 +139,10 @@ def rows_of(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     if maps.shape[:2] == tokens.shape:
         maps = ragged.rows_of(maps, lengths_of(tokens))
     return maps.flatten(0, -2), tokens[tokens >= 0]
+
+
+def nearest(seen: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    """(N,) for each of (N, C) rows the token whose own rows, of (M, C) with (M,) tokens, have the nearest mean."""
+    known, which, counts = tokens.unique(return_inverse=True, return_counts=True)
+    means = torch.zeros(len(known), rows.shape[1]).index_add(0, which, rows.float()) / counts.unsqueeze(1)
+    return known[torch.cat([torch.cdist(part.float(), means).argmin(1) for part in seen.split(1024)])]
