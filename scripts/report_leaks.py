@@ -15,7 +15,7 @@ from report_runs import Run
 LEAKS = """\
 What a server that is curious makes of what it sees, by the attacks that were run (docs/privacy.md). "A guess" sees \
 nothing: the mean image, the most frequent class. Higher is worse for the clients. Means over the seeds of the runs."""
-MAIN = {"inversion": "ssim", "unsplit": "ssim", "hijacking": "ssim", "labels": "clusters"}  # of several, what is drawn
+MAIN = ("ssim", "clusters", "tokens")  # of the figures of an attack, what is drawn
 
 
 def leaks(cell: Cell) -> dict[tuple[str, str], tuple[float, float]]:
@@ -58,7 +58,7 @@ def leak_pictures(cells: Cells) -> dict[str, bytes]:
                 by_cut.setdefault(cut, {})[method] = cell
         figures = dict.fromkeys(figure for at in by_cut.values() for cell in at.values() for figure in leaks(cell))
         for attack, figure in figures:
-            if figure == MAIN.get(attack, figure):
+            if figure in MAIN:
                 found[f"Leakage by {attack}, {setting}"] = against_leaks(by_cut, (attack, figure))
                 if picture := reconstructions(by_cut, attack):
                     found[f"What {attack} sees, {setting}"] = picture
