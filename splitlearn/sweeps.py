@@ -30,6 +30,7 @@ from splitlearn.tasks import task_from
 from splitlearn.words import quoted
 
 FAILED = "failed.txt"  # in a job's folder: why
+FILE_WIDTH = 160  # of the table, where nobody's terminal is narrower
 REPORT = Path(__file__).parents[1] / "scripts" / "report.py"
 current: Sweep | None = None  # of this process
 
@@ -82,7 +83,7 @@ class Sweep(Callback):
         jobs = self.jobs()
         if not jobs:
             return True
-        console = Console(highlight=False)
+        console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
         console.print(_table(jobs))
         for job in jobs:
             if why := job.failure:
@@ -143,7 +144,7 @@ def _table(jobs: list[Job]) -> Table:
     first = task_from(OmegaConf.load(jobs[0].folder / ".hydra" / "config.yaml")).metrics[0]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("job", *varied):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", min_width=5)
     for name in (first.title, "best", "sent", "uplink", "both ways", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for job in jobs:

@@ -39,7 +39,13 @@ def eigenvectors(moments: Tensor, before: Tensor | None = None) -> Tensor:
     they are far.
     """
     if before is None or len(moments) <= EXACT_UP_TO:
-        return torch.linalg.eigh(moments).eigenvectors.t().flip(0).contiguous()
+        try:
+            found = torch.linalg.eigh(moments).eigenvectors
+        except (
+            torch.linalg.LinAlgError
+        ):  # LAPACK's iteration does not always end in float32, where most channels are off
+            found = torch.linalg.eigh(moments.double()).eigenvectors.float()
+        return found.t().flip(0).contiguous()
     vectors = orthonormal(before).t()
     for _ in range(ROUNDS):
         vectors = torch.linalg.qr(moments @ vectors).Q

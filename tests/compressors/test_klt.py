@@ -489,3 +489,19 @@ def test_a_vector_is_sent_where_it_is_worth_its_bits(monkeypatch):
         sent(codec, x)
         found.append(codec.state_dict()["sent"])
     assert found[0] < found[1]
+
+
+def test_eigenvectors_that_float32_does_not_find_are_found_in_float64(monkeypatch):
+    rows = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
+    moments, eigh = bases.second_moments(rows, 64), torch.linalg.eigh
+    expected = bases.eigenvectors(moments)
+
+    def failing(matrix):
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("linalg.eigh: The algorithm failed to converge")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    found = bases.eigenvectors(moments)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close((found * expected).sum(1).abs(), torch.ones(8))
