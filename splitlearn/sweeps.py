@@ -143,8 +143,10 @@ def _table(jobs: list[Job]) -> Table:
     varied = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
     first = task_from(OmegaConf.load(jobs[0].folder / ".hydra" / "config.yaml")).metrics[0]
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", *varied):
-        table.add_column(name, overflow="fold", min_width=5)
+    table.add_column("job", overflow="fold")
+    for name in varied:  # on a narrow terminal a header, rather than its values, goes over several lines
+        widest = max(len(_short(job.overrides.get(name, "–"))) for job in jobs)
+        table.add_column(name, overflow="fold", min_width=min(widest, 8))
     for name in (first.title, "best", "sent", "uplink", "both ways", "time"):
         table.add_column(name, justify="right", no_wrap=True)
     for job in jobs:
