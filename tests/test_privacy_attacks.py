@@ -77,6 +77,7 @@ def test_inputs_are_found_without_any_data_like_them(plain, weights):
     assert found.figures["ssim"] > found.guess["ssim"] + 0.2 and found.figures["psnr"] > found.guess["psnr"] + 5
 
 
+@pytest.mark.slow
 def test_a_server_that_steers_the_clients_reads_what_an_honest_one_does_not(tmp_path):
     options = ["compressor=none", *HIJACKING, "exchange.width=16", "num_clients=1", "batch_size=16"]
     options += ["epochs=4", "evaluate.every=4", "observe.every=30", "optimizer=adam", "optimizer.lr=1e-3"]
@@ -105,6 +106,7 @@ def test_what_is_for_one_machine_is_refused_by_a_client_on_another(overrides, sa
         run_rank(compose(*overrides, "tls.enabled=false"), elsewhere, tmp_path, token=b"t" * 32)
 
 
+@pytest.mark.slow
 def test_labels_come_back_from_the_gradients_of_features(tmp_path):
     options = ["exchange=u_shaped", "compressor=none", "cut_back=last", "partition=dirichlet"]
     figures = []
