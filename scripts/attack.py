@@ -38,7 +38,8 @@ def main() -> None:
 
     try:
         name, cfg = compose_group("attack", arguments.overrides)
-        options = {"seeds": arguments.seeds, "options": OmegaConf.to_container(cfg, resolve=True)}
+        options = {"seeds": arguments.seeds, "asked_epoch": arguments.epoch}
+        options["options"] = OmegaConf.to_container(cfg, resolve=True)
         for folder in runs_of(arguments.folder):
             if folder != arguments.folder:
                 print(f"\n{folder.relative_to(arguments.folder)}")

@@ -71,6 +71,14 @@ class Scene:
         seen = [one for one in found if one["epoch"] == epoch]
         return cls(run.cfg, task, network, epoch, seen, batches, weights is not None)
 
+    def require_weights(self, otherwise: str) -> None:
+        """
+        Raises:
+            UserError: the server did not know the clients' weights; attack.weights=`otherwise` does without.
+        """
+        if not self.knows_weights:
+            raise UserError(f"the server does not know this run's client segments: use attack.weights={otherwise}")
+
     def inputs(self) -> list[Tensor]:
         """Of the batches that were kept.
 
@@ -125,6 +133,12 @@ class Found:
 
 
 class Attack:
+    @staticmethod
+    def check_weights(weights: str, choices: tuple[str, ...]) -> None:
+        """Raises UserError where attack.weights is none of the choices."""
+        if weights not in choices:
+            raise UserError(f"attack.weights={weights} is unknown: choose one of {', '.join(choices)}")
+
     def run(self, scene: Scene, seed: int) -> Found:
         """
         Args:

@@ -21,7 +21,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from splitlearn.errors import UserError
 from splitlearn.exchange import ragged
 from splitlearn.privacy.attacks.attack import Attack, Found, Scene, applied
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
@@ -53,14 +52,13 @@ class Inversion(Attack):
         lr: float = 1e-3,
         classifier_steps: int = 500,
     ):
-        if weights not in WEIGHTS:
-            raise UserError(f"attack.weights={weights} is unknown: choose one of {', '.join(WEIGHTS)}")
+        self.check_weights(weights, WEIGHTS)
         self.weights, self.steps, self.batch_size, self.width, self.lr = weights, steps, batch_size, width, lr
         self.classifier_steps = classifier_steps
 
     def run(self, scene: Scene, seed: int) -> Found:
-        if self.weights == "known" and not scene.knows_weights:
-            raise UserError("the server does not know this run's client segments: use attack.weights=shadow")
+        if self.weights == "known":
+            scene.require_weights(otherwise="shadow")
         torch.manual_seed(seed)
         known, targets = (torch.cat(parts) for parts in zip(*scene.auxiliary, strict=True))
         segment = scene.network.client if self.weights == "known" else self._shadow(scene, known, targets)

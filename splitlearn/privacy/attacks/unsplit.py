@@ -53,14 +53,13 @@ class UnSplit(Attack):
         weight_lr: float = 1e-3,
         smoothness: float = 0.1,
     ):
-        if weights not in WEIGHTS:
-            raise UserError(f"attack.weights={weights} is unknown: choose one of {', '.join(WEIGHTS)}")
+        self.check_weights(weights, WEIGHTS)
         self.weights, self.batches, self.rounds, self.smoothness = weights, batches, rounds, smoothness
         self.steps, self.lrs = (input_steps, weight_steps), (input_lr, weight_lr)
 
     def run(self, scene: Scene, seed: int) -> Found:
-        if self.weights == "known" and not scene.knows_weights:
-            raise UserError("the server does not know this run's client segments: use attack.weights=unknown")
+        if self.weights == "known":
+            scene.require_weights(otherwise="unknown")
         if not (seen := scene.inputs())[0].is_floating_point():
             raise UserError("attack=unsplit is for images: texts cannot be found by small steps")
         torch.manual_seed(seed)
