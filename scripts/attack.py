@@ -15,12 +15,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tables import markdown
+
+if TYPE_CHECKING:
+    from splitlearn.privacy.attacks.attack import Attack
 
 SHOWN = 12  # images
 
@@ -39,14 +42,14 @@ def main() -> None:
     try:
         name, cfg = compose_group("attack", arguments.overrides)
         options = {"seeds": arguments.seeds, "asked_epoch": arguments.epoch}
-        options["options"] = OmegaConf.to_container(cfg, resolve=True)
+        options["options"], attack = OmegaConf.to_container(cfg, resolve=True), instantiate(cfg)
         for folder in runs_of(arguments.folder):
             if folder != arguments.folder:
                 print(f"\n{folder.relative_to(arguments.folder)}")
             path = folder / "attacks" / f"{name}.json"
             about = json.loads(path.read_text()) if folder != arguments.folder and path.exists() else {}
             if {key: about.get(key) for key in options} != options:
-                about = options | attacked(folder, name, cfg, arguments.epoch, arguments.seeds)
+                about = options | attacked(folder, name, attack, arguments.epoch, arguments.seeds)
                 path.write_text(json.dumps(about, indent=2) + "\n")
             show(name, about, path)
     except UserError as error:
@@ -63,7 +66,7 @@ def runs_of(folder: Path) -> Iterator[Path]:
     yield from [folder] if (folder / "config.yaml").exists() else below or [folder]
 
 
-def attacked(folder: Path, name: str, cfg: Any, epoch: int | None, seeds: int) -> dict[str, Any]:
+def attacked(folder: Path, name: str, attack: "Attack", epoch: int | None, seeds: int) -> dict[str, Any]:
     """What an attack on a run comes to, of each figure the mean and the spread over the seeds, and the guess.
 
     Raises:
@@ -71,7 +74,7 @@ def attacked(folder: Path, name: str, cfg: Any, epoch: int | None, seeds: int) -
     """
     from splitlearn.privacy.attacks.attack import Scene
 
-    attack, scene = instantiate(cfg), Scene.load(folder, epoch)
+    scene = Scene.load(folder, epoch)
     found = [attack.run(scene, seed) for seed in range(seeds)]
     figures = {}
     for figure in found[0].figures:

@@ -90,8 +90,8 @@ def test_command_line_wins_over_experiment():
 def test_choice_passes_check(group, choice):
     tasks = {"causal_lm": ("gpt", "shakespeare", "text"), "sequence_classification": ("encoder", "text_classification")}
     task = [f"task={name}" for name, choices in tasks.items() if choice in choices]
-    needed = {"maxnorm": ["exchange=u_shaped"], "hijacking": ["evaluate.on=server"] * (group == "exchange")}.get(choice, [])
-    cfg = compose(*task, *needed, f"{group}={choice}")
+    needed = {"defence=maxnorm": ["exchange=u_shaped"], "exchange=hijacking": ["evaluate.on=server"]}
+    cfg = compose(*task, *needed.get(f"{group}={choice}", []), f"{group}={choice}")
     checks.check(cfg)
     if group == "defence":
         assert [*cfg.defence] == [choice]

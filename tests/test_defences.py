@@ -19,6 +19,7 @@ from splitlearn.privacy.observing import observed
 from splitlearn.tasks import task_from
 
 SMALL = ["num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70", "data.max_test_samples=9", "seed=3"]
+CLAIM = ["defence=noise", "defence.noise.clip=50", "defence.noise.delta=1e-5"]
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -37,18 +38,27 @@ def test_noise_is_of_its_size_after_the_cut(kind, norm):
     assert noise.std().item() == pytest.approx(expected, rel=0.03) and abs(noise.mean().item()) < 0.05
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_without_a_norm_is_as_large_as_each_tensor(dtype):
+    x = (torch.randn(40, 50, 10, generator=stream()) * torch.logspace(-3, 2, 40).view(-1, 1, 1)).to(dtype)
+    noisy = Noise(scale=0.5).protect(x, stream(1))
+    sizes = (noisy - x).double().flatten(1).square().mean(1).sqrt() / x.double().flatten(1).square().mean(1).sqrt()
+    assert noisy.dtype == dtype and (sizes - 0.5).abs().max() < 0.06
+    assert torch.equal(Noise(scale=0.5).protect(x[3:4] * 0, stream(1)), x[3:4] * 0)
+
+
 def test_epsilon_is_the_librarys():
     accounting = pytest.importorskip("dp_accounting")
     from dp_accounting.rdp import RdpAccountant
 
     accountant = RdpAccountant()
     accountant.compose(accounting.GaussianDpEvent(4.0), 10)
-    claims = Noise(scale=8.0, delta=1e-5).claims(10)  # two samples are up to 2·clip apart
+    claims = Noise(clip=3.0, scale=8.0, delta=1e-5).claims(10)  # two samples are up to 2·clip apart
     assert claims["epsilon"] == accountant.get_epsilon(1e-5) and claims["delta"] == 1e-5
     # By Mironov's bound at its best order: 10 α / (2·16) + log(1/δ) / (α - 1).
     bound = min(10 * a / 32 + math.log(1e5) / (a - 1) for a in range(2, 200))
     assert 0.8 * bound < claims["epsilon"] <= bound
-    pure = Noise(kind="laplace", scale=8.0, delta=1e-9).claims(1)["epsilon"]
+    pure = Noise(kind="laplace", clip=3.0, scale=8.0, delta=1e-9).claims(1)["epsilon"]
     assert pure == pytest.approx(0.25, rel=0.1)  # 1 / (scale / 2)
 
 
@@ -97,9 +107,10 @@ def test_what_is_dropped_is_dropped_whole(shape, what, kept):
         (["defence=noise", "defence.noise.channel=features"], "does not cross in exchange=labels_up: choose one of"),
         (["defence=noise", "defence.noise.kind=pink"], "defence.noise: kind=pink is unknown"),
         (["defence=drop", "defence.drop.share=1"], "defence.drop: share=1 is out of range"),
+        (["defence=noise", "defence.noise.delta=1e-5"], "delta claims privacy of tensors that are cut down to a norm"),
         (["defence=noise", "defence.noise.delta=2"], "defence.noise: delta=2 is out of range"),
         (["defence=nopeek", "task=causal_lm"], "defence.nopeek: it measures distances of inputs"),
-        (["defence=noise", "defence.noise.delta=1e-5", "bottleneck=8"], "bottleneck_init=orthogonal"),
+        ([*CLAIM, "bottleneck=8"], "bottleneck_init=orthogonal"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -112,15 +123,14 @@ def test_what_does_not_go_together(overrides, words):
 
 def test_a_claim_is_refused_where_samples_are_mixed(tmp_path):
     pytest.importorskip("dp_accounting")
-    cfg = compose(*SMALL, "defence=noise", "defence.noise.delta=1e-5")
+    cfg = compose(*SMALL, *CLAIM)
     with pytest.raises(UserError, match=r"block1\.1 is a batch norm before the cut"):
         local.run(cfg, tmp_path)
 
 
 def test_a_claim_is_told(tmp_path):
     pytest.importorskip("dp_accounting")
-    options = ["defence=noise", "defence.noise.delta=1e-5", "defence.noise.scale=4", "cut=block1.0"]
-    cfg = compose(*SMALL, *options)
+    cfg = compose(*SMALL, *CLAIM, "defence.noise.scale=4", "cut=block1.0")
     local.run(cfg, tmp_path)
     lines = metrics(tmp_path, "epoch")
     assert 0 < lines[0]["noise_epsilon"] < lines[1]["noise_epsilon"]

@@ -38,7 +38,7 @@ def plain(tmp_path_factory):
 def test_inputs_come_back_from_a_shallow_cut(plain):
     found = Inversion(**QUICK).run(Scene.load(plain), seed=0)
     assert found.figures["ssim"] > found.guess["ssim"] + 0.3 and found.figures["psnr"] > found.guess["psnr"] + 8
-    assert found.figures["classified"] > found.guess["classified"] + 0.3
+    assert found.figures["recognised"] > found.guess["recognised"] + 0.3
     originals, reconstructions = found.pairs
     assert originals.shape == reconstructions.shape and originals.min() >= 0 and reconstructions.max() <= 1
 
@@ -124,7 +124,7 @@ def test_the_script_writes_what_it_finds(plain, run_here):
     assert status == 0, out
     assert "| ssim" in out and " ± " in out and (plain / "attacks" / "inversion.png").exists()
     figures = json.loads((plain / "attacks" / "inversion.json").read_text())["figures"]
-    assert figures.keys() == {"psnr", "ssim", "classified"} and figures["ssim"].keys() == {"mean", "spread", "guess"}
+    assert figures.keys() == {"psnr", "ssim", "recognised"} and figures["ssim"].keys() == {"mean", "spread", "guess"}
 
 
 def test_a_sweep_is_attacked_once(plain, tmp_path, run_here):

@@ -1,8 +1,8 @@
-"""Noise: each sample's tensor is cut down to a norm and gets Gaussian or Laplace noise, for differential privacy.
+"""Noise: each sample's tensor gets Gaussian or Laplace noise; cut down to a norm before, for differential privacy.
 
-With `delta`, the run says which (ε, δ) that is: of one sample's tensor in one epoch, and of all epochs, against any
-other sample in its place (local differential privacy, sensitivity 2·clip). What is made of the noisy tensor later, by
-the codec or the server, changes nothing in that. Labels and weights, which cross too, are not covered.
+With `clip` and `delta`, the run says which (ε, δ) that is: of one sample's tensor in one epoch, and of all epochs,
+against any other sample in its place (local differential privacy, sensitivity 2·clip). What is made of the noisy tensor
+later, by the codec or the server, changes nothing in that. Labels and weights, which cross too, are not covered.
 
 The claim holds where a sample's tensor depends on that sample alone, and is refused with batch norm before the cut, and
 with a bottleneck whose start is fitted to maps without noise.
@@ -26,29 +26,41 @@ class Noise(Defence):
     Args:
         channel: whose tensors.
         kind: "gaussian", or "laplace".
-        clip: what the ℓ2 norm of a sample's tensor is cut down to, for Laplace noise the ℓ1 norm.
-        scale: of the noise, as a multiple of clip: its standard deviation, or the scale of Laplace's distribution.
+        clip: what the ℓ2 norm of a sample's tensor is cut down to, for Laplace noise the ℓ1 norm; None: it stays.
+        scale: of the noise, its standard deviation or the scale of Laplace's distribution: as a multiple of clip, or
+            without one of the root mean square of the sample's own tensor, so that it means the same at every cut.
         delta: of the claim; None for noise without one.
     """
 
     def __init__(
-        self, channel: str = "smashed", kind: str = "gaussian", clip: float = 50.0, scale: float = 0.02, delta=None
+        self,
+        channel: str = "smashed",
+        kind: str = "gaussian",
+        clip: float | None = None,
+        scale: float = 1.0,
+        delta: float | None = None,
     ):
         if kind not in KINDS:
             raise ValueError(f"kind={kind} is unknown: choose one of {', '.join(KINDS)}")
         if delta is not None and not 0 < delta < 1:
             raise ValueError(f"delta={delta} is out of range: choose above 0 and below 1, or null")
+        if delta is not None and clip is None:
+            raise ValueError("delta claims privacy of tensors that are cut down to a norm: set clip, such as 50")
         self.channel, self.kind, self.clip, self.scale, self.delta = channel, kind, clip, scale, delta
 
     def protect(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        norms = torch.linalg.vector_norm(x.flatten(1).float(), KINDS[self.kind], dim=1)
-        factors = (self.clip / norms.clamp_min(1e-30)).clamp(max=1.0).view(-1, *[1] * (x.dim() - 1))
+        rows, each = x.flatten(1).float(), (-1, *[1] * (x.dim() - 1))
+        if self.clip is None:
+            factors, scale = 1.0, self.scale * rows.square().mean(1).sqrt().view(each)
+        else:
+            norms = torch.linalg.vector_norm(rows, KINDS[self.kind], dim=1).clamp_min(1e-30)
+            factors, scale = (self.clip / norms).clamp(max=1.0).view(each).to(x.dtype), self.clip * self.scale
         if self.kind == "gaussian":
             noise = torch.randn(x.shape, generator=generator)
         else:
             uniform = torch.rand(x.shape, generator=generator) - 0.5
             noise = -uniform.sign() * torch.log1p(-2 * uniform.abs().clamp(max=0.5 - 1e-7))
-        return x * factors.to(x.dtype) + (noise * (self.clip * self.scale)).to(x.device, x.dtype)
+        return x * factors + (noise.to(x.device) * scale).to(x.dtype)
 
     def claims(self, num_epochs: int) -> dict[str, float]:
         if self.delta is None:

@@ -151,7 +151,14 @@ class Attack:
         raise NotImplementedError
 
 
+def computing(precision: str) -> torch.autocast:
+    """The context in which an attack's own networks compute in a run's precision."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
 @torch.no_grad()
-def applied(model: nn.Module, x: Tensor) -> Tensor:
+def applied(model: nn.Module, x: Tensor, precision: str = "fp32") -> Tensor:
+    """A model's outputs for (N, …) inputs, float32."""
     model.eval()
-    return torch.cat([model(part) for part in x.split(256)])
+    with computing(precision):
+        return torch.cat([model(part) for part in x.split(256)]).float()

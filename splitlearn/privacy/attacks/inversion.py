@@ -6,10 +6,10 @@
 The server knows the client segment's weights, since it has drawn them and averages them; with weights=shadow the
 decoder is trained on maps of a segment of its own instead, from a network that was trained on the auxiliary data.
 
-Of images: PSNR in dB and SSIM against the originals, and how many reconstructions a classifier, trained on the
-auxiliary data, still takes for what they are; the guess is the mean auxiliary image. Of tokens: the share that comes
-back, by the decoder ("tokens") and by that token whose auxiliary rows are nearest in the mean ("nearest"); the guess is
-the most frequent one.
+Of images: PSNR in dB and SSIM against the originals, and of those originals that a classifier, trained on the auxiliary
+data, takes for what they are, how many of the reconstructions it still does ("recognised"); the guess is the mean
+auxiliary image. Of tokens: the share that comes back, by the decoder ("tokens") and by that token whose auxiliary rows
+are nearest in the mean ("nearest"); the guess is the most frequent one.
 
 Source: He, Zhang and Lee 2019, "Model inversion attacks against collaborative inference", its inverse-network attack.
 """
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from splitlearn.exchange import ragged
-from splitlearn.privacy.attacks.attack import Attack, Found, Scene, applied
+from splitlearn.privacy.attacks.attack import Attack, Found, Scene, applied, computing
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
+from splitlearn.seeds import derive, drawing_from
 from splitlearn.segments.forward import lengths_of
 from splitlearn.segments.mirror import draw_anew, image_decoder
 from splitlearn.segments.parts import Parts
@@ -41,6 +42,9 @@ class Inversion(Attack):
         width: channels of the decoder.
         lr: of Adam.
         classifier_steps: of the independent classifier's training, and of the shadow network's.
+
+    All compute in the run's precision. One attack on the runs of a sweep trains one classifier, where their auxiliary
+    data are the same.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Inversion(Attack):
         self.check_weights(weights, WEIGHTS)
         self.weights, self.steps, self.batch_size, self.width, self.lr = weights, steps, batch_size, width, lr
         self.classifier_steps = classifier_steps
+        self._classifiers: dict[tuple, nn.Module] = {}
 
     def run(self, scene: Scene, seed: int) -> Found:
         if self.weights == "known":
@@ -74,18 +79,31 @@ class Inversion(Attack):
     def _images(
         self, scene: Scene, maps: Tensor, known: Tensor, targets: Tensor, seen: Tensor, inputs: Tensor
     ) -> Found:
+        precision = scene.cfg.precision
         decoder = image_decoder(tuple(maps.shape[1:]), tuple(known.shape[1:]), self.width)
-        self._train(decoder, maps, known, nn.MSELoss(), self.steps)
-        classifier = networks.build("convnet", int(targets.max()) + 1, known.shape[-1])
-        self._train(classifier, known, targets.long(), nn.CrossEntropyLoss(), self.classifier_steps)
+        self._train(decoder, maps, known, nn.MSELoss(), self.steps, precision)
+        classifier = self._classifier(known, targets.long(), precision)
         labels = torch.cat([one["targets"] for one in scene.seen]).long()
+        is_known = applied(classifier, inputs, precision).argmax(1) == labels
 
         def figures(reconstructed: Tensor) -> dict[str, float]:
-            classified = (applied(classifier, reconstructed).argmax(1) == labels).float().mean().item()
-            return likeness(reconstructed, inputs, scene) | {"classified": classified}
+            is_taken = applied(classifier, reconstructed, precision).argmax(1) == labels
+            recognised = (is_taken & is_known).sum().item() / max(1, is_known.sum().item())
+            return likeness(reconstructed, inputs, scene) | {"recognised": recognised}
 
-        found = applied(decoder, seen)
+        found = applied(decoder, seen, precision)
         return Found(figures(found), figures(mean_image(scene, inputs)), pair(inputs, found, scene))
+
+    def _classifier(self, known: Tensor, targets: Tensor, precision: str) -> nn.Module:
+        """Of (N, C, H, W) images with (N,) targets; the same for the same, whatever was drawn before."""
+        data = known.shape, known.double().sum().item(), targets.sum().item()
+        key = torch.initial_seed(), precision, data
+        if key not in self._classifiers:
+            with drawing_from(derive(torch.initial_seed(), "classifier")):
+                classifier = networks.build("convnet", int(targets.max()) + 1, known.shape[-1])
+                self._train(classifier, known, targets, nn.CrossEntropyLoss(), self.classifier_steps, precision)
+            self._classifiers[key] = classifier
+        return self._classifiers[key]
 
     # Tokens
 
@@ -106,12 +124,17 @@ class Inversion(Attack):
 
     # Training
 
-    def _train(self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: nn.Module, steps: int) -> None:
+    def _train(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: nn.Module, steps: int, precision: str = "fp32"
+    ) -> None:
+        model.train()
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         for _ in range(steps):
             batch = torch.randint(len(inputs), (self.batch_size,))
             optimizer.zero_grad()
-            loss(model(inputs[batch]), targets[batch]).backward()
+            with computing(precision):
+                outputs = model(inputs[batch])
+            loss(outputs.float(), targets[batch]).backward()
             optimizer.step()
 
     def _shadow(self, scene: Scene, known: Tensor, targets: Tensor) -> Parts:
