@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,7 +38,6 @@ CHOICES = {
     "pipeline_depth": (1, 2),
     "membership.open": (True, False),
     "checkpoint.best": (True, False),
-    "observe.inputs": (True, False),
     "lora.sides": SIDES,
     "evaluate.on": ("clients", "server"),
     "tls.enabled": ("auto", True, False),
@@ -103,6 +103,7 @@ def check(cfg: DictConfig) -> None:
         "exchange.weight",
         "exchange.penalty",
         "observe.batches",
+        "observe.inputs",
         *CHOICES,
         *AT_LEAST_ONE,
         *AT_LEAST_ONE_OR_NONE,
@@ -129,6 +130,9 @@ def check(cfg: DictConfig) -> None:
         value = OmegaConf.select(cfg, key)
         if not (isinstance(value, str) and value.strip()) and not (value is None and key in TEXT_OR_NONE):
             raise UserError(f"{key}={kinds.shown(value)} must be a text{', or null' * (key in TEXT_OR_NONE)}")
+    inputs = cfg.observe.inputs
+    if not isinstance(inputs, bool) and not (isinstance(inputs, str) and os.sep in inputs):
+        raise UserError(f"observe.inputs={kinds.shown(inputs)} must be true, false, or a folder, such as ./inputs")
     port = cfg.rpc.port
     if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
         raise UserError(f"rpc.port={port} must be a whole number, 0 to 65535")

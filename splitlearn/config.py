@@ -21,7 +21,10 @@ DATA_KEYS = (
     "arch.download",
 )
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s", "delta_gb")
-OWN_KEYS = ("role", "client", "server", "rpc", "tls", "link", "log", "resume", "checkpoint", *SERVER_KEYS, *DATA_KEYS)
+OWN_KEYS = (
+    "role", "client", "server", "rpc", "tls", "link", "log", "resume", "checkpoint", "observe.inputs",
+    *SERVER_KEYS, *DATA_KEYS,
+)  # fmt: skip
 
 
 def offer_compressors() -> None:

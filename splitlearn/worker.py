@@ -98,10 +98,10 @@ def run_rank(
     patience = Patience(cfg.rpc.timeout_s, cfg.rpc.retry_s, cfg.rpc.connect_timeout_s)
     if role == "server":
         return _run_server(cfg, place, folder, patience, token, tls, origin)
-    if cfg.observe.inputs and not place.one_machine:
+    if cfg.observe.inputs is True and not place.one_machine:
         raise UserError(
-            "observe.inputs=true keeps this client's inputs in the server's folder: it is for research, with all ranks"
-            " on one machine; leave it out"
+            "observe.inputs=true keeps this client's inputs beside what the server sees: it is for research, with all"
+            " ranks on one machine; leave it out, or name a folder of this machine for them: observe.inputs=<folder>"
         )
     if (warning := exchange_from(cfg).warning) and not place.one_machine:
         raise UserError(f"{warning}; it is for research, with all ranks on one machine: use exchange=labels_up")

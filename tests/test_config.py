@@ -187,6 +187,7 @@ def test_random_compressors_draw_by_their_seed(seeds, same):
         "early_stopping.min_delta=-0.1",
         "checkpoint.best=often",
         "membership.step_deadline_s=0",
+        "observe.inputs=ture",
     ],
 )
 def test_mistake_is_named(override):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, sessi
 from simulation import compose
 
 from splitlearn import launch, sweeps, worker
+from splitlearn.privacy.observing import observed
 
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
 
@@ -100,6 +102,23 @@ def one_each(tmp_path, free_port):
     for folder in folders:
         folder.mkdir()
     return ["num_clients=1", f"rpc.port={free_port}", *TINY], *folders
+
+
+@pytest.mark.slow
+def test_a_client_elsewhere_keeps_its_inputs_where_it_says(one_each):
+    options, server_cwd, client_cwd = one_each
+    options += ["observe.batches=2", "observe.every=1"]
+    with started([*LAUNCH, "role=server", *options], server_cwd) as server:
+        status, out = run([*LAUNCH, "role=client", *options, "observe.inputs=./mine"], client_cwd)
+        assert status == 0, out
+        assert server.wait(30) == 0
+    assert "and the inputs of these" in out
+    (folder,) = job_folders(server_cwd)
+    kept = {path.stem for path in (folder / "observed" / "client-0").iterdir()}
+    inputs = {path.stem for path in (client_cwd / "mine" / "client-0").iterdir()}
+    assert len(kept) == 2 and inputs == {f"{name}-inputs" for name in kept}
+    shutil.copytree(client_cwd / "mine", folder / "observed", dirs_exist_ok=True)
+    assert all("inputs" in one for one in observed(folder))
 
 
 def test_role_by_role_start(one_each):

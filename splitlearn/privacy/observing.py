@@ -2,7 +2,8 @@
 
     observed/client-0/epoch-0001-batch-00001.pt          the server's: of each channel the tensor that it decoded, or
                                                          that it was about to encode, and the targets, if it has them
-    observed/client-0/epoch-0001-batch-00001-inputs.pt   the client's, with observe.inputs: inputs and targets
+    observed/client-0/epoch-0001-batch-00001-inputs.pt   the client's, with observe.inputs: inputs and targets; in the
+                                                         place of observed/ another folder, where it names one
     observed/epoch-0001-segment.pt                       the clients' weights at the start of the epoch, where all have
                                                          the same: the server has averaged them, or drawn them
 
@@ -31,11 +32,14 @@ class Observer:
     """
     Args:
         cfg: of the run.
-        folder: of the run; None where nothing is written at this end.
+        run: the folder of the run.
+        inputs: this is the client's end, which writes inputs, if any.
     """
 
-    def __init__(self, cfg: DictConfig, folder: Path | None):
-        self.options, self.folder = cfg.observe, folder and folder / FOLDER
+    def __init__(self, cfg: DictConfig, run: Path | None, inputs: bool = False):
+        self.options, self.folder = cfg.observe, run and run / FOLDER
+        if inputs and cfg.observe.inputs is not True:
+            self.folder = Path(cfg.observe.inputs) if cfg.observe.inputs else None
 
     @property
     def note(self) -> str | None:
@@ -69,7 +73,7 @@ class Observer:
             self._write(path, state)
 
     def _write(self, path: Path, found: dict[str, Any]) -> None:
-        with writing_to(self.folder.parent):
+        with writing_to(self.folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, serialized(found))
 

@@ -82,7 +82,7 @@ class Client:
         self.channels = channels_of(cfg, self.exchange)
         self.codecs = Codecs(self.channels, "up")
         self.agreement = Agreement(cfg, self.task, self.channels, self.exchange.phases)
-        self.schedule, self.observer = schedule_from(cfg), Observer(cfg, folder if cfg.observe.inputs else None)
+        self.schedule, self.observer = schedule_from(cfg), Observer(cfg, folder, inputs=True)
         self.stopwatch, self.stop = Stopwatch(), StopRequest()
         self.rates: dict[str, Any] | None = None  # of the last answer to a batch
         self._own: Counter[str] = Counter()  # sums over the batches since the weights went, by a loss of its own
