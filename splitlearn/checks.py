@@ -18,12 +18,13 @@ from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.wayback import BACKWARD
 from splitlearn.kernels import keeping
 from splitlearn.segments.adapters import SIDES
+from splitlearn.segments.parts import MIXED
 from splitlearn.segments.trainable import try_out
 
 MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
 CHOICES = {
     "last_batch": LAST_BATCH,
-    "precision": ("fp32", "bf16"),
+    "precision": ("fp32", *MIXED),
     "cut_precision": (None, "fp32"),
     "channels_last": ("auto", True, False),
     "backward": BACKWARD,

@@ -17,7 +17,7 @@ from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.cutting import split, valid_cuts
 from splitlearn.segments.forward import call, run_of
 from splitlearn.segments.layout import lay_out
-from splitlearn.segments.parts import Parts, untie
+from splitlearn.segments.parts import MIXED, Parts, untie
 from splitlearn.segments.tracing import in_short
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks import task_from
@@ -92,7 +92,7 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     notes += [exchange.warning] * bool(exchange.warning)
     notes += [task.revealed] * bool(task.revealed and exchange.sends_targets)
     lengths, longest = task.lengths(example), task.longest(cfg)
-    lay_out(rest, example, lengths, cfg.get("channels_last", False), cfg.precision == "bf16")
+    lay_out(rest, example, lengths, cfg.get("channels_last", False), cfg.precision in MIXED)
     plain, model, parts, points, cuts = rest, rest, [], [], exchange.cuts(cfg)
     for cut, channels in zip(cuts, bottlenecks(cfg, len(cuts)), strict=True):
         if channels is not None and longest is not None:

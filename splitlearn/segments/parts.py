@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from splitlearn.segments.forward import call
 from splitlearn.segments.recording import parameters_of
+from splitlearn.segments.scaling import Scale
+
+MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}  # what automatic mixed precision computes in
 
 
 class Parts(nn.Module):
@@ -21,8 +24,8 @@ class Parts(nn.Module):
 
     Args:
         parts: of the network.
-        precision: "fp32", or "bf16" for automatic mixed precision in the forward pass.
-        cut_precision: "fp32" gives each part's output in 32 bits; None as it is.
+        precision: "fp32", or "bf16" or "fp16" for automatic mixed precision (for fp16 see scaling.py).
+        cut_precision: "fp32" gives each part's output in 32 bits, as fp16 always does; None as it is.
     """
 
     def __init__(self, parts: list[nn.Module], precision: str = "fp32", cut_precision: str | None = None):
@@ -80,9 +83,16 @@ class Parts(nn.Module):
             lengths: (B,) of samples that differ in length; None: all are of one shape.
             weights: to compute it with instead of its own, by name.
         """
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        scale = Scale() if self.precision == "fp16" and torch.is_grad_enabled() else None
+        if scale:
+            weights = dict(part.named_parameters()) | (weights or {})
+            weights = {name: scale.begin(weight) for name, weight in weights.items()}
+            x = scale.begin(x)
+        with torch.autocast(x.device.type, MIXED.get(self.precision), enabled=self.precision in MIXED):
             output = call(part, x, lengths, weights)
-        return output.float() if self.cut_precision == "fp32" else output
+        if scale:
+            return scale.end(output)
+        return output.float() if self.cut_precision == "fp32" or self.precision == "fp16" else output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         tied = self._tied()
