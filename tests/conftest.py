@@ -1,3 +1,4 @@
+import logging
 import re
 import runpy
 import signal
@@ -32,6 +33,8 @@ def run_here(tmp_path, monkeypatch, capfd):
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         monkeypatch.syspath_prepend(path.parent)
+        # Hydra closes all handlers of logging that there are, and absl's then closes a stream that is pytest's.
+        monkeypatch.setattr(logging, "_handlerList", [])
         status = 0
         try:
             runpy.run_path(str(path), run_name="__main__")
