@@ -10,12 +10,19 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from splitlearn.saved import metrics  # noqa: F401  for tests, beside `summary`
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TINY = ["data.max_train_samples=64", "data.max_test_samples=32", "batch_size=16", "epochs=1", "log.tensorboard=false"]
+
+
+def slow(*values: object):
+    """Values of a parametrized test that are for those who run the slow ones."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def torchrun(num_ranks: int) -> list[str]:

@@ -3,11 +3,13 @@
 import re
 import sys
 
+import pytest
 from runs import LAUNCH, ROOT, run, summary
 
 EXAMPLE = re.compile(r"`my_data\.py`:\n\n```python\n(.*?)```", re.S)
 
 
+@pytest.mark.slow
 def test_a_data_set_of_ones_own_trains(tmp_path):
     (text,) = EXAMPLE.findall((ROOT / "docs" / "data.md").read_text())
     (tmp_path / "my_data.py").write_text(text)

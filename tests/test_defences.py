@@ -140,6 +140,7 @@ def test_a_claim_is_told(tmp_path):
     assert claims == {name: lines[1][name] for name in ("noise_epsilon", "noise_epsilon_per_epoch", "noise_delta")}
 
 
+@pytest.mark.slow
 def test_nopeek_lowers_the_distance_correlation(tmp_path):
     found = []
     for weight in (0, 100):

@@ -50,6 +50,7 @@ def test_the_notebook_runs(tmp_path):
     assert_learns("".join(outputs))
 
 
+@pytest.mark.slow
 def test_a_network_from_ones_own_folder(tmp_path):
     """The page's module and its command, word for word but for what makes it shorter."""
     ((name, text),) = re.findall(r"`(my_nets\.py)`:\n\n```python\n(.*?)```", PAGE, re.S)

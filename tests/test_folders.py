@@ -183,6 +183,7 @@ def test_neither_does_one_where_another_process_writes(mine, run_here):
         assert status and f"is being written to by process {os.getpid()} on" in out and content(mine) == before
 
 
+@pytest.mark.slow
 def test_neither_does_an_old_checkpoint_or_a_full_disk(mine, monkeypatch):
     (path,) = (mine / "checkpoints").iterdir()
     state, before = checkpoints.read(path), content(mine)
@@ -228,6 +229,7 @@ def test_it_goes_on_after_them_under_any_name(half, tmp_path, run_here):
     assert "overrides.yaml, with what the run was started with, and it is not there" in f"{status}"
 
 
+@pytest.mark.slow
 def test_a_run_that_has_finished_without_a_checkpoint_is_not_overwritten(tmp_path):
     OmegaConf.save(compose(*TINY), tmp_path / "config.yaml", resolve=True)
     (tmp_path / "summary.json").write_text('{"test_top1": 0.5}')

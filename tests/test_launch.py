@@ -198,6 +198,7 @@ def assert_one_sentence(status: int, out: str, words: list[str]) -> None:
     assert "stopped: " not in out  # it is no matter of one client
 
 
+@pytest.mark.slow
 def test_a_wrong_number_of_ranks_is_told_once(tmp_path):
     status, out = run([*torchrun(2), *TINY, "num_clients=4"], tmp_path)
     assert status != 0
@@ -395,13 +396,15 @@ def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeyp
     assert status == 1 and "2 jobs of the sweep failed" in out and "Traceback" not in out
 
 
+@pytest.mark.slow
 def test_any_terminal_will_do(tmp_path):
     environment = {"PYTHONIOENCODING": "ascii", "HYDRA_FULL_ERROR": "1", "COLUMNS": "30"}
     status, out = run([*LAUNCH, "num_clients=1", *TINY], tmp_path, **environment)
     assert status == 0 and "test accuracy" in out.replace("\n", " "), out
 
 
-@pytest.mark.parametrize("shell", ["{} | head -n 1", pytest.param("{} >&- 2>&-", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} >&- 2>&-"])
 def test_a_run_goes_on_where_nobody_reads_its_output(tmp_path, shell):
     command = shlex.join([*LAUNCH, "num_clients=1", *TINY, "hydra.run.dir=run"])
     status, out = run(["bash", "-o", "pipefail", "-c", shell.format(command)], tmp_path)
@@ -417,6 +420,7 @@ def test_a_killed_client_ends_the_run_with_its_name(tmp_path):
     assert "client1 ended with SIGKILL" in (tmp_path / "out.txt").read_text()
 
 
+@pytest.mark.slow
 def test_ranks_end_with_a_launcher_that_is_killed(tmp_path):
     with started([*LAUNCH, "num_clients=1", *TINY, "epochs=10000"], tmp_path) as process:
         wait_for(tmp_path / "out.txt", "epoch ")

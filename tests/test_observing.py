@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import metrics
+from runs import metrics, slow
 from simulation import compose
 from test_resume import SMALL, results
 
@@ -18,7 +18,7 @@ KEEPING = ["observe.batches=3", "observe.every=2", "observe.inputs=true"]
     [
         ["compressor=rt", "compressor@downlink=qu"],
         ["exchange=u_shaped", "compressor=klt", "compressor@features=ms", "topology.average=never"],
-        pytest.param(["exchange=local_loss", "exchange.send_every=2"], marks=pytest.mark.slow),
+        slow(["exchange=local_loss", "exchange.send_every=2"]),
     ],
     ids=lambda overrides: overrides[0],
 )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from runs import metrics
+from runs import metrics, slow
 from simulation import compose, train_split, train_uncut
 
 from splitlearn import local
@@ -29,17 +29,16 @@ def assert_equal(found, expected):
     ("arch", "cut"),
     [
         *(("convnet", cut) for cut in ("shallow", "medium", "deep")),
-        ("resnet18", "shallow"),
         ("vgg_slim", "medium"),
-        *(pytest.param("resnet18", cut, marks=pytest.mark.slow) for cut in ("medium", "deep")),
-        *(pytest.param("vgg19", cut, marks=pytest.mark.slow) for cut in ("shallow", "medium", "deep")),
+        *(slow("resnet18", cut) for cut in ("shallow", "medium", "deep")),
+        *(slow("vgg19", cut) for cut in ("shallow", "medium", "deep")),
     ],
 )
 def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_path):
     assert_trains_the_uncut_model(tmp_path, f"arch={arch}", f"cut={cut}")
 
 
-@pytest.mark.parametrize("cut", ["shallow", "medium"])
+@pytest.mark.parametrize("cut", ["shallow", slow("medium")])
 def test_so_does_one_with_its_channels_last(cut, tmp_path):
     assert_trains_the_uncut_model(
         tmp_path, "arch=vgg_slim", f"cut={cut}", "channels_last=true", "data.augment=crop_flip"
@@ -50,10 +49,10 @@ def test_so_does_one_with_its_channels_last(cut, tmp_path):
     ("arch", "cut"),
     [
         ("convnet", "[block1,pool]"),
-        pytest.param("resnet18", "shallow", marks=pytest.mark.slow),
-        pytest.param("convnet", "medium", marks=pytest.mark.slow),
-        pytest.param("resnet18", "[layer1.0,layer4]", marks=pytest.mark.slow),
-        *(pytest.param("vgg19", cut, marks=pytest.mark.slow) for cut in ("shallow", "deep", "[features.25,avgpool]")),
+        slow("resnet18", "shallow"),
+        slow("convnet", "medium"),
+        slow("resnet18", "[layer1.0,layer4]"),
+        *(slow("vgg19", cut) for cut in ("shallow", "deep", "[features.25,avgpool]")),
     ],
 )
 def test_so_does_one_that_keeps_its_labels(arch, cut, tmp_path):
@@ -61,7 +60,10 @@ def test_so_does_one_that_keeps_its_labels(arch, cut, tmp_path):
     assert_trains_the_uncut_model(tmp_path, *overrides, dropout="client" if "avgpool" in cut else "server")
 
 
-@pytest.mark.parametrize("overrides", [["arch=vgg_slim"], ["exchange=u_shaped", "bottleneck=[null,16]"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [slow(["arch=vgg_slim"]), ["exchange=u_shaped", "bottleneck=[null,16]"]],
+)
 def test_so_does_one_with_a_bottleneck(overrides, tmp_path):
     assert_trains_the_uncut_model(tmp_path, "bottleneck=16", *overrides)
 
@@ -96,15 +98,14 @@ def test_so_does_one_of_texts_of_different_lengths(overrides, reviews, tmp_path)
     [
         ["compressor=klt", "compressor@downlink=linked", "partition=dirichlet", "task.label_smoothing=0.1"],
         ["compressor=ms", "topology.average=step", "cut=0", "task.class_weights=[1,2,0.5]"],
-        pytest.param(
+        slow(
             [
                 "exchange=u_shaped",
                 "compressor=qu",
                 "compressor@features=splitfc",
                 "topology=sequential",
                 "accumulate=2",
-            ],
-            marks=pytest.mark.slow,
+            ]
         ),
         ["exchange=u_shaped", "delta=bf16", "compressor=uq", "topology=sequential", "samples_per_epoch=13", "epochs=4"],
     ],
@@ -146,34 +147,30 @@ def assert_equals_the_simulation(folder, *overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["compressor=none"],
-        ["compressor=ms"],
+        slow(["compressor=none"]),
+        slow(["compressor=ms"]),
         ["compressor=ms", "compressor.scope=sample", "backward=gated", "compressor@downlink=ms", "downlink.bits=3"],
         ["compressor=rt", "compressor@downlink=qu", "topology.average=step"],
         ["compressor=sp", "topology.average=never", "partition=dirichlet", "last_batch=merge"],
-        ["compressor=qu", "topology=sequential", "compressor@downlink=rt", "last_batch=drop"],
+        slow(["compressor=qu", "topology=sequential", "compressor@downlink=rt", "last_batch=drop"]),
         ["compressor=ms", "topology=sequential", "partition=dirichlet", "freeze=block1"],
-        ["compressor=ms", "topology.average=step", "partition=dirichlet", "freeze=[block1.0,block2.1,block3.0]"],
+        slow(["compressor=ms", "topology.average=step", "partition=dirichlet", "freeze=[block1.0,block2.1,block3.0]"]),
         [
             *("accumulate=3", "clip_norm=0.5", "schedule=one_cycle", "warmup.epochs=0.5", "partition=dirichlet"),
             *("task.label_smoothing=0.1", "task.class_weights=balanced"),
         ],
-        [
-            *("accumulate=2", "topology=sequential", "exchange=u_shaped", "schedule=one_cycle", "partition=dirichlet"),
-            *("clip_norm=0.5", "task.class_weights=[1,2,1,2,1,2,1,2,1,0.5]"),
-        ],
-        pytest.param(
-            ["clip_norm=0.5", "topology.average=step", "schedule=one_cycle", "partition=dirichlet"],
-            marks=pytest.mark.slow,
+        slow(
+            [
+                *("accumulate=2", "topology=sequential", "exchange=u_shaped", "schedule=one_cycle"),
+                *("partition=dirichlet", "clip_norm=0.5", "task.class_weights=[1,2,1,2,1,2,1,2,1,0.5]"),
+            ]
         ),
+        slow(["clip_norm=0.5", "topology.average=step", "schedule=one_cycle", "partition=dirichlet"]),
         ["exchange=u_shaped", "compressor@features=ms", "compressor@feature_gradient=qu", "compressor@downlink=qu"],
         ["compressor=klt", "compressor@downlink=linked", "partition=dirichlet"],
-        pytest.param(
-            ["compressor=klt", "compressor.weighted=0.3", "compressor.refresh=3", "compressor@downlink=linked"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(["compressor=klt", "compressor@downlink=klt", "topology=sequential"], marks=pytest.mark.slow),
-        pytest.param(
+        slow(["compressor=klt", "compressor.weighted=0.3", "compressor.refresh=3", "compressor@downlink=linked"]),
+        slow(["compressor=klt", "compressor@downlink=klt", "topology=sequential"]),
+        slow(
             [
                 "exchange=u_shaped",
                 "compressor=klt",
@@ -181,23 +178,27 @@ def assert_equals_the_simulation(folder, *overrides):
                 "compressor@features=klt",
                 "compressor@feature_gradient=linked",
                 "downlink.bits=0.9",
-            ],
-            marks=pytest.mark.slow,
+            ]
         ),
-        pytest.param(["compressor=uq", "compressor@downlink=uq", "backward=gain"], marks=pytest.mark.slow),
-        ["exchange=u_shaped", "cut=[block1,pool]", "backward=gated", "topology=sequential", "compressor@features=rt"],
-        pytest.param(
-            ["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"],
-            marks=pytest.mark.slow,
+        slow(["compressor=uq", "compressor@downlink=uq", "backward=gain"]),
+        slow(
+            [
+                "exchange=u_shaped",
+                "cut=[block1,pool]",
+                "backward=gated",
+                "topology=sequential",
+                "compressor@features=rt",
+            ]
         ),
-        pytest.param(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"], marks=pytest.mark.slow),
+        slow(["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"]),
+        slow(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"]),
         ["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"],
-        ["bottleneck=9", "compressor=qu", "topology=sequential", "freeze=block1", "bottleneck_batches=2"],
+        slow(["bottleneck=9", "compressor=qu", "topology=sequential", "freeze=block1", "bottleneck_batches=2"]),
         [*GPT, "warmup.epochs=0.5", "task.label_smoothing=0.1", "compressor=qu", "partition=iid"],
-        [*GPT, "exchange=labels_up", "topology.average=step", "freeze=embedding", "optimizer.decay=all"],
-        ["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"],
+        slow([*GPT, "exchange=labels_up", "topology.average=step", "freeze=embedding", "optimizer.decay=all"]),
+        slow(["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"]),
         ["delta=bf16", "epochs=3", "compressor=klt", "compressor@downlink=linked", "partition=dirichlet"],
-        pytest.param(["delta=fp32", "compressor=rt", "topology=sequential", "epochs=3"], marks=pytest.mark.slow),
+        slow(["delta=fp32", "compressor=rt", "topology=sequential", "epochs=3"]),
     ],
     ids=lambda overrides: " ".join(overrides),
 )
@@ -211,11 +212,11 @@ def test_three_clients_equal_the_simulation(overrides, tmp_path):
     "overrides",
     [
         ["compressor=rt", "partition=dirichlet"],
-        pytest.param(["delta=bf16", "compressor=uq", "epochs=5"], marks=pytest.mark.slow),
-        pytest.param(["compressor=ms", "topology.average=step", "partition=dirichlet"], marks=pytest.mark.slow),
-        pytest.param(["compressor=sp", "topology.average=never"], marks=pytest.mark.slow),
-        pytest.param(["topology=sequential", "compressor=rt"], marks=pytest.mark.slow),
-        pytest.param(["exchange=u_shaped", "compressor@features=rt"], marks=pytest.mark.slow),
+        slow(["delta=bf16", "compressor=uq", "epochs=5"]),
+        slow(["compressor=ms", "topology.average=step", "partition=dirichlet"]),
+        slow(["compressor=sp", "topology.average=never"]),
+        slow(["topology=sequential", "compressor=rt"]),
+        slow(["exchange=u_shaped", "compressor@features=rt"]),
     ],
     ids=lambda overrides: " ".join(overrides),
 )

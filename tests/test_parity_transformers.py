@@ -1,6 +1,7 @@
 """Runs of models of transformers, which are cut by running them, equal plain programs in one process, bit for bit."""
 
 import pytest
+from runs import slow
 from test_parity import assert_equals_the_simulation, assert_trains_the_uncut_model
 from test_resume import test_going_on_from_any_step_changes_nothing as assert_can_go_on
 
@@ -29,7 +30,7 @@ CASES = [
 
 @pytest.mark.parametrize(
     ("kind", "exchange", "cut", "lora"),
-    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in CASES if case not in FAST)],
+    [*FAST, *(slow(*case) for case in CASES if case not in FAST)],
     ids=lambda value: "lora" if value == LORA else str(value or "all"),
 )
 def test_one_client_without_compression_trains_the_uncut_model(kind, exchange, cut, lora, tmp_path):
@@ -44,9 +45,9 @@ def test_one_client_without_compression_trains_the_uncut_model(kind, exchange, c
     [
         ("labels_up", "1", LORA),
         ("u_shaped", "2", []),
-        pytest.param("labels_up", "0", [], marks=pytest.mark.slow),
-        pytest.param("u_shaped", "1", LORA, marks=pytest.mark.slow),
-        pytest.param("labels_up", "bert.pooler", LORA, marks=pytest.mark.slow),
+        slow("labels_up", "0", []),
+        slow("u_shaped", "1", LORA),
+        slow("labels_up", "bert.pooler", LORA),
     ],
     ids=lambda value: "lora" if value == LORA else str(value or "all"),
 )
@@ -60,10 +61,7 @@ def test_so_does_one_that_tells_texts_of_different_lengths_apart(exchange, cut, 
     "overrides",
     [
         ["arch.config=llama", "exchange=labels_up", "lora.rank=2", "lora.sides=client", "compressor=qu"],
-        pytest.param(
-            ["arch.config=gpt2", "exchange=u_shaped", "topology=sequential"],
-            marks=pytest.mark.slow,
-        ),
+        slow(["arch.config=gpt2", "exchange=u_shaped", "topology=sequential"]),
     ],
     ids=["lora", "tied"],
 )

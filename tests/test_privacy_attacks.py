@@ -25,7 +25,7 @@ pytest.importorskip("torchmetrics")
 KEPT = ["observe.batches=4", "observe.every=2", "observe.inputs=true"]
 SMALL = ["num_clients=2", "batch_size=32", "epochs=1", "data.max_train_samples=512", "cut=shallow", "seed=1", *KEPT]
 HIJACKING = ["exchange=hijacking", "evaluate.on=server"]
-QUICK = {"steps": 250, "classifier_steps": 60, "width": 32}
+QUICK = {"steps": 200, "classifier_steps": 60, "width": 16}
 
 
 @pytest.fixture(scope="module")

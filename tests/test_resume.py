@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import LAUNCH, TINY, children, job_folders, left_over, metrics, run, started, torchrun, wait_for
+from runs import LAUNCH, TINY, children, job_folders, left_over, metrics, run, slow, started, torchrun, wait_for
 from simulation import compose
 
 from splitlearn import checkpoints, local
@@ -47,13 +47,13 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
     "overrides",
     [
         ["compressor=rt", "compressor@downlink=qu", "downlink.rounding=stochastic", "partition=dirichlet"],
-        ["topology.average=step", "partition=dirichlet", "optimizer=adam"],
-        pytest.param(["topology.average=never", "partition=dirichlet", "evaluate.every=2"], marks=pytest.mark.slow),
-        ["topology=sequential", "partition=dirichlet", "compressor=rt"],
-        ["compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"],
-        ["topology=sequential", "compressor=klt", "compressor.refresh=3", "compressor@downlink=klt"],
-        ["compressor=klt", "compressor.refresh=4", "compressor.weighted=0.3", "compressor@downlink=linked"],
-        pytest.param(
+        slow(["topology.average=step", "partition=dirichlet", "optimizer=adam"]),
+        slow(["topology.average=never", "partition=dirichlet", "evaluate.every=2"]),
+        slow(["topology=sequential", "partition=dirichlet", "compressor=rt"]),
+        slow(["compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"]),
+        slow(["topology=sequential", "compressor=klt", "compressor.refresh=3", "compressor@downlink=klt"]),
+        slow(["compressor=klt", "compressor.refresh=4", "compressor.weighted=0.3", "compressor@downlink=linked"]),
+        slow(
             [
                 "exchange=u_shaped",
                 "compressor=klt",
@@ -61,13 +61,12 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
                 "compressor@features=klt",
                 "features.refresh=5",
                 "compressor@feature_gradient=linked",
-            ],
-            marks=pytest.mark.slow,
+            ]
         ),
-        pytest.param(["membership.sample=1", "compressor=klt", "compressor@downlink=klt"], marks=pytest.mark.slow),
+        slow(["membership.sample=1", "compressor=klt", "compressor@downlink=klt"]),
         ["membership.sample=1", "compressor=rt", "early_stopping.patience=5", "checkpoint.best=true"],
-        pytest.param(["membership.sample=1", "topology.average=never", "optimizer=adam"], marks=pytest.mark.slow),
-        pytest.param(["membership.sample=1", "topology=sequential"], marks=pytest.mark.slow),
+        slow(["membership.sample=1", "topology.average=never", "optimizer=adam"]),
+        slow(["membership.sample=1", "topology=sequential"]),
         ["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"],
         ["bottleneck=8", "partition=dirichlet", "compressor=rt"],
         ["defence=[noise,drop,nopeek]", "compressor=klt", "compressor.refresh=4", "compressor@downlink=linked"],
@@ -76,17 +75,28 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
             *("task=causal_lm", "arch.dropout=0.1", "arch.depth=3", "arch.width=16", "arch.heads=2"),
             *("task.context=8", "samples_per_epoch=26", "epochs=2", "batch_size=8", "compressor=rt"),
         ],
-        [
-            *("task=sequence_classification", "arch.dropout=0.1", "arch.depth=2", "arch.width=16", "arch.heads=2"),
-            *("exchange=u_shaped", "cut=1", "compressor=rt", "compressor@features=klt", "features.refresh=3"),
-        ],
-        pytest.param(["bottleneck=[8,32]", "exchange=u_shaped", "topology=sequential"], marks=pytest.mark.slow),
+        slow(
+            [
+                *("task=sequence_classification", "arch.dropout=0.1", "arch.depth=2", "arch.width=16", "arch.heads=2"),
+                *("exchange=u_shaped", "cut=1", "compressor=rt", "compressor@features=klt", "features.refresh=3"),
+            ]
+        ),
+        slow(["bottleneck=[8,32]", "exchange=u_shaped", "topology=sequential"]),
         ["delta=uint8", "compressor=klt", "compressor.refresh=5", "compressor@downlink=linked", "pipeline_depth=2"],
-        pytest.param(["delta=bf16", "topology=sequential", "compressor=rt"], marks=pytest.mark.slow),
-        [
-            *("delta=bf16", "task=sequence_classification", "arch.dropout=0.1", "arch.depth=2", "arch.width=16"),
-            *("arch.heads=2", "exchange=u_shaped", "cut=1", "compressor=uq", "samples_per_epoch=13", "batch_size=4"),
-        ],
+        slow(["delta=bf16", "topology=sequential", "compressor=rt"]),
+        slow(
+            [
+                *("delta=bf16", "task=sequence_classification", "arch.dropout=0.1", "arch.depth=2", "arch.width=16"),
+                *(
+                    "arch.heads=2",
+                    "exchange=u_shaped",
+                    "cut=1",
+                    "compressor=uq",
+                    "samples_per_epoch=13",
+                    "batch_size=4",
+                ),
+            ]
+        ),
     ],
     ids=lambda overrides: " ".join(overrides[:2]),
 )
@@ -131,7 +141,7 @@ def test_a_killed_rank_is_started_again_by_torchrun_and_nothing_is_lost(victim, 
     assert_same(folder, tmp_path / "whole")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, slow(signal.SIGTERM)])
 def test_a_run_that_is_asked_to_end_goes_on_later(number, tmp_path):
     options = [*TINY, "epochs=6"]
     local.run(compose(*options), tmp_path / "whole")
@@ -151,9 +161,9 @@ def test_a_run_that_is_asked_to_end_goes_on_later(number, tmp_path):
     "overrides",
     [
         ["topology.average=never", "partition=dirichlet", "schedule=constant"],
-        pytest.param(["topology=sequential", "schedule=step", "schedule.step_size=1"], marks=pytest.mark.slow),
-        pytest.param(["exchange=u_shaped", "optimizer=adam", "schedule=constant"], marks=pytest.mark.slow),
-        pytest.param(["pipeline_depth=2", "schedule=multistep", "schedule.milestones=[2]"], marks=pytest.mark.slow),
+        slow(["topology=sequential", "schedule=step", "schedule.step_size=1"]),
+        slow(["exchange=u_shaped", "optimizer=adam", "schedule=constant"]),
+        slow(["pipeline_depth=2", "schedule=multistep", "schedule.milestones=[2]"]),
     ],
     ids=lambda overrides: overrides[0],
 )

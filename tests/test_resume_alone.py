@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from runs import LAUNCH, left_over, metrics, started, wait_for
+from runs import LAUNCH, left_over, metrics, slow, started, wait_for
 from simulation import compose
 from test_resume import OFTEN, SMALL, assert_same
 
@@ -19,22 +19,16 @@ BY_LOSS = ["exchange=update_by_loss", "exchange.threshold=0.2", "epochs=6", "com
     "overrides",
     [
         ONCE,
-        pytest.param([*BY_LOSS, "compressor@downlink=qu", "downlink.rounding=stochastic"], marks=pytest.mark.slow),
-        pytest.param(
-            ["exchange=local_loss", "exchange.send_every=2", "compressor=rt", "topology=sequential"],
-            marks=pytest.mark.slow,
+        slow([*BY_LOSS, "compressor@downlink=qu", "downlink.rounding=stochastic"]),
+        slow(["exchange=local_loss", "exchange.send_every=2", "compressor=rt", "topology=sequential"]),
+        slow(
+            [
+                *("exchange=aligned", "exchange.send_every=2", "exchange.align_every=2"),
+                *("compressor=klt", "compressor.refresh=2"),
+            ]
         ),
-        [
-            "exchange=aligned",
-            "exchange.send_every=2",
-            "exchange.align_every=2",
-            "compressor=klt",
-            "compressor.refresh=2",
-        ],
-        pytest.param(
-            ["exchange=hijacking", "evaluate.on=server", "optimizer=adam", "compressor=rt"], marks=pytest.mark.slow
-        ),
-        ["delta=bf16", "exchange=local_loss", "exchange.send_every=2", "compressor=uq", "epochs=3"],
+        slow(["exchange=hijacking", "evaluate.on=server", "optimizer=adam", "compressor=rt"]),
+        slow(["delta=bf16", "exchange=local_loss", "exchange.send_every=2", "compressor=uq", "epochs=3"]),
     ],
     ids=lambda overrides: overrides[0],
 )

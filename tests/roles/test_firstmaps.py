@@ -257,6 +257,6 @@ def test_what_is_malformed_is_refused(kind, body, context, words):
 def test_maps_that_are_not_finite_are_one_sentence(tmp_path, prepared, monkeypatch):
     of = bottleneck.Moments.of
     monkeypatch.setattr(bottleneck.Moments, "of", lambda maps: of(maps / 0))
-    _, error, told = play(tmp_path, prepared("rpc.timeout_s=20"), lambda kind, body: body)
+    _, error, told = play(tmp_path, prepared("rpc.timeout_s=5"), lambda kind, body: body)
     assert isinstance(told, UserError) and "the maps of the first batches are not finite" in str(told)
     assert error is None or isinstance(error, PeerError)

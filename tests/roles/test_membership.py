@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from runs import LAUNCH, TINY, metrics, started, wait_for
+from runs import LAUNCH, TINY, metrics, slow, started, wait_for
 from simulation import compose
 from test_resume import assert_same
 
@@ -18,7 +18,7 @@ TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
 
 WITH_STATE = ["compressor=klt", "compressor.refresh=20", "compressor@downlink=klt", "downlink.refresh=20"]
 WITH_STATE += ["delta=uint8"]
-CODECS = pytest.mark.parametrize("codecs", [[], pytest.param(WITH_STATE, marks=pytest.mark.slow)], ids=["ms", "klt"])
+CODECS = pytest.mark.parametrize("codecs", [[], slow(WITH_STATE)], ids=["ms", "klt"])
 
 
 class Machine(ExitStack):
@@ -58,6 +58,7 @@ def test_with_all_there_it_is_the_same_run(options, tmp_path):
     assert_same(tmp_path / "open", tmp_path / "fixed")
 
 
+@pytest.mark.slow
 @CODECS
 def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(codecs, free_port, tmp_path):
     options = [*TINY, *codecs, "num_clients=3", "batch_size=2", "epochs=1000", "checkpoint.every_steps=7"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from runs import metrics
+from runs import metrics, slow
 from simulation import Updates, compose
 from test_resume import assert_same, results
 from torch.func import functional_call
@@ -26,7 +26,7 @@ def run(folder: Path, *options: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("accumulate", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("accumulate", [1, slow(4)])
 def test_forward_passes_see_weights_one_step_older(accumulate, tmp_path, one_thread):
     options = [
         f"accumulate={accumulate}",

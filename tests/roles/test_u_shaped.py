@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ROOT, metrics, summary
+from runs import ROOT, metrics, slow, summary
 from simulation import compose
 from test_resume import assert_same
 from test_scripts import cells
@@ -25,9 +25,9 @@ def run(folder: Path, *overrides: str) -> Path:
     "overrides",
     [
         ["partition=dirichlet"],
-        pytest.param(["topology=sequential"], marks=pytest.mark.slow),
-        pytest.param(["topology.average=step", "partition=dirichlet"], marks=pytest.mark.slow),
-        pytest.param(["pipeline_depth=2"], marks=pytest.mark.slow),
+        slow(["topology=sequential"]),
+        slow(["topology.average=step", "partition=dirichlet"]),
+        slow(["pipeline_depth=2"]),
     ],
     ids=" ".join,
 )

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from runs import slow
 from test_cutting import assert_split_equals_whole
 from torch import nn
 
@@ -161,10 +162,10 @@ def test_images_that_it_cannot_take_are_one_sentence(noise):
     "name, image_size, cut",
     [
         ("vit_tiny_patch16_224", 224, "blocks.5"),
-        pytest.param("deit_tiny_patch16_224", 224, "blocks.3", marks=pytest.mark.slow),
-        pytest.param("eva02_tiny_patch14_224", 224, "blocks.5", marks=pytest.mark.slow),
-        pytest.param("vit_small_patch14_dinov2", 224, "blocks.1", marks=pytest.mark.slow),
-        pytest.param("mobilevit_xs", 64, "stages.1", marks=pytest.mark.slow),
+        slow("deit_tiny_patch16_224", 224, "blocks.3"),
+        slow("eva02_tiny_patch14_224", 224, "blocks.5"),
+        slow("vit_small_patch14_dinov2", 224, "blocks.1"),
+        slow("mobilevit_xs", 64, "stages.1"),
     ],
 )
 def test_timms_networks_split(name, image_size, cut, noise):

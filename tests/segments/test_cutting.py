@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from runs import slow
 from torch import nn
 
 from splitlearn.errors import UserError
@@ -82,7 +83,7 @@ def test_maps_are_those_of_the_papers_table(arch, image_size, shapes, network, c
     assert points[cuts["shallow"]].nbytes == 4 * torch.Size(shapes[0]).numel()
 
 
-@pytest.mark.parametrize("arch", ["convnet", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arch", ["convnet", slow("resnet18")])
 def test_every_valid_cut_splits_into_the_map_it_names(arch, network, noise):
     images = noise(2, 3, 32, 32)
     points = valid_cuts(network(arch), images)

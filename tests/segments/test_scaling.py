@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from runs import metrics, summary
+from runs import metrics, slow, summary
 from simulation import compose
 from torch import nn
 
@@ -60,9 +60,9 @@ def test_a_gradient_of_zeros():
     assert not parts.parts[0][0].weight.grad.any()
 
 
-@pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])
+@pytest.mark.parametrize("exchange", ["labels_up", slow("u_shaped")])
 def test_a_run_learns_as_in_full_precision(exchange, tmp_path):
-    options = ["num_clients=2", "batch_size=16", "epochs=1", "data.max_train_samples=256", f"exchange={exchange}"]
+    options = ["num_clients=2", "batch_size=16", "epochs=1", "data.max_train_samples=64", f"exchange={exchange}"]
     losses = []
     for precision in ("fp32", "fp16"):
         local.run(compose(*options, "compressor=none", f"precision={precision}"), tmp_path / precision)

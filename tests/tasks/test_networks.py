@@ -1,5 +1,6 @@
 import pytest
 import torch
+from runs import slow
 from torch import nn
 
 from splitlearn.errors import UserError
@@ -84,8 +85,7 @@ LEAST = {"alexnet": 63, "vit_h_14": 42, "convnet": 8, "inception_v3": 75, "maxvi
 
 @pytest.mark.parametrize(
     "arch, image_size",
-    [("alexnet", 32), ("convnet", 5)]
-    + [pytest.param(name, 32, marks=pytest.mark.slow) for name in ("inception_v3", "maxvit_t", "vit_h_14")],
+    [("alexnet", 32), ("convnet", 5)] + [slow(name, 32) for name in ("inception_v3", "maxvit_t", "vit_h_14")],
 )
 def test_images_that_are_too_small_are_one_sentence_with_the_least_size(arch, image_size, config):
     cfg = config(f"arch={arch}", f"data.image_size={image_size}")
@@ -96,7 +96,7 @@ def test_images_that_are_too_small_are_one_sentence_with_the_least_size(arch, im
         network.check(cfg)
 
 
-@pytest.mark.parametrize("arch", [*TORCHVISION_AT_32, *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)])
+@pytest.mark.parametrize("arch", [*TORCHVISION_AT_32, *(slow(a) for a in OTHERS)])
 def test_at_the_default_size_it_runs_or_says_which_it_needs(arch, config):
     """In the default suite some families, in the slow one a network of each."""
     cfg = config(f"arch={arch}")

@@ -148,6 +148,7 @@ def test_an_open_run_refuses_what_no_client_may_do_too(open_run):
     assert "does not sign in (another process is connected as client 0" in lines
 
 
+@pytest.mark.slow
 def test_ports_of_rpc_that_strangers_have_closed_are_opened_anew(tmp_path, free_port):
     """Somebody on the server's machine connects to RPC and says nothing, which closes it; then a client comes."""
     options = ["num_clients=2", f"rpc.port={free_port}", *TINY, "epochs=12", "evaluate.every=12"]
@@ -169,6 +170,7 @@ def test_ports_of_rpc_that_strangers_have_closed_are_opened_anew(tmp_path, free_
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_what_strangers_write_into_torchruns_static_store_runs_nothing(tmp_path):
     """With --standalone the same runs as the user: torchrun unpickles what it finds there."""
     command = [*torchrun(3), *TINY, "epochs=40", "evaluate.every=40", "hydra.run.dir=run"]

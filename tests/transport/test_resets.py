@@ -29,6 +29,7 @@ AT_ALL_MOMENTS = [  # a word of a call, how often it has gone up until then, wha
 ]
 
 
+@pytest.mark.slow
 def test_resets_of_encrypted_connections_cost_no_step_either(tmp_path, free_port):
     """With the router in the dark about what goes up, at moments of the run."""
     options = [*OPTIONS, "tls.enabled=true", "epochs=6"]

@@ -281,6 +281,7 @@ def test_files_that_cannot_be_used_are_named(folder, tmp_path, monkeypatch):
     assert of(folder, "client0", key=locked, cert=cert)
 
 
+@pytest.mark.slow
 def test_the_command_adds_clients_and_overwrites_nothing(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "certificates")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.pem")}
@@ -420,7 +421,7 @@ def test_a_run_on_one_machine_can_be_encrypted_too(tmp_path):
 def test_a_wrong_token_is_one_sentence_on_both_sides(tmp_path, free_port):
     for name in ("server", "client"):
         (tmp_path / name).mkdir()
-    options = [*LAUNCH, *TINY, "num_clients=1", f"rpc.port={free_port}", "tls.enabled=true", "rpc.connect_timeout_s=20"]
+    options = [*LAUNCH, *TINY, "num_clients=1", f"rpc.port={free_port}", "tls.enabled=true", "rpc.connect_timeout_s=8"]
     with started([*options, "role=server"], tmp_path / "server", SPLITLEARN_TOKEN="t" * 16) as server:
         wait_for(tmp_path / "server" / "out.txt", "listening at")
         status, out = run([*options, "role=client"], tmp_path / "client", SPLITLEARN_TOKEN="u" * 16)
