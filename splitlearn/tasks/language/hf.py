@@ -109,6 +109,13 @@ def network(
         raise UserError(
             f"arch.{f'config={config}' if config else f'model={model}'} is not possible: {in_short(error)}"
         ) from None
+    if found.pad_token_id is None and any(
+        hasattr(one, "create_position_ids_from_input_ids") for one in built.modules()
+    ):
+        raise UserError(
+            f"arch.config={config} counts positions by a padding token, which a network of one's own has not got: use"
+            " arch.config=bert, or a trained model with arch.model"
+        )
     built.blocks_path = _blocks(built, found.num_hidden_layers)
     built.before_blocks = next(path for path, one in built.named_modules() if one is built.get_input_embeddings())
     built.forward = Scores(built, vocab_size) if num_classes is None else Labels(built)

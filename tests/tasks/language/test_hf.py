@@ -59,6 +59,7 @@ def test_a_kind_with_sizes(kind):
         ([], "arch=hf needs one of arch.model=.* and arch.config="),
         (["arch.config=llama", "arch.model=x"], "arch=hf needs one of"),
         (["arch.config=lama"], "arch.config=lama is no kind of model that transformers knows"),
+        (["arch.config=roberta"], "arch.config=roberta counts positions by a padding token"),
         (["arch.config=llama", "+arch.wings=2"], "arch.wings is no key of the configuration of arch.config=llama"),
         (["arch.config=llama", "arch.width=15"], "arch.width=15 must be a multiple of arch.heads=2"),
         (["arch.config=llama", "arch.dtype=int8"], "arch.dtype=int8 is unknown: choose float32"),
