@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import kinds, rates
 from splitlearn.batches import LAST_BATCH
-from splitlearn.config import compressor_from, made_from
+from splitlearn.compressors.identity import Identity
+from splitlearn.config import ALIKE, compressor_from, made_from
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.channels import channels_of
@@ -181,6 +182,12 @@ def check(cfg: DictConfig) -> None:
         raise UserError(
             "evaluate.on=server does not go with topology.average=never: there is no client segment of all clients that"
             " the server could test; use topology.average=epoch or step, or evaluate.on=clients"
+        )
+    own = [key for key in ALIKE if key in cfg and not isinstance(made_from(cfg, key), Identity)]
+    if cfg.features_alike and own:
+        raise UserError(
+            f"features_alike=true, which codecs=<name> sets, gives {own[0]} the codec of {ALIKE[own[0]]}: leave"
+            f" compressor@{own[0]} out, or set features_alike=false"
         )
     augment = cfg.data.get("augment", "none")
     if cfg.delta and augment != "none" and cfg.data.get("transform") is None:

@@ -25,6 +25,7 @@ OWN_KEYS = (
     "role", "client", "server", "rpc", "tls", "link", "log", "resume", "checkpoint", "observe.inputs",
     *SERVER_KEYS, *DATA_KEYS,
 )  # fmt: skip
+ALIKE = {"features": "compressor", "feature_gradient": "downlink"}  # whose codecs features_alike gives them
 
 
 def offer_compressors() -> None:
@@ -83,8 +84,8 @@ def check_goes_with(cfg: DictConfig, what: str, fits: dict[str, tuple], why: str
 
 
 def compressor_from(cfg: DictConfig, key: str) -> Compressor:
-    """The compressor that config group `key` describes."""
-    return made_from(cfg, key)
+    """The compressor that config group `key` describes, or with features_alike the one that it is to be like."""
+    return made_from(cfg, ALIKE.get(key, key) if cfg.get("features_alike") else key)
 
 
 def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:

@@ -11,6 +11,10 @@ from test_resume import assert_same
 from test_scripts import cells
 
 from splitlearn import local, saved
+from splitlearn.checks import check
+from splitlearn.errors import UserError
+from splitlearn.exchange.channels import channels_of
+from splitlearn.exchange.exchange import exchange_from
 
 SMALL = ["exchange=u_shaped", "num_clients=2", "batch_size=8", "epochs=2", "data.max_train_samples=70"]
 SMALL += ["data.max_test_samples=20", "compressor@features=ms", "compressor@feature_gradient=rt", "seed=3"]
@@ -40,6 +44,22 @@ def test_it_goes_on_bit_for_bit(overrides, tmp_path):
         if path.name > "step-000000003.pt":
             path.unlink()
     assert_same(run(part, *overrides, *often), whole)
+
+
+def test_codecs_are_of_all_four_channels():
+    def codecs(*overrides: str) -> dict[str, str]:
+        cfg = compose("exchange=u_shaped", *overrides)
+        check(cfg)
+        channels = channels_of(cfg, exchange_from(cfg))
+        return {name: channel.codec.label for name, channel in channels.items()}
+
+    klt, linked = codecs("codecs=klt")["smashed"], codecs("codecs=klt")["gradient"]
+    assert codecs("codecs=klt") == {"smashed": klt, "features": klt, "feature_gradient": linked, "gradient": linked}
+    assert "klt" in klt and "linked" in linked
+    explicit = codecs("codecs=klt", "features_alike=false", "compressor@features=qu")
+    assert "qu" in explicit["features"] and explicit["feature_gradient"] == "none"
+    with pytest.raises(UserError, match=r"gives features the codec of compressor: leave compressor@features out"):
+        codecs("codecs=klt", "compressor@features=qu")
 
 
 @pytest.fixture(scope="module")
