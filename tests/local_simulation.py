@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import torch
 from omegaconf import DictConfig
-from simulation import State, Updates, loader_of, loss_of, rounds
+from simulation import State, Updates, changed, loader_of, loss_of, rounds
 
 import splitlearn
 from splitlearn.config import compressor_from
@@ -25,6 +25,7 @@ class Plain:
         clients: each a client segment, with an auxiliary network where there is one.
         losses: of the server, one a step.
         held: what the server keeps of each client: maps as they were decoded, and labels.
+        latest: what both ends keep of each client's samples, where the change of these is what crosses.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -37,6 +38,7 @@ class Plain:
             [compressor_from(cfg, key) for _ in self.numbers] for key in ("compressor", "downlink")
         )
         self.held: dict[int, list] = {}
+        self.latest: list[dict] = [{} for _ in self.numbers]
         self.start_rates(cfg)
 
     def start_rates(self, cfg: DictConfig) -> None:
@@ -48,6 +50,7 @@ class Plain:
         """Of each client, by its number, one after the other."""
         for loader in self.loaders:
             loader.batch_sampler.start_at(epoch)
+        self.which = [[[index for _, index in batch] for batch in one.batch_sampler] for one in self.loaders]
         return enumerate(rounds(self.cfg, dict(enumerate(self.loaders))), start=1)
 
     def epoch(self, epoch: int, learn, sends, holds: bool = False) -> None:
@@ -74,7 +77,12 @@ class Plain:
             self.uplinks[number].seed(derive(self.cfg.seed, "uplink", number, epoch, batch))
             self.downlinks[number].seed(derive(self.cfg.seed, "downlink", number, len(self.losses) + 1))
             x = smashed.detach().requires_grad_(is_wanted)
-            sent[number] = splitlearn.compress(x, self.uplinks[number], self.downlinks[number]), labels
+            codecs = self.uplinks[number], self.downlinks[number]
+            if self.cfg.delta:
+                samples = self.which[number][batch - 1]
+                sent[number] = changed(x, None, samples, self.latest[number], self.cfg.delta, *codecs), labels
+            else:
+                sent[number] = splitlearn.compress(x, *codecs), labels
             if holds:
                 self.held.setdefault(number, []).append((sent[number][0].detach(), labels))
             if is_wanted:
