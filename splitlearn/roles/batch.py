@@ -61,14 +61,12 @@ class Batch:
 
 def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
     """The forward pass, until there is something to send."""
-    cfg, progress = client.cfg, client.progress
+    cfg, progress, plan = client.cfg, client.progress, client.plan
     with client.stopwatch("client compute"):
         inputs, targets = _take(client, loaded)
         place = client.index, progress.epoch, progress.batch
         may_be_undone = cfg.nonfinite == "skip" or cfg.membership.open or isinstance(parts, Older)
-        step = (progress.epoch - 1) * client.num_batches + progress.batch
-        if client.plan.every > 1:
-            step = (step - 1) // client.plan.every + 1
+        step = (progress.epoch - 1) * plan.num_sent(client.num_batches) + plan.num_sent(progress.batch)
         passage = Passage(
             client.codecs,
             place,
@@ -76,7 +74,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
             "the server",
             client.agreement.max_samples,
             measures_error=measures_error(cfg, step),
-            is_trained=client.plan.is_trained,
+            is_trained=plan.is_trained,
             inputs=inputs,
             stopwatch=client.stopwatch,
             samples=client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None,
