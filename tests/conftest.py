@@ -1,10 +1,14 @@
 import logging
+import os
 import re
 import runpy
 import signal
 import socket
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; threads of several on one slow all down
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
