@@ -50,9 +50,9 @@ class Inversion(Attack):
     def __init__(
         self,
         weights: str = "known",
-        steps: int = 1000,
+        steps: int = 500,
         batch_size: int = 64,
-        width: int = 64,
+        width: int = 32,
         lr: float = 1e-3,
         classifier_steps: int = 500,
     ):
