@@ -50,11 +50,12 @@ class Noise(Defence):
 
     def protect(self, x: Tensor, generator: torch.Generator) -> Tensor:
         rows, each = x.flatten(1).float(), (-1, *[1] * (x.dim() - 1))
+        norms = torch.linalg.vector_norm(rows, 2 if self.clip is None else KINDS[self.kind], dim=1).view(each)
         if self.clip is None:
-            factors, scale = 1.0, self.scale * rows.square().mean(1).sqrt().view(each)
+            factors, scale = 1.0, self.scale * norms / rows.shape[1] ** 0.5
         else:
-            norms = torch.linalg.vector_norm(rows, KINDS[self.kind], dim=1).clamp_min(1e-30)
-            factors, scale = (self.clip / norms).clamp(max=1.0).view(each).to(x.dtype), self.clip * self.scale
+            factors = (self.clip / norms.clamp_min(1e-30)).clamp(max=1.0).to(x.dtype)
+            scale = self.clip * self.scale
         if self.kind == "gaussian":
             noise = torch.randn(x.shape, generator=generator)
         else:
