@@ -71,12 +71,16 @@ def cannot_write(what: str, folder: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Iterator[None]:
+def writing_to(folder: Path, run: Path | None = None) -> Iterator[None]:
     """
+    Args:
+        folder: where a run writes.
+        run: its own folder, where that is another one.
+
     Raises:
-        UserError: a file of the run in `folder` cannot be written, mostly because the disk is full.
+        UserError: a file in `folder` cannot be written, mostly because the disk is full.
     """
     try:
         yield
     except OSError as error:
-        raise cannot_write(f"{folder} cannot be written to", folder, error) from None
+        raise cannot_write(f"{folder} cannot be written to", run or folder, error) from None

@@ -1,5 +1,7 @@
 """What the server sees of a run is kept, and keeping it changes nothing."""
 
+import errno
+
 import pytest
 import torch
 from runs import metrics, slow
@@ -7,8 +9,10 @@ from simulation import compose
 from test_resume import SMALL, results
 
 from splitlearn import local
+from splitlearn.errors import UserError
 from splitlearn.exchange import network
-from splitlearn.privacy.observing import known_segment, observed
+from splitlearn.privacy import observing
+from splitlearn.privacy.observing import Observer, known_segment, observed
 
 KEEPING = ["observe.batches=3", "observe.every=2", "observe.inputs=true"]
 
@@ -53,3 +57,16 @@ def test_what_is_kept(tmp_path):
     assert known_segment(tmp_path, 2) is None
     local.run(compose(*SMALL, "resume=never"), tmp_path)
     assert not observed(tmp_path) and metrics(tmp_path, "step")
+
+
+def test_a_full_disk_names_the_run_to_go_on_with(tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(observing, "write_whole", full)
+    for options, inputs, folder in (([], False, "run/observed"), ([f"observe.inputs={tmp_path}/seen"], True, "seen")):
+        observer = Observer(compose(*KEEPING, *options), tmp_path / "run", inputs)
+        with pytest.raises(UserError) as error:
+            observer.write(0, 1, 0, {})
+        told = f"{tmp_path / folder} cannot be written to (No space left on device): make room there, then go on with"
+        assert str(error.value) == f"{told} resume={tmp_path / 'run'}"

@@ -37,7 +37,7 @@ class Observer:
     """
 
     def __init__(self, cfg: DictConfig, run: Path | None, inputs: bool = False):
-        self.options, self.folder = cfg.observe, run and run / FOLDER
+        self.options, self.run, self.folder = cfg.observe, run, run and run / FOLDER
         if inputs and cfg.observe.inputs is not True:
             self.folder = Path(cfg.observe.inputs) if cfg.observe.inputs else None
 
@@ -73,7 +73,7 @@ class Observer:
             self._write(path, state)
 
     def _write(self, path: Path, found: dict[str, Any]) -> None:
-        with writing_to(self.folder):
+        with writing_to(self.folder, self.run):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, serialized(found))
 
