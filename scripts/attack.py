@@ -41,8 +41,8 @@ def main() -> None:
 
     try:
         name, cfg = compose_group("attack", arguments.overrides)
-        options = {"seeds": arguments.seeds, "asked_epoch": arguments.epoch}
-        options["options"], attack = OmegaConf.to_container(cfg, resolve=True), instantiate(cfg)
+        attack, chosen = instantiate(cfg), OmegaConf.to_container(cfg, resolve=True)
+        options = {"seeds": arguments.seeds, "asked_epoch": arguments.epoch, "options": chosen}
         for folder in runs_of(arguments.folder):
             if folder != arguments.folder:
                 print(f"\n{folder.relative_to(arguments.folder)}")

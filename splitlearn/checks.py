@@ -183,8 +183,8 @@ def check(cfg: DictConfig) -> None:
             "evaluate.on=server does not go with topology.average=never: there is no client segment of all clients that"
             " the server could test; use topology.average=epoch or step, or evaluate.on=clients"
         )
-    own = [key for key in ALIKE if key in cfg and not isinstance(made_from(cfg, key), Identity)]
-    if cfg.features_alike and own:
+    alike = [key for key in ALIKE if key in cfg] if cfg.features_alike else []
+    if own := [key for key in alike if not isinstance(made_from(cfg, key), Identity)]:
         raise UserError(
             f"features_alike=true, which codecs=<name> sets, gives {own[0]} the codec of {ALIKE[own[0]]}: leave"
             f" compressor@{own[0]} out, or set features_alike=false"

@@ -43,7 +43,7 @@ def eigenvectors(moments: Tensor, before: Tensor | None = None) -> Tensor:
             found = torch.linalg.eigh(moments).eigenvectors
         except (
             torch.linalg.LinAlgError
-        ):  # LAPACK's iteration does not always end in float32, where most channels are off
+        ):  # in float32, LAPACK's iteration does not always end where most channels are off
             found = torch.linalg.eigh(moments.double()).eigenvectors.float()
         return found.t().flip(0).contiguous()
     vectors = orthonormal(before).t()

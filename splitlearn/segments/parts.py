@@ -31,7 +31,7 @@ class Parts(nn.Module):
     def __init__(self, parts: list[nn.Module], precision: str = "fp32", cut_precision: str | None = None):
         super().__init__()
         self.parts = nn.ModuleList(parts)
-        self.precision, self.cut_precision = precision, cut_precision
+        self.precision, self.cut_precision = precision, "fp32" if precision == "fp16" else cut_precision
         self.frozen: tuple[str, ...] = ()
 
     def freeze(self, paths: Iterable[str]) -> None:
@@ -91,8 +91,8 @@ class Parts(nn.Module):
         with torch.autocast(x.device.type, MIXED.get(self.precision), enabled=self.precision in MIXED):
             output = call(part, x, lengths, weights)
         if scale:
-            return scale.end(output)
-        return output.float() if self.cut_precision == "fp32" or self.precision == "fp16" else output
+            output = scale.end(output)
+        return output.float() if self.cut_precision == "fp32" else output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         tied = self._tied()

@@ -152,7 +152,7 @@ class Attack:
 
 
 def computing(precision: str) -> torch.autocast:
-    """The context in which an attack's own networks compute in a run's precision."""
+    """The context in which an attack's own networks compute: in bfloat16, where the run does."""
     return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
 
 

@@ -43,8 +43,8 @@ class Inversion(Attack):
         lr: of Adam.
         classifier_steps: of the independent classifier's training, and of the shadow network's.
 
-    All compute in the run's precision. One attack on the runs of a sweep trains one classifier, where their auxiliary
-    data are the same.
+    The decoder of images and the classifier compute in bfloat16, where the run does. One attack on the runs of a sweep
+    trains one classifier, where their auxiliary data are the same.
     """
 
     def __init__(
@@ -127,7 +127,6 @@ class Inversion(Attack):
     def _train(
         self, model: nn.Module, inputs: Tensor, targets: Tensor, loss: nn.Module, steps: int, precision: str = "fp32"
     ) -> None:
-        model.train()
         optimizer = torch.optim.Adam(model.parameters(), lr=self.lr)
         for _ in range(steps):
             batch = torch.randint(len(inputs), (self.batch_size,))
