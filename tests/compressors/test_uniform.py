@@ -13,6 +13,12 @@ from splitlearn.kernels.sections import MOST_A_BYTE
 GENERATOR = torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test draws the same whatever ran before it."""
+    GENERATOR.manual_seed(0)
+
+
 def noise(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=GENERATOR)
 
