@@ -68,7 +68,7 @@ def test_so_does_one_with_a_bottleneck(overrides, tmp_path):
     assert_trains_the_uncut_model(tmp_path, "bottleneck=16", *overrides)
 
 
-GPT = ["task=causal_lm", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=12", "task.sample_tokens=0"]
+GPT = ["task=causal_lm", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=12", "task.sample_bytes=0"]
 
 
 @pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])

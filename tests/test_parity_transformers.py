@@ -10,7 +10,7 @@ pytest.importorskip("peft")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = ["task=causal_lm", "arch=hf", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=8"]
-SMALL += ["task.sample_tokens=0"]
+SMALL += ["task.sample_bytes=0"]
 PLAIN = ["clip_norm=null", "schedule=cosine", "warmup.epochs=0"]  # a norm of all the network's is nobody's
 KINDS = {
     "llama": [],

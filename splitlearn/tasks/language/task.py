@@ -38,7 +38,7 @@ class CausalLM(Task):
     Args:
         context: T, tokens of a window: all that the network sees at once.
         label_smoothing: the part of a target that is shared out over all tokens, in training.
-        sample_tokens: of the text that the finished network writes at the end of a run; 0: none.
+        sample_bytes: length of the text that the finished network writes at the end of a run, about; 0: none.
 
     Raises:
         ValueError: an option is not one of these.
@@ -56,13 +56,13 @@ class CausalLM(Task):
         " clients)"
     )
 
-    def __init__(self, context: int = 64, label_smoothing: float = 0.0, sample_tokens: int = 300):
+    def __init__(self, context: int = 64, label_smoothing: float = 0.0, sample_bytes: int = 300):
         if type(context) is not int or context < 1:
             raise ValueError(f"context={context} must be a whole number, at least 1")
         check_smoothing(label_smoothing)
-        if type(sample_tokens) is not int or sample_tokens < 0:
-            raise ValueError(f"sample_tokens={sample_tokens} must be a whole number, at least 0")
-        self.context, self.label_smoothing, self.sample_tokens = context, label_smoothing, sample_tokens
+        if type(sample_bytes) is not int or sample_bytes < 0:
+            raise ValueError(f"sample_bytes={sample_bytes} must be a whole number, at least 0")
+        self.context, self.label_smoothing, self.sample_bytes = context, label_smoothing, sample_bytes
         self.bytes_per_token = 1.0
 
     def check(self, cfg: DictConfig) -> None:
@@ -182,11 +182,12 @@ class CausalLM(Task):
     # For people
 
     def demonstrate(self, cfg: DictConfig, model: Callable[[], nn.Module]) -> str:
-        if not self.sample_tokens:
+        if not self.sample_bytes:
             return ""
+        num_tokens = math.ceil(self.sample_bytes / self.bytes_per_token)
         for opening in OPENINGS:
             try:
-                return self.written(cfg, model(), opening, self.sample_tokens, TEMPERATURE, cfg.seed)
+                return self.written(cfg, model(), opening, num_tokens, TEMPERATURE, cfg.seed)
             except UserError:  # a server need not have the tokenizer, nor a tokenizer a token for white space
                 continue
         return ""

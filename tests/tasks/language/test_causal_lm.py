@@ -25,7 +25,7 @@ from splitlearn.tasks import CausalLM, task_from
 from splitlearn.tasks.language.gpt import GPT, generate
 
 TINY = ["task=causal_lm", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=8", "batch_size=8"]
-RUN = [*TINY, "num_clients=2", "data.max_train_samples=40", "data.max_test_samples=12", "task.sample_tokens=20"]
+RUN = [*TINY, "num_clients=2", "data.max_train_samples=40", "data.max_test_samples=12", "task.sample_bytes=20"]
 TASK = CausalLM(context=8)
 ABOUT = {"vocab_size": 256, "tokenizer": "bytes", "context": 8, "bytes_per_token": 1.0}
 TARGETS = torch.arange(24, dtype=torch.uint8).view(3, 8)

@@ -16,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
 HF = ["task=causal_lm", "arch=hf", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=8"]
-HF += ["task.sample_tokens=0", "compressor=none"]
+HF += ["task.sample_bytes=0", "compressor=none"]
 RUN = ["num_clients=1", "samples_per_epoch=16", "batch_size=8", "epochs=1", "data.max_test_samples=8"]
 ABOUT = {"vocab_size": 256, "context": 8}
 TOKENS = torch.arange(24).view(3, 8)
@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def of_folder(folder):
-    return ["task=causal_lm", "arch=hf", f"arch.model={folder}", "task.context=8", "task.sample_tokens=0"]
+    return ["task=causal_lm", "arch=hf", f"arch.model={folder}", "task.context=8", "task.sample_bytes=0"]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3", "bert", "opt", "gpt_neox", "gemma2", "mistral"])
