@@ -51,7 +51,8 @@ def main() -> None:
     text = ""
     for cut in arguments.cuts.split(","):
         path = task_from(cfg).cut_path(cfg, cut, model)
-        section = f"### After {path}\n\n{markdown(HEADER, table(model, path, batches))}\n\n"
+        with torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):  # not of what the codecs compute
+            section = f"### After {path}\n\n{markdown(HEADER, table(model, path, batches))}\n\n"
         print(section, flush=True)
         text += section
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

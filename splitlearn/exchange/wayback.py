@@ -69,6 +69,10 @@ class WayBack:
         follow = has_gains and (self.sender.learns or not codec.is_linked)  # linked has them at hand
         codec = codec.linked_to(replace(self.trace, gains=None) if follow else self.trace)
         gradient = codec.decode(payload, *context)
+        with torch.autocast(gradient.device.type, enabled=False):
+            return self._applied(gradient, follow, codec.is_exact)
+
+    def _applied(self, gradient: Tensor, follow: bool, is_exact: bool) -> Tensor:
         if self.sender.learns:
             self.sender.learn(gradient)
         if follow:
@@ -76,7 +80,7 @@ class WayBack:
         if self.gains is not None:
             rows = by_channel(gradient) * self.gains.to(gradient.device, gradient.dtype).unsqueeze(1)
             gradient = from_channels(rows, gradient.shape).contiguous()
-        if self.sent is not None and not codec.is_exact:
+        if self.sent is not None and not is_exact:
             gradient = tangent(gradient, self.sent)
         return gradient if self.decoded is None else torch.where(self.decoded != 0, gradient, 0)
 

@@ -470,6 +470,16 @@ def test_within_autocast_it_codes_in_full_precision():
     assert torch.equal(decoded, KarhunenLoeve(0.65).decode(expected))
 
 
+@pytest.mark.parametrize("downlink", [None, EntropyCodedQuantizer(0.65)], ids=["none", "uq"])
+def test_within_autocast_gradients_come_back_in_full_precision(downlink):
+    x, gradient = MAPS["image"](), noise(32, 24, 8, 8)
+    expected = through(x, gradient, downlink, "auto", codec := weighted(0.5))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = through(x, gradient, downlink, "auto", other := weighted(0.5))
+    assert all(torch.equal(one, same) for one, same in zip(found, expected, strict=True))
+    assert torch.equal(codec.state_dict()["gradients"], other.state_dict()["gradients"])
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
