@@ -87,10 +87,9 @@ def _cifar(cfg: DictConfig, seed: int, tell: Tell) -> Built:
     try:
         parts = [cls(cfg.root, train=train, download=cfg.download) for train in (True, False)]
     except (RuntimeError, OSError) as error:
-        raise UserError(
-            f"data.root={cfg.root} has no {cls.__name__} that can be read ({error}): set data.root to where it is, or"
-            " data.download=true"
-        ) from None
+        why = "and it cannot be fetched" if cfg.download else "that can be read"
+        do = "set data.root to where it is" + ("" if cfg.download else ", or data.download=true")
+        raise UserError(f"data.root={cfg.root} has no {cls.__name__} {why} ({error}): {do}") from None
     classes = _named(cfg, parts[0].classes)
     prepared = (
         Prepared(part, Pipeline(cfg, train), len(classes)) for part, train in zip(parts, (True, False), strict=True)
