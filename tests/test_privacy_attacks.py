@@ -64,11 +64,21 @@ def test_a_shadow_segment_does_worse_than_the_true_one(plain):
 
 
 @pytest.mark.slow
-def test_noise_makes_reconstructions_worse(plain, tmp_path):
-    noise = ["defence=noise", "defence.noise.clip=20", "defence.noise.scale=0.1"]
-    local.run(compose(*SMALL, "compressor=none", *noise), tmp_path)
-    without, with_noise = (Inversion(**QUICK).run(Scene.load(one), seed=0).figures["ssim"] for one in (plain, tmp_path))
-    assert with_noise < without - 0.1
+@pytest.mark.parametrize(
+    "defence",
+    [
+        ["defence=noise", "defence.noise.clip=20", "defence.noise.scale=0.1"],
+        ["defence=nopeek", "defence.nopeek.weight=100"],
+        ["defence=drop", "defence.drop.what=patches", "defence.drop.share=0.9"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_defences_make_reconstructions_worse(defence, tmp_path):
+    found = []
+    for name, overrides in (("without", []), ("with", defence)):
+        local.run(compose(*SMALL, "compressor=none", "epochs=6", "observe.every=12", *overrides), tmp_path / name)
+        found.append(Inversion(**QUICK).run(Scene.load(tmp_path / name), seed=0).figures["ssim"])
+    assert found[1] < found[0] - 0.1
 
 
 @pytest.mark.parametrize("weights", ["unknown", "known"])
