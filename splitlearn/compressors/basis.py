@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -24,6 +25,7 @@ from splitlearn.kernels.channels import matrix_shape
 NONE, OWN, KEPT = 1, 2, 3  # what a payload goes by: no basis, one of its own, or the one that both ends keep
 HEAD = struct.Struct("<IIHH")  # number and checksum of the basis, vectors that are used, and the first that is brought
 MAX_CHANNELS = 2048
+MOST_OF_LIFE = 0.5  # of the bits of all payloads that use a basis, that it may take
 CHEAP = 0.01  # of the bits of a payload, that a basis of its own may take
 State = dict[str, Any]
 """
@@ -104,13 +106,19 @@ class SharedBasis:
 
     # The sender's
 
-    def plan(self, kind: int, matrix: Tensor) -> Plan:
-        """What a map, (C, M) float32, goes by; the state moves on with it."""
-        if kind == NONE:
-            return Plan(kind, len(matrix))
+    def plan(self, kind: int, matrix: Tensor, map_bits: float) -> Plan:
+        """What a map, (C, M) float32, goes by that is to take about so many bits; the state moves on with it.
+
+        A basis that is to be kept is not begun on where maps are small and it would soon be replaced.
+        """
         if kind == KEPT:
             self.state = moments.learned(self.state, matrix, self.refresh, self.bits, self.weighted)
             integers = self.state["integers"]
+            if not self.state["sent"] and integers.numel() * self.bits > MOST_OF_LIFE * map_bits * self.life():
+                kind = NONE
+        if kind == NONE:
+            return Plan(kind, len(matrix))
+        if kind == KEPT:
             basis = self._orthonormal(integers, len(integers))
             return Plan(kind, len(integers), self.state["number"], self.state["sent"], integers, basis)
         integers = bases.to_integers(bases.eigenvectors(moments.of(matrix)), self.bits)
@@ -120,6 +128,10 @@ class SharedBasis:
         """What a payload that uses so many vectors pays for them: those of a kept basis over `refresh` payloads."""
         brought = float(plan.vectors(plan.sent, num_used).numel() * self.bits)
         return (self.state["debt"] + brought) / self.refresh if plan.kind == KEPT else brought
+
+    def life(self) -> int:
+        """Payloads that use what this one brings, itself among them: those until a basis is fitted anew."""
+        return next(n for n in count(1) if moments.is_fitted_at(self.state["step"] + n, self.refresh))
 
     def section(self, plan: Plan, num_used: int) -> Tensor:
         """Head and new vectors, uint8, of a payload that uses so many."""

@@ -113,7 +113,8 @@ class KarhunenLoeve(Compressor):
             return [x.reshape(-1)], (RAW,)
         rest, apart = outliers.parted(x, self.bits)
         matrix, scale = scaled_by_channel(rest)
-        plan, block = self._basis.plan(self.kind_for(x.shape), matrix), bases.largest_block(x.shape, self.block)
+        plan = self._basis.plan(self.kind_for(x.shape), matrix, (self.bits or RATE) * x.numel())
+        block = bases.largest_block(x.shape, self.block)
         values, packed = self._code(x.shape, matrix, scale, plan, block, apart)
         number = len(packed.symbols)
         sections = padded([*packed.sections, self._basis.section(plan, number)], x.numel()) + apart
@@ -130,7 +131,7 @@ class KarhunenLoeve(Compressor):
         few = project(part, part_shape, plan.basis, plan.most, block)
         target = self._target(matrix, plan, 0).less(apart)
         tried = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
-        share = few.numel() / matrix.numel() / (self.refresh if plan.kind == KEPT else 1)
+        share = few.numel() / matrix.numel() / (self._basis.life() if plan.kind == KEPT else 1)
         number = num_worthwhile(plan, tried.symbols, share * self._bits_of_vector(plan) / SYMBOL_BITS)
         while True:
             values = project(matrix, shape, plan.basis, number, block)

@@ -23,6 +23,10 @@ def of(matrix: Tensor) -> Tensor:
     return bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
 
 
+def is_fitted_at(step: int, refresh: int) -> bool:
+    return step % refresh == 0 or step in (1, 4, 16)
+
+
 def learned(state: dict[str, Any] | None, matrix: Tensor, refresh: int, bits: int, weighted: float) -> dict[str, Any]:
     """A sender's state (see basis.py) after another map, (C, M) float32: with a new basis where it is time for one."""
     num_channels, num_columns = matrix.shape
@@ -35,7 +39,7 @@ def learned(state: dict[str, Any] | None, matrix: Tensor, refresh: int, bits: in
         keep = _kept(num_channels, num_columns, step)
         moments = keep * state["moments"] + (1 - keep) * found
     state = {**state, "step": step, "moments": moments}
-    if step % refresh == 0 or step in (1, 4, 16):
+    if is_fitted_at(step, refresh):
         fitted_to = moments.lerp(state["gradients"], weighted) if "gradients" in state else moments
         vectors = bases.eigenvectors(fitted_to, before)
         state |= {"number": state["number"] + 1, "sent": 0, "integers": bases.to_integers(vectors, bits)}

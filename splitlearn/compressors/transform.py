@@ -148,7 +148,7 @@ class Klt(SharedBasis, Sent):
         super().__init__(REFRESH, BASIS_BITS)
 
     def to_rows(self, matrix: Tensor, shape: torch.Size, bits: float) -> tuple[Tensor, Tensor]:
-        plan = self.plan(kind_for(shape, bits, REFRESH, BASIS_BITS), matrix)
+        plan = self.plan(kind_for(shape, bits, REFRESH, BASIS_BITS), matrix, bits * matrix.numel())
         section = self.section(plan, len(matrix))
         self.was_sent(plan, len(matrix))
         rows = matrix if plan.basis is None else plan.basis.to(matrix.device) @ matrix
