@@ -2,8 +2,8 @@
 
     python tests/compressors/test_golden.py    writes them anew
 
-To be run after a compressor was added. Where it changes a file that was there before, payloads of earlier versions can
-no longer be read, and the format needs a new version number.
+To be run after a compressor was added, or chooses otherwise what it sends. Where a file that was there before no longer
+decodes to what it did, payloads of earlier versions cannot be read, and the format needs a new version number.
 """
 
 import json
