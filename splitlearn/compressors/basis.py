@@ -10,7 +10,6 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
-from itertools import count
 from math import prod
 from typing import Any
 
@@ -114,15 +113,13 @@ class SharedBasis:
         if kind == KEPT:
             self.state = moments.learned(self.state, matrix, self.refresh, self.bits, self.weighted)
             integers = self.state["integers"]
-            if not self.state["sent"] and integers.numel() * self.bits > MOST_OF_LIFE * map_bits * self.life():
-                kind = NONE
-        if kind == NONE:
-            return Plan(kind, len(matrix))
-        if kind == KEPT:
-            basis = self._orthonormal(integers, len(integers))
-            return Plan(kind, len(integers), self.state["number"], self.state["sent"], integers, basis)
-        integers = bases.to_integers(bases.eigenvectors(moments.of(matrix)), self.bits)
-        return Plan(OWN, len(matrix), integers=integers, basis=bases.orthonormal(integers))
+            if self.state["sent"] or integers.numel() * self.bits <= MOST_OF_LIFE * map_bits * self.life():
+                basis = self._orthonormal(integers, len(integers))
+                return Plan(kind, len(integers), self.state["number"], self.state["sent"], integers, basis)
+        if kind == OWN:
+            integers = bases.to_integers(bases.eigenvectors(moments.of(matrix)), self.bits)
+            return Plan(kind, len(matrix), integers=integers, basis=bases.orthonormal(integers))
+        return Plan(NONE, len(matrix))
 
     def cost_bits(self, plan: Plan, num_used: int) -> float:
         """What a payload that uses so many vectors pays for them: those of a kept basis over `refresh` payloads."""
@@ -131,7 +128,7 @@ class SharedBasis:
 
     def life(self) -> int:
         """Payloads that use what this one brings, itself among them: those until a basis is fitted anew."""
-        return next(n for n in count(1) if moments.is_fitted_at(self.state["step"] + n, self.refresh))
+        return moments.next_fit(self.state["step"], self.refresh) - self.state["step"]
 
     def section(self, plan: Plan, num_used: int) -> Tensor:
         """Head and new vectors, uint8, of a payload that uses so many."""

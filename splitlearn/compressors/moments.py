@@ -15,6 +15,7 @@ from splitlearn.kernels import bases
 from splitlearn.kernels.channels import by_channel
 
 KEEP = 0.9, 0.99  # of the moments, from one map to the next; the more, the fewer columns a map has
+FIRST_FITS = 1, 4, 16  # maps
 COLUMNS = 4096  # that moments are taken of, or 16 for each channel
 
 
@@ -23,8 +24,9 @@ def of(matrix: Tensor) -> Tensor:
     return bases.second_moments(matrix, max(COLUMNS, 16 * len(matrix)))
 
 
-def is_fitted_at(step: int, refresh: int) -> bool:
-    return step % refresh == 0 or step in (1, 4, 16)
+def next_fit(step: int, refresh: int) -> int:
+    """The first step after this one at which a basis is fitted."""
+    return min(fit for fit in (*FIRST_FITS, (step // refresh + 1) * refresh) if fit > step)
 
 
 def learned(state: dict[str, Any] | None, matrix: Tensor, refresh: int, bits: int, weighted: float) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def learned(state: dict[str, Any] | None, matrix: Tensor, refresh: int, bits: in
         keep = _kept(num_channels, num_columns, step)
         moments = keep * state["moments"] + (1 - keep) * found
     state = {**state, "step": step, "moments": moments}
-    if is_fitted_at(step, refresh):
+    if step == next_fit(step - 1, refresh):
         fitted_to = moments.lerp(state["gradients"], weighted) if "gradients" in state else moments
         vectors = bases.eigenvectors(fitted_to, before)
         state |= {"number": state["number"] + 1, "sent": 0, "integers": bases.to_integers(vectors, bits)}
