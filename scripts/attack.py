@@ -18,9 +18,10 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tables import markdown
+
+from splitlearn.hydras import instantiate
 
 if TYPE_CHECKING:
     from splitlearn.privacy.attacks.attack import Attack

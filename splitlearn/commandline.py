@@ -22,6 +22,9 @@ def read(argv: list[str]) -> list[str]:
     """
     argv = [argv[0], *readable(go_on(argv)[1:])]
     check_folders(argv)
+    is_sweep = any(word.startswith("sweep=") and word not in ("sweep=", "sweep=null") for word in argv)
+    if is_sweep and not any(word.startswith("hydra.mode=") for word in argv):
+        argv.append("hydra.mode=MULTIRUN")  # Hydra 1.4 takes it from no file that is chosen
     return argv
 
 

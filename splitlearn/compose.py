@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 import splitlearn.config
 import splitlearn.tasks  # noqa: F401  they register compressors and networks
 from splitlearn.errors import UserError
+from splitlearn.hydras import VERSION_BASE
 from splitlearn.kinds import CONF
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # as omegaconf calls them
@@ -44,7 +45,7 @@ def compose_group(group: str, overrides: Sequence[str]) -> tuple[str, DictConfig
         raise UserError(f"{group}={names[-1] if names else ''}: choose one of {', '.join(known)}")
     options = [word for word in overrides if not word.startswith(f"{group}=")]
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
             return names[0], hydra.compose(f"{group}/{names[0]}", options)[group]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_words(error, options)) from None
@@ -84,7 +85,7 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
         return hydra.compose("config", list(overrides))
 
 

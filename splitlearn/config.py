@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import kinds
 from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.errors import UserError
+from splitlearn.hydras import instantiate
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
 DATA_KEYS = (

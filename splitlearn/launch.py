@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from splitlearn import checks, local, sweeps, worker
+from splitlearn import checks, hydras, local, sweeps, worker
 from splitlearn.checkpoints import write_texts
 from splitlearn.commandline import is_client, read, write_nothing
 from splitlearn.compose import in_words
@@ -53,6 +53,9 @@ def start() -> int:
         code = 0
     except SystemExit as end:
         code = end.code
+    except BrokenPipeError:  # as in --help | head
+        drop_output()
+        code = 0
     except (HydraException, OmegaConfBaseException) as error:
         code = tell(UserError(in_words(error, sys.argv[1:])), all_ranks_see_it=True)
     except (RuntimeError, ValueError) as error:
@@ -70,7 +73,7 @@ def start() -> int:
     return code
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(**hydras.MAIN, config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """One run; returns its result, the first of the task's metrics, for sweepers to optimise; None if it has none."""
     folder, origin = Path(HydraConfig.get().runtime.output_dir), origin_of(cfg)
@@ -132,5 +135,5 @@ def leave_to_torchrun(error: UserError) -> None:
         Path(path).write_text(json.dumps({"message": about}))  # which it prints without warnings of its own
 
 
-OmegaConf.register_new_resolver("started_at", started_at, replace=True)
-OmegaConf.register_new_resolver("new_folder", new_folder, replace=True)
+hydras.register_resolver("started_at", started_at)
+hydras.register_resolver("new_folder", new_folder)

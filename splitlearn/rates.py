@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from splitlearn.config import made_from
 from splitlearn.errors import UserError
+from splitlearn.hydras import instantiate
 from splitlearn.kinds import EPOCHS
 
 SCHEDULED = ("lr", "momentum", "betas")  # what schedules set

@@ -19,6 +19,7 @@ from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, sessi
 from simulation import compose
 
 from splitlearn import launch, sweeps, worker
+from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
 
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
@@ -330,11 +331,11 @@ def test_a_sweep_ends_with_a_table_in_one_folder(run_here, tmp_path, monkeypatch
     moments = itertools.count()
     monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, 0.5 + cfg.seed / 10))
     monkeypatch.setattr("splitlearn.launch.started_at", lambda form: f"at-{next(moments)}")
-    OmegaConf.register_new_resolver("started_at", lambda form: f"at-{next(moments)}", replace=True)
+    register_resolver("started_at", lambda form: f"at-{next(moments)}")
     try:
         status, out = run_here(ROOT / "launch.py", "-m", "seed=0,1", "compressor.bits=2,99")
     finally:
-        OmegaConf.register_new_resolver("started_at", launch.started_at, replace=True)
+        register_resolver("started_at", launch.started_at)
     (folder,) = (path.parent for path in tmp_path.rglob("multirun.yaml"))
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == ["0", "1", "2", "3"]
     rows = [line.split() for line in out.splitlines() if re.match(r" [0-3] ", line)]
@@ -371,11 +372,11 @@ def test_a_table_of_jobs_shows_lists_in_their_brackets(tmp_path):
 def test_sweeps_of_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = OmegaConf.create({"hydra": {"sweep": {"dir": "multirun/${started_at:same}"}}})
-    OmegaConf.register_new_resolver("started_at", lambda form: form, replace=True)
+    register_resolver("started_at", lambda form: form)
     try:
         folders = [sweeps.one_folder(cfg).name for _ in range(3)]
     finally:
-        OmegaConf.register_new_resolver("started_at", launch.started_at, replace=True)
+        register_resolver("started_at", launch.started_at)
     assert folders == ["same", "same-2", "same-3"]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from splitlearn.config import compressor_from
@@ -14,6 +13,7 @@ from splitlearn.exchange.channel import Channel
 from splitlearn.exchange.exchange import Exchange
 from splitlearn.exchange.network import Network
 from splitlearn.exchange.wayback import check_linked
+from splitlearn.hydras import instantiate
 from splitlearn.segments.trainable import trained
 
 

@@ -16,7 +16,6 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.exchange.plan import Plan
+from splitlearn.hydras import instantiate
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks import Task
 

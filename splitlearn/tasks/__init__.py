@@ -4,9 +4,9 @@ A new task is a class of its own here and a file in conf/task that names it. Imp
 networks that the tasks add to the config group `arch`.
 """
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from splitlearn.hydras import instantiate
 from splitlearn.tasks.image_classification import ImageClassification
 from splitlearn.tasks.language import CausalLM, SequenceClassification
 from splitlearn.tasks.task import ClientData, Metric, Task

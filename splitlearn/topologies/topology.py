@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from splitlearn.config import clients_evaluate
 from splitlearn.exchange.messages import StepReply, Weights, WeightsReply
+from splitlearn.hydras import instantiate
 from splitlearn.segments.trainable import nbytes_of
 
 

@@ -9,11 +9,11 @@ from importlib import import_module
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch.utils.data import Dataset
 
 from splitlearn.errors import UserError
+from splitlearn.hydras import instantiate
 from splitlearn.seeds import drawing_from
 from splitlearn.tasks.classes import given_classes, normal
 from splitlearn.tasks.image_classification.prepared import Prepared

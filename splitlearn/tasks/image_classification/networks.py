@@ -10,12 +10,12 @@ from typing import Any
 import torch
 import torchvision
 from hydra.core.config_store import ConfigStore
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchvision.models import vgg
 
 from splitlearn.errors import UserError
+from splitlearn.hydras import instantiate
 from splitlearn.segments import valid_cuts
 from splitlearn.segments.tracing import in_short
 from splitlearn.tasks.task import NAMED_CUTS

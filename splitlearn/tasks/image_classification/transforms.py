@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
+from splitlearn.hydras import instantiate
 from splitlearn.tasks.image_classification.images import to_rgb
 
 

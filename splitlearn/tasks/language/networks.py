@@ -6,11 +6,11 @@ import os
 from operator import attrgetter
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
+from splitlearn.hydras import instantiate
 from splitlearn.segments import valid_cuts
 from splitlearn.segments.tracing import in_short
 from splitlearn.tasks.task import NAMED_CUTS

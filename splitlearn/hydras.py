@@ -1,0 +1,45 @@
+"""Hydra as all of its versions have it, from 1.3 on: what 1.4 wants to be told, and 1.3 does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import hydra.utils
+import hydra.version
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+# What hydra.main and hydra.initialize_config_dir are to be given: 1.3 warns without it, 1.4 with it.
+VERSION_BASE = {"version_base": "1.3"} if hydra.version.__version__.startswith("1.3.") else {}
+
+# A run's configuration is its user's own program: `_target_` names any class that he can import, his own among them, so
+# that a list of those that are allowed would be a list of everything. Nothing that a peer sends is instantiated.
+try:
+    from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS as ANYTHING
+except ImportError:
+    MAIN, MADE = {}, {}
+else:
+    MAIN, MADE = {"execution_whitelist": ANYTHING}, {"_execution_whitelist_": ANYTHING}
+MAIN |= VERSION_BASE
+
+
+def instantiate(node: Any, *arguments: Any, **options: Any) -> Any:
+    """The object that `node._target_` names, made with these arguments and the node's options.
+
+    Raises:
+        InstantiationException: there is no such class, or what it raised, which is the cause; 1.4 lets that pass.
+    """
+    try:
+        return hydra.utils.instantiate(node, *arguments, **MADE, **options)
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:
+        raise InstantiationException(f"Error in call to target: {error!r}") from error
+
+
+def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
+    """`${name:…}` in a configuration is what `resolver` returns, instead of what an earlier one did."""
+    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
+    register(name, resolver, replace=True)
