@@ -72,6 +72,7 @@ AT_LEAST_ONE_OR_NONE = (
     "samples_per_epoch",
     "early_stopping.patience",
     "checkpoint.every_epochs",
+    "exchange.resend_every",
     "checkpoint.every_steps",
     "warmup.steps",
     "data.max_train_samples",

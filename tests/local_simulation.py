@@ -175,7 +175,7 @@ def train_by_own_loss(cfg: DictConfig) -> Run:
 
 
 def train_with_maps_sent_once(cfg: DictConfig) -> Run:
-    plain, local_epochs = Plain(cfg), cfg.exchange.local_epochs
+    plain, local_epochs, every = Plain(cfg), cfg.exchange.local_epochs, cfg.exchange.resend_every or cfg.epochs
     for part, number in enumerate((local_epochs, cfg.epochs - local_epochs)):
         of_part = copy.deepcopy(cfg)
         of_part.epochs = number
@@ -183,7 +183,8 @@ def train_with_maps_sent_once(cfg: DictConfig) -> Run:
         for epoch in range(part * local_epochs + 1, part * local_epochs + number + 1):
             if part == 0:
                 plain.epoch(epoch, by_local_loss, lambda batch: False)
-            elif epoch == local_epochs + 1:
+            elif (epoch - local_epochs - 1) % every == 0:
+                plain.held = {}
                 plain.epoch(epoch, not_at_all, lambda batch: True, holds=True)
             else:
                 plain.replay(epoch)

@@ -40,14 +40,19 @@ def test_clients_with_losses_of_their_own(overrides, tmp_path):
     assert [line["samples"] for line in lines] == [151] * len(lines)  # those too that were not sent
 
 
-@pytest.mark.parametrize("compressor", ["rt", "klt"])
-def test_maps_that_are_sent_once(compressor, tmp_path):
-    options = ["exchange=send_once", "exchange.local_epochs=2", "epochs=5", f"compressor={compressor}"]
-    assert_equals(
-        train_with_maps_sent_once, tmp_path, *options, "compressor.refresh=2" * (compressor == "klt") or "cut=medium"
-    )
-    sent = [line.get("smashed_up_bytes", 0) > 0 for line in metrics(tmp_path, "epoch")]
-    assert sent == [False, False, True, False, False]
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["compressor=rt"], [False, False, True, False, False]),
+        (["compressor=klt", "compressor.refresh=2"], [False, False, True, False, False]),
+        (["compressor=klt", "compressor.refresh=2", "exchange.resend_every=2"], [False, False, True, False, True]),
+    ],
+    ids=["rt", "klt", "klt sent again"],
+)
+def test_maps_that_are_sent_once(overrides, expected, tmp_path):
+    options = ["exchange=send_once", "exchange.local_epochs=2", "epochs=5", *overrides]
+    assert_equals(train_with_maps_sent_once, tmp_path, *options)
+    assert [line.get("smashed_up_bytes", 0) > 0 for line in metrics(tmp_path, "epoch")] == expected
     assert [line["samples"] for line in metrics(tmp_path, "epoch")] == [151] * 5
 
 

@@ -19,6 +19,7 @@ BY_LOSS = ["exchange=update_by_loss", "exchange.threshold=0.2", "epochs=6", "com
     "overrides",
     [
         ONCE,
+        slow([*ONCE, "exchange.resend_every=2"]),
         slow([*BY_LOSS, "compressor@downlink=qu", "downlink.rounding=stochastic"]),
         slow(["exchange=local_loss", "exchange.send_every=2", "compressor=rt", "topology=sequential"]),
         slow(

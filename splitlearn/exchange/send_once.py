@@ -9,6 +9,9 @@
 Smashed data and labels go up once, and nothing comes down. What the server holds are the payloads as they came. The
 client segment computes them as in evaluation. Learning rates go over the local epochs, and over all others anew.
 
+With resend_every=n, the maps go up again in every n-th epoch after that, with other batches and another augmentation, and
+the server forgets those that it has held.
+
 Source: Zhang et al. 2025, "Ampere: communication-efficient and high-accuracy split federated learning",
 arXiv:2507.07130. There the server's batches are drawn from all maps anew; here they stay as they came.
 """
@@ -29,14 +32,17 @@ class SendOnce(LocalLoss):
     Args:
         local_epochs: in which the clients train alone.
         auxiliary: channels between the two layers of the auxiliary network.
+        resend_every: epochs of the server after which all maps go up anew; None: never.
         hold_mb: how much the server may hold, in 10^6 bytes of payloads and targets.
     """
 
     name = "send_once"
 
-    def __init__(self, local_epochs: int = 10, auxiliary: int = 64, hold_mb: float = 1000):
+    def __init__(
+        self, local_epochs: int = 10, auxiliary: int = 64, resend_every: int | None = None, hold_mb: float = 1000
+    ):
         super().__init__(auxiliary=auxiliary)
-        self.local_epochs, self.hold_mb = local_epochs, hold_mb
+        self.local_epochs, self.resend_every, self.hold_mb = local_epochs, resend_every, hold_mb
 
     def check(self, cfg):
         if cfg.epochs <= self.local_epochs:
@@ -50,8 +56,8 @@ class SendOnce(LocalLoss):
         if epoch <= self.local_epochs:
             return Plan(every=0, part=(1, self.local_epochs))
         first = self.local_epochs + 1
-        is_first = epoch == first
-        return Plan(int(is_first), is_trained=False, is_held=is_first, replays=not is_first, part=(first, None))
+        sends = (epoch - first) % self.resend_every == 0 if self.resend_every else epoch == first
+        return Plan(int(sends), is_trained=False, is_held=sends, replays=not sends, part=(first, None))
 
     @torch.no_grad()
     def client(self, parts, channels, task, inputs, targets):
