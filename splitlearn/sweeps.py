@@ -55,7 +55,7 @@ class Sweep(Callback):
     def _begin(self, config: DictConfig) -> None:
         self.folder = one_folder(config)
         self.started_at = _touch(self.folder, "hydra.sweep.dir")
-        with flag_override(config, ["struct", "readonly"], [False, False]):
+        with flag_override(config.hydra, ["struct", "readonly"], [False, False]):  # which it locks from 1.4 on
             config.hydra.sweep.dir = str(self.folder)
             # Each job's configuration is composed anew, maybe a second later, maybe on another machine.
             config.hydra.overrides.hydra.append(f"hydra.sweep.dir={quoted(str(self.folder))}")

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torchvision.utils import save_image
 
 from splitlearn.measure.display import size
 
-REPORT = ROOT / "scripts" / "report.py"
+REPORT, KEEP = ROOT / "scripts" / "report.py", ROOT / "scripts" / "keep_runs.py"
 
 
 def write_run(folder: Path, compressor: str, seed: int, accuracies: list[float], up: int, down: int, *more) -> None:
@@ -248,7 +249,31 @@ def test_a_sweep_goes_on_past_a_broken_job_and_its_report_has_the_runs_numbers(t
         assert float(rows[name]["result"]) == pytest.approx(100 * metrics(folder, "evaluation")[-1]["top1"])
         assert float(rows[name]["saving"]) == pytest.approx(found["uplink"]["saving"])
         assert float(in_all[name]) == sum(found["all_bytes"].values()) == all_that_crossed(found)
+    assert_what_is_kept_has_the_same_report(tmp_path, run_here)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
     status, out = run([*sweep, "epochs=2", "hydra.sweep.dir=sweep"], tmp_path)
     assert out.count("finished before, with a test accuracy of") == 2
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
+
+
+def assert_what_is_kept_has_the_same_report(tmp_path: Path, run_here) -> None:
+    for path in (tmp_path / "sweep").rglob("metrics.jsonl"):  # a run without an end, as when it is killed
+        shutil.copytree(path.parent, tmp_path / "sweep" / "killed")
+        (tmp_path / "sweep" / "killed" / "summary.json").unlink()
+        break
+    status, out = run_here(KEEP, "sweep", "kept")
+    assert status == 0 and "kept in kept: 2 runs" in out and "sweep/killed is not finished, and not kept" in out
+    kept = [path for path in (tmp_path / "kept").rglob("*") if path.is_file()]
+    assert {path.name for path in kept} == {"config.yaml", "metrics.jsonl", "summary.json"}
+    assert not any("root:" in path.read_text() for path in kept)
+    status, out = run_here(REPORT, "kept")
+    assert status == 0, out
+    shutil.rmtree(tmp_path / "sweep" / "killed")
+    reports = [tmp_path / name / "report" for name in ("sweep", "kept")]
+    for path in reports[1].iterdir():
+        if path.suffix not in (".html", ".md"):  # in which one report has the jobs that failed
+            assert path.read_bytes() == (reports[0] / path.name).read_bytes(), path.name
+    lines, of_kept = ((folder / "report.md").read_text().splitlines() for folder in reports)
+    assert lines[: len(of_kept)] == of_kept
+    status, out = run_here(KEEP, "nothing", "kept")
+    assert status == "there is no finished run in nothing"

@@ -9,8 +9,8 @@
 Smashed data and labels go up once, and nothing comes down. What the server holds are the payloads as they came. The
 client segment computes them as in evaluation. Learning rates go over the local epochs, and over all others anew.
 
-With resend_every=n, the maps go up again in every n-th epoch after that, with other batches and another augmentation, and
-the server forgets those that it has held.
+With resend_every=n, the maps go up again in every n-th epoch after that, in other batches and with another
+augmentation, and the server forgets those that it has held.
 
 Source: Zhang et al. 2025, "Ampere: communication-efficient and high-accuracy split federated learning",
 arXiv:2507.07130. There the server's batches are drawn from all maps anew; here they stay as they came.
