@@ -11,8 +11,10 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+IS_1_3 = hydra.version.__version__.startswith("1.3.")  # which goes with omegaconf 2.2 and 2.3
+
 # What hydra.main and hydra.initialize_config_dir are to be given: 1.3 warns without it, 1.4 with it.
-VERSION_BASE = {"version_base": "1.3"} if hydra.version.__version__.startswith("1.3.") else {}
+VERSION_BASE = {"version_base": "1.3"} if IS_1_3 else {}
 
 # A run's configuration is its user's own program: `_target_` names any class that he can import, his own among them, so
 # that a list of those that are allowed would be a list of everything. Nothing that a peer sends is instantiated.
@@ -41,5 +43,5 @@ def instantiate(node: Any, *arguments: Any, **options: Any) -> Any:
 
 def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
     """`${name:…}` in a configuration is what `resolver` returns, instead of what an earlier one did."""
-    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver
+    register = OmegaConf.register_new_resolver if IS_1_3 else OmegaConf.register_resolver  # another, in omegaconf 2.3
     register(name, resolver, replace=True)
