@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from typing import TextIO
 
@@ -19,6 +20,13 @@ def forgive(*streams: TextIO | None) -> None:
 def drop_output() -> None:
     """Sends what is printed from now on nowhere, since nobody reads it any more, as after `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_unread() -> bool:
+    """Whether nobody reads what is printed any more: the other end of its pipe is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 class Console(rich.console.Console):

@@ -25,7 +25,7 @@ from splitlearn import checks, hydras, local, sweeps, worker
 from splitlearn.checkpoints import write_texts
 from splitlearn.commandline import is_client, read, write_nothing
 from splitlearn.compose import in_words
-from splitlearn.console import drop_output, forgive
+from splitlearn.console import drop_output, forgive, is_unread
 from splitlearn.errors import Stopped, UserError, writing_to
 from splitlearn.exchange import listing, network
 from splitlearn.folder import new_folder, started_at
@@ -53,9 +53,11 @@ def start() -> int:
         code = 0
     except SystemExit as end:
         code = end.code
-    except BrokenPipeError:  # as in --help | head
+    except BrokenPipeError:
+        if not is_unread():  # as --help | head is; another one is a socket's
+            raise
         drop_output()
-        code = 0
+        code = 1
     except (HydraException, OmegaConfBaseException) as error:
         code = tell(UserError(in_words(error, sys.argv[1:])), all_ranks_see_it=True)
     except (RuntimeError, ValueError) as error:

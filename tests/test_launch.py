@@ -369,6 +369,11 @@ def test_a_table_of_jobs_shows_lists_in_their_brackets(tmp_path):
     assert "[noise]" in console.file.getvalue()
 
 
+def test_help_whose_reader_has_enough_ends_without_a_traceback(tmp_path):
+    status, out = run(["bash", "-c", f"{shlex.join([*LAUNCH, '--help'])} | head -1"], tmp_path)
+    assert status == 0 and out.strip() == "splitlearn: split learning over torch RPC with a compressed uplink"
+
+
 def test_sweeps_of_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = OmegaConf.create({"hydra": {"sweep": {"dir": "multirun/${started_at:same}"}}})
