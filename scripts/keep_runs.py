@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from report_runs import run_folders
 from tables import ROOT  # noqa: F401  makes splitlearn importable
 
 from splitlearn.config import OWN_KEYS
@@ -30,15 +31,16 @@ def main() -> None:
     parser.add_argument("kept", type=Path, help="where they are kept, each in a folder of the same name")
     arguments = parser.parse_args()
 
-    folders = sorted(path.parent for path in arguments.folder.rglob("config.yaml") if path.parent.name != ".hydra")
-    finished = [folder for folder in folders if (folder / "summary.json").exists()]
-    for folder in finished:
-        keep(folder, arguments.kept / folder.relative_to(arguments.folder))
-    for folder in sorted({*folders} - {*finished}):
-        print(f"{folder} is not finished, and not kept", file=sys.stderr)
-    if not finished:
+    num_kept = 0
+    for folder in run_folders(arguments.folder):
+        if (folder / "summary.json").exists():
+            keep(folder, arguments.kept / folder.relative_to(arguments.folder))
+            num_kept += 1
+        else:
+            print(f"{folder} is not finished, and not kept", file=sys.stderr)
+    if not num_kept:
         sys.exit(f"there is no finished run in {arguments.folder}")
-    print(f"kept in {arguments.kept}: {len(finished)} run{'s' * (len(finished) > 1)}")
+    print(f"kept in {arguments.kept}: {num_kept} run{'s' * (num_kept > 1)}")
 
 
 def keep(folder: Path, to: Path) -> None:

@@ -174,12 +174,16 @@ def leaks_of(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
     return found
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """Those below a folder in which a run has been started."""
+    found = {path.parent for name in ("config.yaml", ".hydra") for path in folder.rglob(name)}
+    return sorted(path for path in found if path.name != ".hydra")
+
+
 def load(folder: Path) -> tuple[list[Run], list[str]]:
     """All runs below a folder, and a sentence for each that is not finished or cannot be read."""
     runs, troubles = [], []
-    for path in sorted({path.parent for name in ("config.yaml", ".hydra") for path in folder.rglob(name)}):
-        if path.name == ".hydra":
-            continue
+    for path in run_folders(folder):
         try:
             run = Run(path)
         except (OSError, ValueError, KeyError) as error:

@@ -13,18 +13,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 IS_1_3 = hydra.version.__version__.startswith("1.3.")  # which goes with omegaconf 2.2 and 2.3
 
-# What hydra.main and hydra.initialize_config_dir are to be given: 1.3 warns without it, 1.4 with it.
-VERSION_BASE = {"version_base": "1.3"} if IS_1_3 else {}
-
 # A run's configuration is its user's own program: `_target_` names any class that he can import, his own among them, so
 # that a list of those that are allowed would be a list of everything. Nothing that a peer sends is instantiated.
-try:
-    from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS as ANYTHING
-except ImportError:
-    MAIN, MADE = {}, {}
+if IS_1_3:
+    VERSION_BASE = {"version_base": "1.3"}  # of hydra.initialize_config_dir: 1.3 warns without it, 1.4 with it
+    MAIN, MADE = VERSION_BASE, {}  # of hydra.main, and of hydra.utils.instantiate
 else:
-    MAIN, MADE = {"execution_whitelist": ANYTHING}, {"_execution_whitelist_": ANYTHING}
-MAIN |= VERSION_BASE
+    VERSION_BASE = {}
+    MAIN = {"execution_whitelist": hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS}
+    MADE = {"_execution_whitelist_": hydra.utils.UNSAFE_DISABLE_EXECUTION_CHECKS}
 
 
 def instantiate(node: Any, *arguments: Any, **options: Any) -> Any:
