@@ -10,14 +10,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import saved
+from splitlearn import forking, saved
 from splitlearn.console import forgive
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.folder import held
@@ -42,8 +41,6 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
     """
     num_clients = cfg.num_clients or DEFAULT_NUM_CLIENTS
     num_ranks = num_clients + 1
-    # A thread each would do as torchrun does; ranks that share a core slow one another down.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // num_ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launch.py
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"num_clients": num_clients})
     if (result := saved.finished_result(folder, cfg)) is not None:
@@ -56,7 +53,7 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
     store, token = host_store("127.0.0.1", 0), secrets.token_bytes(32)
     if multiprocessing.get_start_method(allow_none=True) not in (None, *multiprocessing.get_all_start_methods()):
         multiprocessing.set_start_method("forkserver", force=True)  # joblib's own, which no new process could take over
-    context = _forking_context(task_from(cfg).imports(cfg))
+    context = forking.start()
     processes, pipes = {}, {}
     try:
         for rank in range(num_ranks):
@@ -75,26 +72,6 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
         for process in processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
             process.kill()
-
-
-def _forking_context(imports: Iterable[str]) -> multiprocessing.context.ForkServerContext:
-    """Makes processes by forking one that has imported torch and these modules, and has started no thread."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["splitlearn.worker", *imports])
-    # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), path]))
-    # Ctrl-C is the parent's business: in a process that starts Python it would be a traceback.
-    resource_tracker.ensure_running()  # which unblocks it when it is started
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        del os.environ["PYTHONPATH"]
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
-    return context
 
 
 def _result(processes: dict, pipes: dict[int, Connection], stop: StopRequest) -> float:
@@ -134,6 +111,8 @@ def _run(
     """The main function of one rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     forgive(sys.stdout, sys.stderr)
+    if "OMP_NUM_THREADS" not in os.environ:  # ranks that share a core slow one another down
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // (place.num_clients + 1)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = run_rank(cfg, place, folder, token, origin)

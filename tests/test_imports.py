@@ -28,7 +28,7 @@ FLOORS = [
     {"compressors", "defences"},
     {"kernels"},
     {"commandline"},
-    {"batches", "checkpoints", "console", "folder", "hydras", "seeds", "stopping", "words"},
+    {"batches", "checkpoints", "console", "folder", "forking", "hydras", "orphan", "seeds", "stopping", "words"},
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

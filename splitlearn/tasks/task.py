@@ -86,10 +86,6 @@ class Task(ABC):
         """The server's own test data, for evaluate.on=server: what `load` gives where nothing is shared out."""
         return self.load(cfg, 0, 1)
 
-    def imports(self, cfg: DictConfig) -> tuple[str, ...]:
-        """Modules that `load` imports when it is called: many ranks on one machine then import them once for all."""
-        return ()
-
     @abstractmethod
     def check_about(self, about: Any) -> None:
         """Looks at what a client says that its data are like, before anything is built for them.

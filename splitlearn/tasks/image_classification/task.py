@@ -39,9 +39,6 @@ class ImageClassification(Classification):
         train, test, classes = sources.build(cfg.data, cfg.seed)
         return test_data(train, test, about_of(classes), cfg)
 
-    def imports(self, cfg: DictConfig) -> tuple[str, ...]:
-        return ("sklearn.datasets", "sklearn.model_selection") if cfg.data.name == "digits" else ()
-
     def default_about(self, cfg: DictConfig) -> dict[str, Any]:
         return about_of(given_classes(cfg.data) or list(range(cfg.data.num_classes or 10)))
 
