@@ -20,7 +20,7 @@ REPLACED = "another process has joined as this client: give each its own client.
 def names_of(clients: list[int]) -> str:
     """Clients in words, the first few by their numbers."""
     more = len(clients) - MAX_NAMES
-    *others, last = [*map(str, clients[:MAX_NAMES]), *([f"{more} others"] if more > 0 else [])]
+    *others, last = [*map(str, clients[:MAX_NAMES]), *([f"{more} other{'s' * (more > 1)}"] if more > 0 else [])]
     return f"clients {', '.join(others)} and {last}" if others else f"client {last}"
 
 
