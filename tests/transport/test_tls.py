@@ -421,11 +421,14 @@ def test_a_run_on_one_machine_can_be_encrypted_too(tmp_path):
 def test_a_wrong_token_is_one_sentence_on_both_sides(tmp_path, free_port):
     for name in ("server", "client"):
         (tmp_path / name).mkdir()
-    options = [*LAUNCH, *TINY, "num_clients=1", f"rpc.port={free_port}", "tls.enabled=true", "rpc.connect_timeout_s=8"]
-    with started([*options, "role=server"], tmp_path / "server", SPLITLEARN_TOKEN="t" * 16) as server:
-        wait_for(tmp_path / "server" / "out.txt", "listening at")
-        status, out = run([*options, "role=client"], tmp_path / "client", SPLITLEARN_TOKEN="u" * 16)
-        assert status == 1 and "cannot be trusted" in out and "another token" in out and "Traceback" not in out
-        assert server.wait(60) == 1
-    out = (tmp_path / "server" / "out.txt").read_text()
-    assert "client 0 did not come" in out and re.search("refused connection: .* does not sign in", out), out
+    options = [*LAUNCH, *TINY, "num_clients=1", f"rpc.port={free_port}", "tls.enabled=true"]
+    server = [*options, "role=server", "rpc.connect_timeout_s=8"]
+    # The client waits for the server, not the other way round: a process takes long to start on a machine at work.
+    with started([*options, "role=client"], tmp_path / "client", SPLITLEARN_TOKEN="u" * 16) as client:
+        wait_for(tmp_path / "client" / "out.txt", "waiting for the server at")
+        status, out = run(server, tmp_path / "server", SPLITLEARN_TOKEN="t" * 16)
+        assert status == 1 and "client 0 did not come" in out, out
+        assert re.search("refused connection: .* does not sign in", out), out
+        assert client.wait(60) == 1
+    out = (tmp_path / "client" / "out.txt").read_text()
+    assert "cannot be trusted" in out and "another token" in out and "Traceback" not in out, out
