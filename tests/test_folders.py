@@ -206,6 +206,7 @@ def test_neither_does_an_old_checkpoint_or_a_full_disk(mine, monkeypatch):
     assert content(mine) == before
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_them_under_any_name(half, tmp_path, run_here):
     """Refused, moved, and gone on with from elsewhere, for an epoch more."""
     shutil.copytree(half, tmp_path / "mine")

@@ -228,6 +228,7 @@ def test_clients_of_torchrun_have_a_screen_where_the_server_has_another(rank, lo
     assert place.desk_port == 0 and worker.place_from(compose("rpc.port=29501")).desk_port == 29501
 
 
+@pytest.mark.slow
 def test_configurations_that_differ_are_found_when_they_meet(one_each):
     options, server_cwd, client_cwd = one_each
     with started([*LAUNCH, "role=server", *options], server_cwd) as server:
@@ -369,6 +370,7 @@ def test_a_table_of_jobs_shows_lists_in_their_brackets(tmp_path):
     assert "[noise]" in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_help_whose_reader_has_enough_ends_without_a_traceback(tmp_path):
     status, out = run(["bash", "-c", f"{shlex.join([*LAUNCH, '--help'])} | head -1"], tmp_path)
     assert status == 0 and out.strip() == "splitlearn: split learning over torch RPC with a compressed uplink"
@@ -388,6 +390,7 @@ def test_sweeps_of_the_same_second_have_a_folder_each(tmp_path, monkeypatch):
 RESULTS = {0: 0.1, 1: 0.9, 2: float("nan")}  # by seed
 
 
+@pytest.mark.slow
 def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeypatch):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, RESULTS[cfg.seed]))

@@ -20,7 +20,7 @@ KEEPING = ["observe.batches=3", "observe.every=2", "observe.inputs=true"]
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["compressor=rt", "compressor@downlink=qu"],
+        slow(["compressor=rt", "compressor@downlink=qu"]),
         ["exchange=u_shaped", "compressor=klt", "compressor@features=ms", "topology.average=never"],
         slow(["exchange=local_loss", "exchange.send_every=2"]),
     ],

@@ -23,10 +23,10 @@ def assert_equals(program, folder, *overrides):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["exchange=local_loss", "compressor=none", "topology.average=never"],
+        slow(["exchange=local_loss", "compressor=none", "topology.average=never"]),
         ["exchange=local_loss", "compressor=ms", "exchange.send_every=2"],
-        ["exchange=local_loss", "compressor=klt", "exchange.send_every=100"],
-        ["exchange=aligned", "compressor=rt", "exchange.align_every=2", "compressor@downlink=qu"],
+        slow(["exchange=local_loss", "compressor=klt", "exchange.send_every=100"]),
+        slow(["exchange=aligned", "compressor=rt", "exchange.align_every=2", "compressor@downlink=qu"]),
         ["exchange=aligned", "exchange.send_every=2", "compressor=klt", "compressor@downlink=linked"],
         ["exchange=local_loss", "delta=bf16", "compressor=uq", "exchange.send_every=2"],
         slow(["exchange=aligned", "delta=fp32", "compressor=klt", "compressor@downlink=linked", "epochs=3"]),
@@ -44,7 +44,7 @@ def test_clients_with_losses_of_their_own(overrides, tmp_path):
     "overrides, expected",
     [
         (["compressor=rt"], [False, False, True, False, False]),
-        (["compressor=klt", "compressor.refresh=2"], [False, False, True, False, False]),
+        slow(["compressor=klt", "compressor.refresh=2"], [False, False, True, False, False]),
         (["compressor=klt", "compressor.refresh=2", "exchange.resend_every=2"], [False, False, True, False, True]),
     ],
     ids=["rt", "klt", "klt sent again"],

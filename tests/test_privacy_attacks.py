@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import ROOT
+from runs import ROOT, slow
 from simulation import compose
 
 from splitlearn import local
@@ -35,6 +35,7 @@ def plain(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_inputs_come_back_from_a_shallow_cut(plain):
     found = Inversion(**QUICK).run(Scene.load(plain), seed=0)
     assert found.figures["ssim"] > found.guess["ssim"] + 0.3 and found.figures["psnr"] > found.guess["psnr"] + 8
@@ -43,6 +44,7 @@ def test_inputs_come_back_from_a_shallow_cut(plain):
     assert originals.shape == reconstructions.shape and originals.min() >= 0 and reconstructions.max() <= 1
 
 
+@pytest.mark.slow
 def test_tokens_come_back_from_a_shallow_cut(tmp_path):
     options = ["task=causal_lm", "arch.width=32", "arch.depth=2", "cut=shallow", "compressor=none", "num_clients=1"]
     options += ["task.context=32", "batch_size=8", "samples_per_epoch=64", "epochs=1", "data.max_test_samples=64"]
@@ -81,7 +83,7 @@ def test_defences_make_reconstructions_worse(defence, tmp_path):
     assert found[1] < found[0] - 0.1
 
 
-@pytest.mark.parametrize("weights", ["unknown", "known"])
+@pytest.mark.parametrize("weights", [slow("unknown"), "known"])
 def test_inputs_are_found_without_any_data_like_them(plain, weights):
     found = UnSplit(weights=weights, rounds=15).run(Scene.load(plain), seed=0)
     assert found.figures["ssim"] > found.guess["ssim"] + 0.2 and found.figures["psnr"] > found.guess["psnr"] + 5

@@ -46,7 +46,7 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["compressor=rt", "compressor@downlink=qu", "downlink.rounding=stochastic", "partition=dirichlet"],
+        slow(["compressor=rt", "compressor@downlink=qu", "downlink.rounding=stochastic", "partition=dirichlet"]),
         slow(["topology.average=step", "partition=dirichlet", "optimizer=adam"]),
         slow(["topology.average=never", "partition=dirichlet", "evaluate.every=2"]),
         slow(["topology=sequential", "partition=dirichlet", "compressor=rt"]),
@@ -67,10 +67,10 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         ["membership.sample=1", "compressor=rt", "early_stopping.patience=5", "checkpoint.best=true"],
         slow(["membership.sample=1", "topology.average=never", "optimizer=adam"]),
         slow(["membership.sample=1", "topology=sequential"]),
-        ["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"],
-        ["bottleneck=8", "partition=dirichlet", "compressor=rt"],
+        slow(["accumulate=3", "schedule=one_cycle", "warmup.epochs=1.5", "clip_norm=1", "partition=dirichlet"]),
+        slow(["bottleneck=8", "partition=dirichlet", "compressor=rt"]),
         ["defence=[noise,drop,nopeek]", "compressor=klt", "compressor.refresh=4", "compressor@downlink=linked"],
-        ["precision=bf16", "data.augment=crop_flip", "cut_precision=fp32"],  # channels last, and images in memory
+        slow(["precision=bf16", "data.augment=crop_flip", "cut_precision=fp32"]),  # channels last, and images in memory
         [
             *("task=causal_lm", "arch.dropout=0.1", "arch.depth=3", "arch.width=16", "arch.heads=2"),
             *("task.context=8", "samples_per_epoch=26", "epochs=2", "batch_size=8", "compressor=rt"),

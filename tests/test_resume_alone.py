@@ -52,6 +52,7 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
         assert_same(part, whole)
 
 
+@pytest.mark.slow
 def test_one_that_is_asked_to_end_while_its_clients_train_alone(tmp_path):
     options = [
         *SMALL,

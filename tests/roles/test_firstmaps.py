@@ -177,6 +177,7 @@ def test_malformed_moments_are_one_clients_part(is_open, tmp_path, prepared):
         assert server.recorder.ledger.totals["bottleneck_up_bytes"] == 4 * (64 + 64 * 65 // 2)
 
 
+@pytest.mark.slow
 def test_in_an_open_run_one_that_is_too_late_joins_again_with_the_start_of_the_others(tmp_path, prepared):
     cfg = prepared("membership.open=true", "membership.step_deadline_s=1", "epochs=40")
     server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path / "checkpoints", 1))

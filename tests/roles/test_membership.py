@@ -44,8 +44,8 @@ class Machine(ExitStack):
     "options",
     [
         ["epochs=2", "accumulate=2", "schedule=one_cycle", "warmup.epochs=0.5"],  # which all ranks must count alike
-        ["epochs=4", "exchange=send_once", "exchange.local_epochs=2", "membership.step_deadline_s=0.2"],
-        ["epochs=5", "exchange=update_by_loss", "exchange.threshold=0.2", "checkpoint.best=true"],
+        slow(["epochs=4", "exchange=send_once", "exchange.local_epochs=2", "membership.step_deadline_s=0.2"]),
+        slow(["epochs=5", "exchange=update_by_loss", "exchange.threshold=0.2", "checkpoint.best=true"]),
     ],
     ids=" ".join,
 )

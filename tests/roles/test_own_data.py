@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import metrics, summary
+from runs import metrics, slow, summary
 from simulation import compose
 from test_malformed import CPU, Proxy, Thread, join
 from test_membership import Machine
@@ -135,6 +135,7 @@ def test_the_same_data_twice_are_refused_unless_it_is_asked_for(partition, owned
         assert capfd.readouterr().out.count("clients 0 and 1 have the same training samples (partition=none)") == 1
 
 
+@pytest.mark.slow
 def test_an_open_run_refuses_the_client_and_goes_on(owned, play, tmp_path, capfd):
     roots = [owned("c0", a=6, b=4), owned("c1", a=2, cat=2)]
     server, error, errors = play(roots, "membership.open=true", "membership.step_deadline_s=60", "epochs=20")
@@ -153,7 +154,7 @@ def test_an_open_run_refuses_the_client_and_goes_on(owned, play, tmp_path, capfd
 # The server's own test samples
 
 
-@pytest.mark.parametrize("topology", ["parallel", "sequential"])
+@pytest.mark.parametrize("topology", ["parallel", slow("sequential")])
 @pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])
 def test_the_servers_test_samples_cross_no_wire(topology, exchange, owned, play, tmp_path, capfd):
     test_only = owned("server", a=8, b=8)

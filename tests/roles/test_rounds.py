@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 import test_malformed
 import torch
-from runs import TINY, metrics, summary, wait_for
+from runs import TINY, metrics, slow, summary, wait_for
 from simulation import compose
 from test_malformed import CPU, OPTIONS, Proxy, Thread, built_before, join  # noqa: F401  a fixture
 from test_membership import Machine
@@ -187,8 +187,8 @@ def test_a_round_that_begins_with_few_has_room(tmp_path):
     [
         [],
         ["membership.sample=1"],
-        ["topology.average=never"],
-        ["topology=sequential"],
+        slow(["topology.average=never"]),
+        slow(["topology=sequential"]),
         ["membership.open=true", "membership.step_deadline_s=60", "checkpoint.every_epochs=null"],
     ],
     ids=" ".join,
@@ -253,7 +253,9 @@ def test_a_malformed_question_ends_a_run_or_the_client(options, is_open, tmp_pat
 # The best
 
 
-@pytest.mark.parametrize("overrides", [[], ["topology.average=never"], ["topology=sequential"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides", [[], slow(["topology.average=never"]), slow(["topology=sequential"])], ids=" ".join
+)
 def test_the_weights_of_the_best_evaluation_are_kept(overrides, tmp_path):
     options = [*OPTIONS, *TINY, "schedule=constant", "checkpoint.best=true", "optimizer.lr=0.3", *overrides]
     play(tmp_path / "whole", compose(*options, "epochs=5"))

@@ -165,8 +165,8 @@ def test_point_counts_bytes_of_one_sample():
     [
         ("mobilenet_v3_small", ["features.0", "features.4", "avgpool"]),
         ("squeezenet1_1", ["features.0", "features.5", "features.12"]),  # features.1 is an in-place ReLU
-        ("densenet121", ["features.conv0", "features.denseblock1", "features"]),
-        ("swin_v2_t", ["features.0", "features.3", "permute"]),
+        slow("densenet121", ["features.conv0", "features.denseblock1", "features"]),
+        slow("swin_v2_t", ["features.0", "features.3", "permute"]),
     ],
 )
 def test_torchvision_networks_split(arch, cuts, network, noise):
