@@ -98,15 +98,24 @@ def _flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 def _required(given: dict[str, Any]) -> list[str]:
     """Keys that every configuration has: all of config.yaml, its groups, and what all files of a group have."""
+    groups = _groups()
+    keys = [*_options(CONF / "config.yaml"), *groups]
+    for group, common in groups.items():
+        if "_target_" not in given.get(group, ()):  # else a class knows what it needs
+            keys += common
+    return keys
+
+
+@cache
+def _groups() -> dict[str, list[str]]:
+    """The groups that every configuration has a choice of, with the keys that all of their files have."""
     entries = OmegaConf.load(CONF / "config.yaml").defaults
     chosen = [str(key) for entry in entries if OmegaConf.is_dict(entry) for key, value in entry.items() if value]
-    groups = [key.rpartition("@")[2] for key in chosen if not key.startswith("override")]
-    keys = [*_options(CONF / "config.yaml"), *groups]
-    for group in groups:
+    groups = {}
+    for group in [key.rpartition("@")[2] for key in chosen if not key.startswith("override")]:
         files = [path for path in CONF.glob(f"{group}/*.yaml") if "defaults:" not in path.read_text()]
-        if files and "_target_" not in given.get(group, ()):  # else a class knows what it needs
-            keys += set.intersection(*(set(_options(path)) for path in files))
-    return keys
+        groups[group] = sorted(set.intersection(*(set(_options(path)) for path in files))) if files else []
+    return groups
 
 
 def _get(given: Any, key: str) -> Any:
