@@ -38,7 +38,8 @@ def test_one_client_without_compression_trains_the_uncut_model(arch, cut, tmp_pa
     assert_trains_the_uncut_model(tmp_path, f"arch={arch}", f"cut={cut}")
 
 
-@pytest.mark.parametrize("cut", ["shallow", slow("medium")])
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", ["shallow", "medium"])
 def test_so_does_one_with_its_channels_last(cut, tmp_path):
     assert_trains_the_uncut_model(
         tmp_path, "arch=vgg_slim", f"cut={cut}", "channels_last=true", "data.augment=crop_flip"
@@ -149,7 +150,9 @@ def assert_equals_the_simulation(folder, *overrides):
     [
         slow(["compressor=none"]),
         slow(["compressor=ms"]),
-        ["compressor=ms", "compressor.scope=sample", "backward=gated", "compressor@downlink=ms", "downlink.bits=3"],
+        slow(
+            ["compressor=ms", "compressor.scope=sample", "backward=gated", "compressor@downlink=ms", "downlink.bits=3"]
+        ),
         slow(["compressor=rt", "compressor@downlink=qu", "topology.average=step"]),
         slow(["compressor=sp", "topology.average=never", "partition=dirichlet", "last_batch=merge"]),
         slow(["compressor=qu", "topology=sequential", "compressor@downlink=rt", "last_batch=drop"]),
@@ -192,7 +195,7 @@ def assert_equals_the_simulation(folder, *overrides):
         ),
         slow(["exchange=u_shaped", "compressor=rt", "compressor@feature_gradient=rt", "topology.average=step"]),
         slow(["exchange=u_shaped", "topology.average=never", "partition=dirichlet"]),
-        ["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"],
+        slow(["bottleneck=16", "compressor=ms", "partition=dirichlet", "optimizer.momentum=0"]),
         slow(["bottleneck=9", "compressor=qu", "topology=sequential", "freeze=block1", "bottleneck_batches=2"]),
         [*GPT, "warmup.epochs=0.5", "task.label_smoothing=0.1", "compressor=qu", "partition=iid"],
         slow([*GPT, "exchange=labels_up", "topology.average=step", "freeze=embedding", "optimizer.decay=all"]),

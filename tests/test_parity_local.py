@@ -43,7 +43,7 @@ def test_clients_with_losses_of_their_own(overrides, tmp_path):
 @pytest.mark.parametrize(
     "overrides, expected",
     [
-        (["compressor=rt"], [False, False, True, False, False]),
+        slow(["compressor=rt"], [False, False, True, False, False]),
         slow(["compressor=klt", "compressor.refresh=2"], [False, False, True, False, False]),
         (["compressor=klt", "compressor.refresh=2", "exchange.resend_every=2"], [False, False, True, False, True]),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import LAUNCH, TINY, children, job_folders, left_over, metrics, run, slow, started, torchrun, wait_for
+from runs import LAUNCH, ROOT, TINY, children, job_folders, left_over, metrics, run, slow, started, torchrun, wait_for
 from simulation import compose
 
 from splitlearn import checkpoints, local
@@ -186,8 +186,8 @@ def test_a_finished_run_is_not_trained_again_nor_another_one_in_its_folder(tmp_p
         local.run(compose(*TINY, "compressor.bits=3"), tmp_path)
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path):
-    status, out = run([*LAUNCH, "resume=nowhere"], tmp_path)
+def test_a_folder_without_a_run_is_one_sentence(run_here):
+    status, out = run_here(ROOT / "launch.py", "resume=nowhere")
     assert status == 1 and "resume=nowhere: no run was started in that folder" in out and "Traceback" not in out
 
 

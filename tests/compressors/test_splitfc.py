@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from runs import slow
 
 from splitlearn.compressors import Payload
 from splitlearn.compressors.base import num_kept
@@ -30,7 +31,7 @@ def nbytes_of(compressor: FeatureWise, x: torch.Tensor) -> int:
     return sum(section.numel() for section in compressor.encode(x).sections)
 
 
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.9])
+@pytest.mark.parametrize("ratio", [slow(0.25), 0.5, 0.9])
 @pytest.mark.parametrize("name", MAPS)
 def test_in_the_mean_over_draws_every_value_arrives(name, ratio):
     x, compressor = MAPS[name], FeatureWise(ratio, 8)

@@ -349,23 +349,23 @@ def _has_ended(connection: socket.socket) -> bool:
 
 
 def test_nothing_that_is_sent_can_be_read_on_the_way_and_the_run_is_the_same(folder, tmp_path, free_port):
-    """Two clients with certificates through a wire that is listened to, and one without TLS, to see that one hears."""
+    """A client with a certificate through a wire that is listened to, and one without TLS, to see that one hears."""
     heard = {}
     for name, options in (("tls", [f"tls.folder={folder}"]), ("plain", [])):
         wire = Wire(free_port)
         heard[name] = wire.heard
         ranks = {}
-        for rank in ("server", "client0", "client1"):
+        for rank in ("server", "client0"):
             (tmp_path / name / rank).mkdir(parents=True)
             place = ["role=server", f"rpc.port={free_port}", "hydra.run.dir=../run"]
             if rank != "server":
-                place = ["role=client", f"client.index={rank[-1]}", f"rpc.port={wire.port}"]
-            command = [*LAUNCH, *TINY, "num_clients=2", *options, *place]
+                place = ["role=client", f"rpc.port={wire.port}"]
+            command = [*LAUNCH, *TINY, "num_clients=1", *options, *place]
             ranks[rank] = started(command, tmp_path / name / rank, SPLITLEARN_TOKEN="a token of the tests")
-        with ranks["server"] as server, ranks["client0"] as first, ranks["client1"] as second:
-            status = [rank.wait(120) for rank in (server, first, second)]
+        with ranks["server"] as server, ranks["client0"] as client:
+            status = [rank.wait(120) for rank in (server, client)]
         out = "".join((tmp_path / name / rank / "out.txt").read_text() for rank in ranks)
-        assert status == [0, 0, 0] and "Traceback" not in out, out
+        assert status == [0, 0] and "Traceback" not in out, out
         assert (", encrypted:" in out) == (name == "tls")
         wire.close()
     assert b"".join(heard["plain"]).count(MAGIC) >= 8
@@ -418,6 +418,7 @@ def test_a_run_on_one_machine_can_be_encrypted_too(tmp_path):
     assert_same(tmp_path / "tls", tmp_path / "plain")
 
 
+@pytest.mark.slow
 def test_a_wrong_token_is_one_sentence_on_both_sides(tmp_path, free_port):
     for name in ("server", "client"):
         (tmp_path / name).mkdir()
