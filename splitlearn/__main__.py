@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 
-from splitlearn import forking
 from splitlearn.stopping import SIGNALS, end_at_once
 
 
@@ -14,6 +13,8 @@ def main() -> None:
     # Of torchrun's ranks one is enough to speak; its SIGTERM comes after a failure that is told already.
     end_at_once(() if not is_torchruns else (signal.SIGTERM,) if os.environ["RANK"] == "0" else SIGNALS)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else each peer that leaves is a warning of RPC's
+    from splitlearn import forking  # after end_at_once, as all that takes long
+
     if not is_torchruns and forking.forks(sys.argv[1:]):
         forking.start()  # and imports torch while this process does
     from splitlearn import launch  # takes seconds, as torch does
