@@ -26,17 +26,18 @@ def start() -> multiprocessing.context.ForkServerContext:
     """Starts that process, which then imports on its own what ranks need; once is enough."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
+    before = dict(os.environ)
     # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
-    path = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), path]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), before.get("PYTHONPATH")]))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or importing numpy starts threads; ranks set torch's for themselves
     # Ctrl-C is the parent's business: in a process that starts Python it would be a traceback.
     resource_tracker.ensure_running()  # which unblocks it when it is started
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        del os.environ["PYTHONPATH"]
-        if path is not None:
-            os.environ["PYTHONPATH"] = path
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name in {"PYTHONPATH", "OMP_NUM_THREADS"} - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
     return context

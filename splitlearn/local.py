@@ -41,6 +41,8 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
     """
     num_clients = cfg.num_clients or DEFAULT_NUM_CLIENTS
     num_ranks = num_clients + 1
+    # A thread each would do as torchrun does; ranks that share a core slow one another down.
+    num_threads = None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // num_ranks)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launch.py
     cfg = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True) | {"num_clients": num_clients})
     if (result := saved.finished_result(folder, cfg)) is not None:
@@ -59,7 +61,9 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
         for rank in range(num_ranks):
             place = Place(rank, num_clients, "127.0.0.1", store.port, one_machine=True)
             pipes[rank], end = context.Pipe(duplex=False)
-            process = context.Process(target=_run, args=(cfg, place, folder, token, origin, end), name=place.name)
+            process = context.Process(
+                target=_run, args=(cfg, place, folder, token, origin, num_threads, end), name=place.name
+            )
             process.start()
             processes[rank] = process
             end.close()
@@ -106,13 +110,19 @@ def _outcome(process, pipe: Connection) -> float | UserError:
 
 
 def _run(
-    cfg: DictConfig, place: Place, folder: Path, token: bytes, origin: dict[str, str] | None, pipe: Connection
+    cfg: DictConfig,
+    place: Place,
+    folder: Path,
+    token: bytes,
+    origin: dict[str, str] | None,
+    num_threads: int | None,
+    pipe: Connection,
 ) -> None:
     """The main function of one rank's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
     forgive(sys.stdout, sys.stderr)
-    if "OMP_NUM_THREADS" not in os.environ:  # ranks that share a core slow one another down
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // (place.num_clients + 1)))
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = run_rank(cfg, place, folder, token, origin)
