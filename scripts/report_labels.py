@@ -36,8 +36,10 @@ def _defence(item: tuple[str, DictConfig]) -> str:
 
 
 def codec_of(cfg: DictConfig) -> str:
-    """The codecs of the channels that the exchange has, and a bottleneck: "ms", "klt up, linked down"."""
+    """The codecs of the channels that the exchange has, of weights, and a bottleneck: "ms", "klt up, linked down"."""
     label = _of_channels(cfg, exchange_from(cfg))
+    if (of_weights := choice(cfg.weights) if "weights" in cfg else "none") != "none":
+        label += f", weights {of_weights}"
     if cfg.get("bottleneck"):  # another network, which is compared with the unmodified one
         start = "" if cfg.bottleneck_init == "pca" else f" {cfg.bottleneck_init}"
         label += f", bottleneck {cfg.bottleneck}{start}"

@@ -33,7 +33,7 @@ ORDER = [
 WAYS = ("up", "down")
 METHOD_KEYS = {"exchange", "defence", "topology.name", "topology._target_", "cut_back", "features", "feature_gradient"}
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
-CODEC_KEYS = {"compressor", "downlink", "features_alike", "cut_precision", *BOTTLENECK}
+CODEC_KEYS = {"compressor", "downlink", "weights", "features_alike", "cut_precision", *BOTTLENECK}
 CELL_KEYS = {"arch", "data", "cut", "seed", *METHOD_KEYS, *CODEC_KEYS}  # others that vary name the setting, or the row
 
 

@@ -13,7 +13,7 @@ from splitlearn.batches import LAST_BATCH
 from splitlearn.compressors.identity import Identity
 from splitlearn.config import ALIKE, compressor_from, made_from
 from splitlearn.errors import UserError
-from splitlearn.exchange import network
+from splitlearn.exchange import changes, network
 from splitlearn.exchange.channels import channels_of
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.wayback import BACKWARD
@@ -215,3 +215,4 @@ def check(cfg: DictConfig) -> None:
         if isinstance(node, DictConfig) and str(node.get("_target_")).startswith("splitlearn.compressors."):
             compressor_from(cfg, key)
     channels_of(cfg, exchange)
+    changes.check(cfg)

@@ -72,6 +72,8 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
         if "=" not in error.override:
             return f"{error.override} is no option: options are key=value or group=option"
         return f"{error.override} cannot be read ({about}): quote its value twice, \"key='value'\""
+    if match := re.match(r"Could not override '(\w+@\w+)'\. Did you mean", text):
+        return _unchosen_group(match[1])
     if match := re.match(r"Could not override '([^']*)'\.( To append to your config use|$)", text):
         return _unknown_key(match[1], overrides)
     if match := re.match(r"Error merging override (.*)", text):
@@ -87,6 +89,13 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
         return hydra.compose("config", list(overrides))
+
+
+def _unchosen_group(group: str) -> str:
+    """Of one such as compressor@features, which there is where another is chosen alone."""
+    files = [path for path in CONF.glob("*/*.yaml") if f"- /{group}: " in path.read_text()]
+    chosen = " or ".join(f"{path.parent.name}={path.stem}" for path in files)
+    return f"{group} is a choice with {chosen} alone" if chosen else f"{group} is unknown"
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import torch
 from omegaconf import DictConfig
-from simulation import State, Updates, changed, loader_of, loss_of, rounds
+from simulation import Averaged, State, Updates, changed, loader_of, loss_of, rounds
 
 import splitlearn
 from splitlearn.config import compressor_from
@@ -33,6 +33,7 @@ class Plain:
         self.loaders, abouts = zip(*(loader_of(cfg, one, cfg.num_clients) for one in self.numbers), strict=True)
         built = network.build(cfg, abouts[0])
         self.clients, self.server = [copy.deepcopy(built.client) for _ in self.numbers], built.server
+        self.averaged = Averaged(cfg, built.client)
         self.loss, self.losses, self.by_batch = loss_of(cfg), [], []
         self.uplinks, self.downlinks = (
             [compressor_from(cfg, key) for _ in self.numbers] for key in ("compressor", "downlink")
@@ -68,7 +69,10 @@ class Plain:
                 if any(parameter.grad is not None for parameter in self.clients[number].parameters()):
                     self.updates[number].add()
                     self.updates[number].step()
-        self.average()
+        if self.cfg.topology.average == "epoch" and learn is not not_at_all:
+            mean = self.averaged({number: client.state_dict() for number, client in enumerate(self.clients)}, epoch)
+            for client in self.clients:
+                client.load_state_dict(copy.deepcopy(mean))
 
     def step(self, sent: dict, epoch: int, batch: int, holds: bool) -> dict[int, torch.Tensor]:
         """One of the server, on what the clients send; returns the gradients that go back."""
@@ -113,15 +117,6 @@ class Plain:
             self.learn_from(
                 {number: self.held[number][order[step]] for number, order in orders.items() if step < len(order)}
             )
-
-    def average(self) -> None:
-        states = [client.state_dict() for client in self.clients]
-        mean = {
-            name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
-            for name, value in states[0].items()
-        }
-        for client in self.clients if self.cfg.topology.average == "epoch" else ():
-            client.load_state_dict(copy.deepcopy(mean))
 
     def end_epoch(self) -> None:
         for one in (*self.updates, self.server_updates):

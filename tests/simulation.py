@@ -4,6 +4,7 @@ import copy
 import csv
 import itertools
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache, partial
 
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import splitlearn
 from splitlearn.compose import compose as composed
+from splitlearn.compressors import Identity
 from splitlearn.config import compressor_from
 from splitlearn.exchange import network
 from splitlearn.kinds import CONF
@@ -268,6 +270,7 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
             [compressor_from(cfg, key) for number in numbers] for key in ("features", "feature_gradient")
         )
     losses, held = [], [{} for number in numbers]
+    averaged = Averaged(cfg, first)
     for epoch in range(1, cfg.epochs + 1):
         batches_done = [0] * cfg.num_clients
         for loader in of_clients:
@@ -337,16 +340,49 @@ def train_split(cfg: DictConfig) -> tuple[list[float], list[State], State]:
                 uplinks, downlinks = ([codecs[number]] * cfg.num_clients for codecs in (uplinks, downlinks))
             losses.append(sum(step_losses) / len(step_losses))
         if cfg.topology.get("average") in ("epoch", "step"):
-            states = [clients[number].state_dict() for number in drawn]
-            mean = {
-                name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
-                for name, value in states[0].items()
-            } | clients[0].frozen_state()
+            mean = averaged({number: clients[number].state_dict() for number in drawn}, epoch)
             for client in clients:
                 client.load_state_dict(copy.deepcopy(mean))
         for one in everybody if cfg.schedule.per == "epoch" else ():
             one.schedule.step()
     return losses, [client.state_dict() for client in clients], server.state_dict()
+
+
+class Averaged:
+    """The mean of the clients' weights after an epoch, as it arrives with the run's codec of weights."""
+
+    def __init__(self, cfg: DictConfig, first: nn.Module):
+        self.cfg, self.frozen, self.last = cfg, first.frozen_state(), copy.deepcopy(first.state_dict())
+        of_parts = {name for part in first.parts for name, one in part.named_parameters() if one.requires_grad}
+        self.names = [name for name in self.last if name in of_parts]  # buffers go as they are
+        self.codec = compressor_from(cfg, "weights") if "weights" in cfg else Identity()
+        self.left_out: dict[str, torch.Tensor | int] = defaultdict(int)
+
+    def __call__(self, states: dict[int, State], epoch: int) -> State:
+        """Of the weights of these clients."""
+        found = [self.arriving(f"client {number}", state, epoch) for number, state in states.items()]
+        mean = {
+            name: sum(state[name] for state in found) / len(found) if value.is_floating_point() else value
+            for name, value in found[0].items()
+        } | self.frozen
+        self.last = self.arriving("server", mean, epoch)
+        return self.last
+
+    def arriving(self, sender: str, state: State, epoch: int) -> State:
+        """What is new since the last mean is sent, with what was left out before."""
+        if self.codec.is_exact:
+            return state
+        sizes = [state[name].numel() for name in self.names]
+        new = torch.cat([(state[name] - self.last[name]).flatten() for name in self.names])
+        change, scales = new + self.left_out[sender], []
+        for one, both in zip(new.split(sizes), change.split(sizes), strict=True):
+            scale = max(one.square().mean().sqrt(), 0.01 * both.square().mean().sqrt())
+            scales.append((scale if scale else scale + 1).expand(len(one)))
+        self.codec.seed(derive(self.cfg.seed, "weights", sender, epoch))
+        arrived = self.codec.decode(self.codec.encode(change / torch.cat(scales))) * torch.cat(scales)
+        self.left_out[sender] = change - arrived
+        parts = zip(self.names, arrived.split(sizes), strict=True)
+        return state | {name: self.last[name] + part.view_as(state[name]) for name, part in parts}
 
 
 def crossed(x: torch.Tensor, lengths: torch.Tensor | None, *codecs) -> torch.Tensor:

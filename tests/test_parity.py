@@ -202,6 +202,15 @@ def assert_equals_the_simulation(folder, *overrides):
         slow(["bottleneck=[16,100]", "exchange=u_shaped", "compressor=rt", "topology.average=step"]),
         ["delta=bf16", "epochs=3", "compressor=klt", "compressor@downlink=linked", "partition=dirichlet"],
         slow(["delta=fp32", "compressor=rt", "topology=sequential", "epochs=3"]),
+        [
+            "compressor@weights=uq",
+            "weights.bits=3",
+            "epochs=3",
+            "bottleneck=16",
+            "freeze=block1",
+            "partition=dirichlet",
+        ],
+        slow(["compressor@weights=qu", "weights.stochastic=true", "epochs=3", "compressor=rt", "optimizer=adam"]),
     ],
     ids=lambda overrides: " ".join(overrides),
 )

@@ -24,7 +24,7 @@ def assert_equals(program, folder, *overrides):
     "overrides",
     [
         slow(["exchange=local_loss", "compressor=none", "topology.average=never"]),
-        ["exchange=local_loss", "compressor=ms", "exchange.send_every=2"],
+        ["exchange=local_loss", "compressor=ms", "exchange.send_every=2", "compressor@weights=uq", "epochs=3"],
         slow(["exchange=local_loss", "compressor=klt", "exchange.send_every=100"]),
         slow(["exchange=aligned", "compressor=rt", "exchange.align_every=2", "compressor@downlink=qu"]),
         ["exchange=aligned", "exchange.send_every=2", "compressor=klt", "compressor@downlink=linked"],
@@ -50,7 +50,7 @@ def test_clients_with_losses_of_their_own(overrides, tmp_path):
     ids=["rt", "klt", "klt sent again"],
 )
 def test_maps_that_are_sent_once(overrides, expected, tmp_path):
-    options = ["exchange=send_once", "exchange.local_epochs=2", "epochs=5", *overrides]
+    options = ["exchange=send_once", "exchange.local_epochs=2", "epochs=5", "compressor@weights=qu", *overrides]
     assert_equals(train_with_maps_sent_once, tmp_path, *options)
     assert [line.get("smashed_up_bytes", 0) > 0 for line in metrics(tmp_path, "epoch")] == expected
     assert [line["samples"] for line in metrics(tmp_path, "epoch")] == [151] * 5
@@ -64,7 +64,7 @@ def test_updates_by_the_loss(tmp_path):
         "compressor=klt",
         "compressor.refresh=3",
     ]
-    assert_equals(train_by_moves_of_the_loss, tmp_path, *options, "compressor@downlink=linked")
+    assert_equals(train_by_moves_of_the_loss, tmp_path, *options, "compressor@downlink=linked", "compressor@weights=uq")
     lines = metrics(tmp_path, "epoch")
     crossed = [(line.get("smashed_up_bytes", 0) > 0, line.get("gradient_down_bytes", 0) > 0) for line in lines]
     assert crossed[:2] == [(True, True)] * 2 and {*crossed[2:]} == {(True, True), (True, False), (False, False)}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from runs import LAUNCH, ROOT, TINY, metrics, run, summary
+from runs import ROOT, TINY, metrics, summary
 from simulation import compose
 from torchvision.utils import save_image
 
@@ -53,6 +53,7 @@ def test_a_bottleneck_is_compared_with_the_unmodified_network(tmp_path, run_here
     write_run(tmp_path / "narrow", "none", 0, [0.40, 0.61], 100_000, 100_000, "bottleneck=8")
     random = "bottleneck_init=orthogonal"
     write_run(tmp_path / "random", "ms", 0, [0.40, 0.60], 10_000, 100_000, "bottleneck=4", random)
+    write_run(tmp_path / "coded", "none", 0, [0.50, 0.60], 1_000_000, 1_000_000, "compressor@weights=uq")
     path = tmp_path / "narrow" / "metrics.jsonl"
     path.write_text(path.read_text().replace('"labels_up_bytes"', '"bottleneck_up_bytes": 20000000, "labels_up_bytes"'))
     status, out = run_here(REPORT, str(tmp_path), "--rates", "8")
@@ -60,6 +61,7 @@ def test_a_bottleneck_is_compared_with_the_unmodified_network(tmp_path, run_here
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     named = {row[0]: row[1:] for row in reversed(rows)}  # the first table's
     assert named["none, bottleneck 8"] == ["10.00"] and named["ms, bottleneck 4 orthogonal"] == ["100.00"]
+    assert named["none, weights uq"] == ["1.00"]
     (narrow,) = (row for row in rows if row[1:2] == ["none, bottleneck 8"] and len(row) == 7)
     assert narrow[2:6] == ["61.00 %", "3.20", "10.00 ×", "10.00 ×"]
     minutes = [row[1] for row in rows if len(row) == 2 and row[0] == "none, bottleneck 8"][-1]
@@ -230,13 +232,15 @@ def all_that_crossed(found: dict) -> int:
 
 
 def test_a_sweep_goes_on_past_a_broken_job_and_its_report_has_the_runs_numbers(tmp_path, run_here):
-    sweep = [*LAUNCH, "sweep=grid", "compressor=none,ms", "compressor@downlink=ms", "downlink.bits=9,2", *TINY]
-    status, out = run([*sweep, "epochs=2", "hydra.sweep.dir=sweep"], tmp_path, timeout_s=200)
+    sweep = [ROOT / "launch.py", "sweep=grid", "compressor=none,ms", "compressor@downlink=ms", "downlink.bits=9,2"]
+    sweep += [*TINY, "epochs=2", "hydra.sweep.dir=sweep"]
+    status, out = run_here(*sweep)
     assert status == 1 and "2 jobs of the sweep failed" in out and "downlink.bits=9 is out of range" in out
     folders = sorted(path.parent for path in tmp_path.rglob("summary.json"))
-    assert len(folders) == 2 and out.count("all in training: ") == 2
+    rows = [line for line in out.splitlines() if re.match(r" [0-3] ", line)]
+    assert len(folders) == 2 and len(rows) == 4
     for folder in folders:
-        assert out.count(size(sum(summary(folder)["all_bytes"].values()))) == 2  # there, and in the table
+        assert sum(size(sum(summary(folder)["all_bytes"].values())) in row for row in rows) == 1
     status, out = run_here(REPORT, "sweep")
     assert status == 0, out
     with open(tmp_path / "sweep" / "report" / "summary.csv") as file:
@@ -251,7 +255,7 @@ def test_a_sweep_goes_on_past_a_broken_job_and_its_report_has_the_runs_numbers(t
         assert float(in_all[name]) == sum(found["all_bytes"].values()) == all_that_crossed(found)
     assert_what_is_kept_has_the_same_report(tmp_path, run_here)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
-    status, out = run([*sweep, "epochs=2", "hydra.sweep.dir=sweep"], tmp_path)
+    status, out = run_here(*sweep)
     assert out.count("finished before, with a test accuracy of") == 2
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("summary.json")}
 

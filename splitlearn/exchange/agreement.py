@@ -59,6 +59,7 @@ class Agreement:
         self.segment = {name: like(tensor) for name, tensor in client_segment.state_dict().items()}
         frozen = client_segment.frozen_state()
         self.changing = {name: shape for name, shape in self.segment.items() if name not in frozen}
+        self.parameters = [name for name in self.changing if name in client_segment.trained_names()]
         self.gradients = [like(parameter) for parameter in trained(client_segment)]
         self.optimizer = optimizer_state(client_segment, self.cfg)
 
@@ -124,11 +125,15 @@ class Agreement:
             "optimizer",
             "codecs",
             "own",
+            "left_out",
         }:
             raise Unfit("it does not hold a segment and an optimizer's state")
         self.check_codecs(state.get("codecs", {}))
         if "own" in state:
             require_sums("its own sums", state["own"], ("client", *self.own_sums))
+        num_values = sum(self.changing[name][0].numel() for name in self.parameters)
+        if "left_out" in state and not is_like(state["left_out"], (torch.Size([num_values]), torch.float32)):
+            raise Unfit("what its changes have left out is not of the client segment's weights")
         self.check_segment(state["segment"], self.changing)
         kept = state["optimizer"]
         if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet

@@ -171,7 +171,11 @@ class Weights(Message):
     own: dict | None  # of the batches since then, samples and sums by a loss of the client's own, if it has one
 
     def check(self, agreement: Agreement, holds: str | None = None) -> None:
-        """`holds` says what the state has to be: "segment" for what of it changes, "trainable", or None for nothing."""
+        """
+        Args:
+            holds: what the state has to be: the "segment", as far as it changes, the "trainable", or None for nothing;
+                of "changes", decoding them tells (see changes.py).
+        """
         if not isinstance(self.seconds, dict) or not self.seconds.keys() <= CLIENT_PHASES:
             raise Unfit(f"its times are not those of {', '.join(sorted(CLIENT_PHASES))}")
         if not all(type(value) in (int, float) and abs(value) < MAX_SECONDS for value in self.seconds.values()):
@@ -182,7 +186,7 @@ class Weights(Message):
             agreement.check_trainable(self.state)
         elif holds == "segment":
             agreement.check_segment(self.state, agreement.changing)
-        elif self.state is not None:
+        elif holds != "changes" and self.state is not None:
             raise Unfit("it has weights that nobody asked for")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from splitlearn.config import compressor_from, num_in_epoch
+from splitlearn.exchange.changes import changes_of
 from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.measure.ledger import of_training
 from splitlearn.segments import CutPoint
@@ -29,6 +30,8 @@ def headline_of(cfg: DictConfig, task: Task, specs: Sequence[ChannelSpec], cuts:
     up_to = "up to " if cfg.membership.open else ""
     in_epoch = f", {num} in each epoch" if (num := cfg.membership.sample) else ""
     codecs = " · ".join(f"{word(spec)} {compressor_from(cfg, spec.config).label}" for spec in specs)
+    if changes := changes_of(cfg):
+        codecs += f" · weights {changes.codec.label}"
     return (
         f"{network} cut after {where} · {data} · {cfg.topology.name},"
         f" {up_to}{cfg.num_clients} client{'s' * (cfg.num_clients > 1)}{in_epoch} · {codecs}"

@@ -135,6 +135,7 @@ class Client:
         begun = self.exchange.plan(welcome.epoch, welcome.phase).begun(welcome.batch, self.num_batches)
         self.progress = ClientProgress(welcome.epoch, welcome.step, begun, welcome.phase)
         help_fit(self, built.cuts, welcome.unfitted)
+        self.topology.begin(self, welcome.state)
         self.is_in = True
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
         self.screen.tell(
@@ -171,10 +172,9 @@ class Client:
 
     def state(self) -> dict[str, Any]:
         """All that it would go on from elsewhere, but for what is frozen."""
-        state, frozen = self.trainable.state(), self.trainable.segment.frozen_state()
-        changing = {name: value for name, value in state["segment"].items() if name not in frozen}
+        state = self.agreement.changing_of(self.trainable.state())
         own = {"own": {"client": self.index, **self._own}} if self._own else {}
-        return {**state, "segment": changing, "codecs": self.codecs.state(), **own}
+        return {**state, "codecs": self.codecs.state(), **own, **self.topology.kept()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Goes on from another state, which may be all weights alone."""

@@ -53,6 +53,10 @@ class Parts(nn.Module):
         fixed = {name for name, parameter in self._named_parameters() if not parameter.requires_grad}
         return {name: value for name, value in self.state_dict().items() if name in fixed or self.is_frozen(name)}
 
+    def trained_names(self) -> set[str]:
+        """Of the parameters that train; buffers change too, and are none."""
+        return {name for name, parameter in self._named_parameters() if parameter.requires_grad}
+
     def train(self, mode: bool = True) -> Parts:
         super().train(mode)
         for part in self.parts:

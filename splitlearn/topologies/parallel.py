@@ -2,14 +2,17 @@
 
 epoch   step 1: client 0, 1, 2 │ step 2: client 0, 1, 2 │ … │ mean of the clients' weights to all (average=epoch)
                                └ mean of their gradients to all (average=step)
+
+With a codec `compressor@weights`, what the mean has changed of the one before is sent (see exchange/changes.py).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from splitlearn.errors import PeerError
-from splitlearn.exchange.messages import Gradients, GradientsReply, StepReply, Weights
+from splitlearn.exchange.messages import Gradients, GradientsReply, StepReply, Weights, WeightsReply
 from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of, trained
 from splitlearn.topologies.averaging import average_states
 from splitlearn.topologies.topology import Topology, is_evaluated, send_weights, take_weights
@@ -54,21 +57,30 @@ class Parallel(Topology):
         is_last = epoch == server.cfg.epochs
         plan = roster.plan
         sends = is_last if self.keeps_own else plan.is_trained
+        parameters = server.agreement.parameters
+        is_coded = self.changes and parameters
+        average = server.agreement.changing_of(server.client_states[0]) if is_coded else None
+        holds = None if not sends else "changes" if is_coded else "segment"
         done: dict[int, tuple[Any, Any]] = {}
         for client in roster.due(roster.in_round(), Weights, f"is too late for epoch {epoch}", waits=False):
             with roster.excusing(client):
-                request, state = take_weights(server, client, "segment" if sends else None)
+                request, state = take_weights(server, client, holds)
+                if holds == "changes":
+                    state = self.changes.decode(state, average, parameters, f"client {client}")
                 if roster.is_open and state is not None and not are_finite(state.values()):
                     raise PeerError(f"client {client} sent weights that are not finite: its training diverged")
                 done[client] = request, state
-        states = [state for _, state in done.values() if state is not None]
+        states, sent = [state for _, state in done.values() if state is not None], None
         if states and self.keeps_own and is_last:
             server.client_states = [self._own(server, client, done) for client in range(server.cfg.num_clients)]
         elif states and not self.keeps_own:
             members = [roster.members[client] for client in done]
             num_samples = [member.num_samples if roster.is_open else member.num_train for member in members]
             by_samples = self.weighting == "samples" and any(num_samples)
-            mean = average_states(states, num_samples if by_samples else None)
+            mean = sent = average_states(states, num_samples if by_samples else None)
+            if is_coded:
+                coded = self.changes.encode(mean, average, parameters, "server", epoch)
+                sent, mean, self.changes.left_out = coded
             server.client_states = [server.client_states[0] | mean]  # with what is frozen
         keeps = self.keeps_own and server.runstate.keeps_own(epoch)
         directive = "save" if keeps or server.runstate.saves_epoch(epoch) else None
@@ -76,13 +88,18 @@ class Parallel(Topology):
             directive, server.is_stopping = "stop", True  # there was no step to say so
         # Those that were drawn get the newest weights when they are again, and before only to evaluate with.
         is_wanted = sends and not self.keeps_own and (server.cfg.membership.sample is None or is_evaluated(server))
-        newest = {name: server.client_states[0][name] for name in server.agreement.changing} if is_wanted else None
         for request, _ in done.values():
-            send_weights(server, request, newest, directive)
+            send_weights(server, request, sent if is_wanted else None, directive)
         if directive:
             roster.hear_states(done)
         if keeps:
             server.own_states = [self._own(server, client, {}) for client in range(server.cfg.num_clients)]
+
+    def told(self, server: Any, state: dict[str, Any]) -> dict[str, Any]:
+        average = server.client_states[0]
+        if not self.changes or "segment" not in state or state["segment"] is average:
+            return state
+        return {**state, "average": server.agreement.changing_of(average)}
 
     def _own(self, server: Any, client: int, done: dict[int, tuple[Any, Any]]) -> Any:
         """The last weights that a client has handed in, with what is frozen; None where there are none."""
@@ -93,20 +110,37 @@ class Parallel(Topology):
 
     # A client's end
 
+    def begin(self, client: Any, state: dict[str, Any]) -> None:
+        if self.changes:
+            state = state if "segment" in state else {}  # all weights alone
+            self.changes.left_out = state.get("left_out")
+            self._mean = state.get("average") or _weights_of(client)
+
+    def kept(self) -> dict[str, Any]:
+        return {"left_out": self.changes.left_out} if self.changes and self.changes.left_out is not None else {}
+
     def train_client(self, client: Any) -> None:
         client.train_batches()
         if self.averages_steps:  # keep in step with clients that have more samples
             for _ in range(client.progress.epoch_step, client.num_steps):
                 client.obey(self._take_mean_step(client, None))
-        segment = client.trainable.segment
-        frozen = segment.frozen_state()
-        changing = {name: value for name, value in state_of(segment).items() if name not in frozen}
         is_last = client.progress.epoch == client.cfg.epochs
         sends = is_last if self.keeps_own else client.plan.is_trained
-        reply = client.exchange_weights(changing if sends else None)
+        segment, weights = client.trainable.segment, _weights_of(client) if sends else None
+        is_coded = self.changes and weights and client.agreement.parameters
+        reply = self._exchange_changes(client, weights) if is_coded else client.exchange_weights(weights)
         if reply.state is not None:
-            load_state(segment, frozen | reply.state)
+            load_state(segment, segment.frozen_state() | reply.state)
         client.obey(reply.directive)
+
+    def _exchange_changes(self, client: Any, weights: Any) -> WeightsReply:
+        """As `exchange_weights`, with what has changed of the average each way; the answer has the weights."""
+        parameters, place = client.agreement.parameters, (f"client {client.index}", client.progress.epoch)
+        sent, _, left_out = self.changes.encode(weights, self._mean, parameters, *place)
+        reply = client.exchange_weights(sent)  # which may hand in the state of before
+        self.changes.left_out = left_out
+        self._mean = self.changes.decode(reply.state, self._mean, parameters, "the server")
+        return replace(reply, state=self._mean)
 
     def end_batch(self, client: Any, share: float, reply: StepReply) -> str | None:
         if not self.averages_steps:
@@ -122,3 +156,8 @@ class Parallel(Topology):
             client.trainable.collect(1.0)
             client.trainable.step(reply.rates)
         return reply.directive
+
+
+def _weights_of(client: Any) -> Any:
+    """What a client hands in of its weights."""
+    return client.agreement.changing_of(state_of(client.trainable.segment))

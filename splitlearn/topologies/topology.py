@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from splitlearn.config import clients_evaluate
+from splitlearn.exchange.changes import Changes, changes_of
 from splitlearn.exchange.messages import StepReply, Weights, WeightsReply
 from splitlearn.hydras import instantiate
 from splitlearn.segments.trainable import nbytes_of
@@ -23,11 +24,13 @@ class Topology:
         averages_steps: clients step with the mean of their gradients, which what is asked of them comes with.
         keeps_own: each client goes on with weights of its own.
         hands_on: one client's weights and optimizer state are all there are.
+        changes: of the clients' average, where these are what is sent; else None.
     """
 
     averages_steps = False
     keeps_own = False
     hands_on = False
+    changes: Changes | None = None
 
     # The server's end
 
@@ -49,7 +52,18 @@ class Topology:
     def take_states(self, server: Any, participants: list[int]) -> None:
         """After the participants of a step have handed in their states for a checkpoint."""
 
+    def told(self, server: Any, state: dict[str, Any]) -> dict[str, Any]:
+        """A client's state, as one that joins is told it."""
+        return state
+
     # A client's end
+
+    def begin(self, client: Any, state: dict[str, Any]) -> None:
+        """The client has joined, and goes on from a state."""
+
+    def kept(self) -> dict[str, Any]:
+        """What belongs to a client's state beside weights and optimizer."""
+        return {}
 
     def train_client(self, client: Any) -> None:
         """What is left of the epoch."""
@@ -72,7 +86,9 @@ class Topology:
 
 def topology_from(cfg: DictConfig) -> Topology:
     """The topology that the config group describes."""
-    return instantiate(cfg.topology)
+    topology = instantiate(cfg.topology)
+    topology.changes = changes_of(cfg)
+    return topology
 
 
 def take_weights(server: Any, client: int, holds: str | None) -> tuple[Any, Any]:

@@ -33,7 +33,10 @@ def run(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("overrides", [[], ["pipeline_depth=2"], ["topology.average=step"], ["topology.average=never"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["pipeline_depth=2"], ["topology.average=step"], ["topology.average=never"], ["compressor@weights=uq"]],
+)
 def test_a_client_segment_that_is_frozen_costs_the_way_up_alone(overrides, run):
     folder, built = run("freeze=client", *overrides)
     found = summary(folder)

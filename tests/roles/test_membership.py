@@ -17,7 +17,7 @@ TOKEN = {"SPLITLEARN_TOKEN": "a token of the tests"}
 
 
 WITH_STATE = ["compressor=klt", "compressor.refresh=20", "compressor@downlink=klt", "downlink.refresh=20"]
-WITH_STATE += ["delta=uint8"]
+WITH_STATE += ["delta=uint8", "compressor@weights=uq"]
 CODECS = pytest.mark.parametrize("codecs", [[], slow(WITH_STATE)], ids=["ms", "klt"])
 
 
@@ -43,7 +43,13 @@ class Machine(ExitStack):
 @pytest.mark.parametrize(
     "options",
     [
-        ["epochs=2", "accumulate=2", "schedule=one_cycle", "warmup.epochs=0.5"],  # which all ranks must count alike
+        [
+            "epochs=2",
+            "accumulate=2",
+            "schedule=one_cycle",
+            "warmup.epochs=0.5",
+            "compressor@weights=uq",
+        ],  # all count alike
         slow(["epochs=4", "exchange=send_once", "exchange.local_epochs=2", "membership.step_deadline_s=0.2"]),
         slow(["epochs=5", "exchange=update_by_loss", "exchange.threshold=0.2", "checkpoint.best=true"]),
     ],
