@@ -326,6 +326,7 @@ def test_a_server_that_sees_the_text_says_so(exchange, number):
     assert len(notes) == number and all("the server sees all of it" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_what_a_run_shows(tmp_path):
     overrides = [*RUN, "epochs=1", "exchange=labels_up", "hydra.run.dir=run", "log.tensorboard=false"]
     status, shown = run([*LAUNCH, *overrides], tmp_path)
