@@ -210,7 +210,7 @@ def assert_equals_the_simulation(folder, *overrides):
             "freeze=block1",
             "partition=dirichlet",
         ],
-        slow(["compressor@weights=qu", "weights.stochastic=true", "epochs=3", "compressor=rt", "optimizer=adam"]),
+        slow(["compressor@weights=qu", "weights.rounding=stochastic", "epochs=3", "compressor=rt"]),
     ],
     ids=lambda overrides: " ".join(overrides),
 )
