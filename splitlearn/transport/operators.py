@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torchvision  # noqa: F401  has operators of its own
+from torch import library as torch_library
 
 from splitlearn.transport.guard import log, refuse
 
@@ -29,7 +30,7 @@ FILE_OPERATORS = {  # that the dispatcher knows, and where their kernels are reg
     "image::write_file": "CompositeExplicitAutograd",
 }
 
-_replaced: list[torch.library.Library] = []  # what each has registered lasts as long as it does
+_replaced: list[torch_library.Library] = []  # what each has registered lasts as long as it does
 
 
 def take_away_operators() -> None:
@@ -73,7 +74,7 @@ def _replace_file_operators() -> None:
         return
     for operator, key in FILE_OPERATORS.items():
         namespace, name = operator.split("::")
-        library = torch.library.Library(namespace, "IMPL")
+        library = torch_library.Library(namespace, "IMPL")
         _replaced.append(library)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that there was a kernel
