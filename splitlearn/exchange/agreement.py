@@ -57,9 +57,9 @@ class Agreement:
         self.about = about
         self.task.know(about)
         self.segment = {name: like(tensor) for name, tensor in client_segment.state_dict().items()}
-        frozen = client_segment.frozen_state()
+        frozen, names = client_segment.frozen_state(), client_segment.trained_names()
         self.changing = {name: shape for name, shape in self.segment.items() if name not in frozen}
-        self.parameters = [name for name in self.changing if name in client_segment.trained_names()]
+        self.parameters = [name for name in self.changing if name in names]
         self.gradients = [like(parameter) for parameter in trained(client_segment)]
         self.optimizer = optimizer_state(client_segment, self.cfg)
 
@@ -131,9 +131,10 @@ class Agreement:
         self.check_codecs(state.get("codecs", {}))
         if "own" in state:
             require_sums("its own sums", state["own"], ("client", *self.own_sums))
-        num_values = sum(self.changing[name][0].numel() for name in self.parameters)
-        if "left_out" in state and not is_like(state["left_out"], (torch.Size([num_values]), torch.float32)):
-            raise Unfit("what its changes have left out is not of the client segment's weights")
+        if "left_out" in state:
+            num_values = sum(self.changing[name][0].numel() for name in self.parameters)
+            if not is_like(state["left_out"], (torch.Size([num_values]), torch.float32)):
+                raise Unfit("what its changes have left out is not of the client segment's weights")
         self.check_segment(state["segment"], self.changing)
         kept = state["optimizer"]
         if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet
@@ -167,6 +168,11 @@ def is_like(value: Any, expected: Any) -> bool:
     if not isinstance(value, Tensor):
         return type(value) is expected
     return is_as_sent(value) and (value.shape, value.dtype) == expected
+
+
+def is_wire(value: Any) -> bool:
+    """Whether it can be a payload: a plain 1-D uint8 tensor on the CPU."""
+    return isinstance(value, Tensor) and is_like(value, (torch.Size([value.numel()]), torch.uint8))
 
 
 def is_plain(value: Any, depth: int = 8) -> bool:

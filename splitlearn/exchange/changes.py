@@ -28,7 +28,7 @@ from torch import Tensor
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.config import check_goes_with, compressor_from
 from splitlearn.errors import NonFiniteError, PayloadError, PeerError, UserError
-from splitlearn.exchange.agreement import is_like, like
+from splitlearn.exchange.agreement import is_like, is_wire, like
 from splitlearn.seeds import derive
 
 Weights = dict[str, Tensor]
@@ -123,7 +123,7 @@ def _flaw_of(coded: Any, average: Weights, parameters: list[str]) -> str | None:
     if not isinstance(coded, tuple) or len(coded) != 3:
         return "it does not have a payload, scales and buffers"
     wire, scales, buffers = coded
-    if not isinstance(wire, Tensor) or not is_like(wire, (torch.Size([wire.numel()]), torch.uint8)):
+    if not is_wire(wire):
         return "the payload is no 1-D uint8 tensor on the CPU"
     if not is_like(scales, (torch.Size([len(parameters)]), torch.float32)) or not scales.isfinite().all():
         return "its scales are no finite number for each parameter"

@@ -11,11 +11,10 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NewType, get_type_hints
 
-import torch
 from torch import Tensor
 
 from splitlearn.exchange import ragged
-from splitlearn.exchange.agreement import Agreement, Unfit, is_like, require_sums
+from splitlearn.exchange.agreement import Agreement, Unfit, is_wire, require_sums
 
 Wire = NewType("Wire", Tensor)  # a payload: 1-D uint8, on the CPU
 MaybeWire = NewType("MaybeWire", Tensor)  # the same; or None, where nothing was asked for
@@ -78,7 +77,7 @@ def _hints(cls: type[Part]) -> dict[str, Any]:
 
 
 def _wire(name: str, value: Any, agreement: Agreement) -> None:
-    if not isinstance(value, Tensor) or not is_like(value, (torch.Size([value.numel()]), torch.uint8)):
+    if not is_wire(value):
         raise Unfit("the payload is no 1-D uint8 tensor on the CPU")
 
 
