@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import OmegaConf
+from script import start
 from tables import markdown
 
 from splitlearn.hydras import instantiate
@@ -38,7 +39,6 @@ def main() -> None:
     arguments = parser.parse_args()
 
     from splitlearn.compose import compose_group
-    from splitlearn.errors import UserError
 
     try:
         name, cfg = compose_group("attack", arguments.overrides)
@@ -53,8 +53,6 @@ def main() -> None:
                 about = options | attacked(folder, name, attack, arguments.epoch, arguments.seeds)
                 path.write_text(json.dumps(about, indent=2) + "\n")
             show(name, about, path)
-    except UserError as error:
-        sys.exit(str(error))
     except ModuleNotFoundError as error:
         sys.exit(f"attack={arguments.overrides[0].partition('=')[2]} needs {error.name}: pip install -e '.[privacy]'")
 
@@ -106,4 +104,4 @@ def draw(pairs: tuple[torch.Tensor, torch.Tensor], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -10,7 +10,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
 from omegaconf import OmegaConf
-from tables import ROOT
+from script import ROOT
 
 import splitlearn.compose  # noqa: F401  registers what is no file
 

@@ -10,7 +10,7 @@ new key, option or group is on the page without a change here.
 import re
 
 from config_options import CONF, Key, Option, Source, groups, registered_options, undocumented
-from tables import ROOT
+from script import ROOT
 
 PAGE = ROOT / "docs" / "configuration.md"
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
+from script import start
 from tables import markdown
 
 from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of
@@ -46,24 +47,19 @@ def main() -> None:
     from splitlearn.tasks import task_from
     from splitlearn.words import readable
 
-    try:
-        run = saved.load(arguments.run, arguments.client, arguments.best)
-        cfg = run.cfg
-        if arguments.overrides:
-            started_with = arguments.run / ".hydra" / "overrides.yaml"
-            if not started_with.exists():
-                raise UserError(
-                    f"overrides need {started_with}, with what the run was started with, and it is not there"
-                )
-            before = OmegaConf.load(started_with)
-            cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
-        task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
-        task.know(run.about)
-        loaders = saved.test_loaders(task, cfg)
-        plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
-        ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
-    except UserError as error:
-        sys.exit(str(error))
+    run = saved.load(arguments.run, arguments.client, arguments.best)
+    cfg = run.cfg
+    if arguments.overrides:
+        started_with = arguments.run / ".hydra" / "overrides.yaml"
+        if not started_with.exists():
+            raise UserError(f"overrides need {started_with}, with what the run was started with, and it is not there")
+        before = OmegaConf.load(started_with)
+        cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
+    task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
+    task.know(run.about)
+    loaders = saved.test_loaders(task, cfg)
+    plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
+    ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
     rows, by_client, confusion, first = [], [], None, exchange.channels[0].name
     names = task.class_names(run.about)
     for title, channels in ways.items():
@@ -128,4 +124,4 @@ def confusion_table(confusion: torch.Tensor, names: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

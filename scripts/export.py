@@ -18,8 +18,8 @@ import os
 import sys
 from pathlib import Path
 
-import tables  # noqa: F401  finds splitlearn
 import torch
+from script import start
 
 
 def main() -> None:
@@ -39,21 +39,19 @@ def main() -> None:
     from splitlearn.segments import adapters
     from splitlearn.tasks.language import hf
 
-    try:
-        run = saved.load(arguments.run, arguments.client, arguments.best)
-        model, arch = run.model(), run.cfg.arch
-        adapted = adapters.has_adapters(model)
-        if arguments.merge:
-            if not adapted:
-                raise UserError(f"{arguments.run} has no adapters to merge: it was trained without lora.rank")
-            adapters.merge(model)
-            adapted = False
-        if not arguments.file.suffix and not adapted and arch.name != "hf":
-            raise UserError(f"{arguments.file} is a folder, which is for arch=hf or adapters: name a .pt file")
-    except UserError as error:
-        sys.exit(str(error))
+    run = saved.load(arguments.run, arguments.client, arguments.best)
+    model, arch = run.model(), run.cfg.arch
+    adapted = adapters.has_adapters(model)
+    if arguments.merge:
+        if not adapted:
+            raise UserError(f"{arguments.run} has no adapters to merge: it was trained without lora.rank")
+        adapters.merge(model)
+        adapted = False
+    if not arguments.file.suffix and not adapted and arch.name != "hf":
+        raise UserError(f"{arguments.file} is a folder, which is for arch=hf or adapters: name a .pt file")
     if adapted and arguments.file.suffix:
         sys.exit(f"the run has adapters (lora.rank={run.cfg.lora.rank}): name a folder for them, or merge with --merge")
+    arguments.file.parent.mkdir(parents=True, exist_ok=True)
     # A tied parameter is there by each of its names, which .safetensors wants to be tensors of their own.
     state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     if adapted:
@@ -79,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

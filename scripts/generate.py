@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-import tables  # noqa: F401  finds splitlearn
+from script import start
 
 
 def main() -> None:
@@ -36,16 +36,13 @@ def main() -> None:
     from splitlearn.errors import UserError
     from splitlearn.tasks import CausalLM, task_from
 
-    try:
-        run = saved.load(arguments.run, arguments.client, arguments.best)
-        task = task_from(run.cfg)
-        if not isinstance(task, CausalLM):
-            raise UserError(f"{arguments.run} holds no language model: task=causal_lm trains one")
-        how = arguments.tokens, arguments.temperature, arguments.seed
-        print(arguments.prompt + task.written(run.cfg, run.model(), arguments.prompt, *how))
-    except UserError as error:
-        sys.exit(str(error))
+    run = saved.load(arguments.run, arguments.client, arguments.best)
+    task = task_from(run.cfg)
+    if not isinstance(task, CausalLM):
+        raise UserError(f"{arguments.run} holds no language model: task=causal_lm trains one")
+    how = arguments.tokens, arguments.temperature, arguments.seed
+    print(arguments.prompt + task.written(run.cfg, run.model(), arguments.prompt, *how))
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from report_runs import run_folders
-from tables import ROOT  # noqa: F401  makes splitlearn importable
+from script import start
 
 from splitlearn.config import OWN_KEYS
 from splitlearn.saved import metrics
@@ -78,4 +78,4 @@ def added_up(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from script import start
 
 from splitlearn.transport.certificates import Identity, authority, issue
 from splitlearn.transport.place import SERVER, rank_name
@@ -32,7 +33,7 @@ def main() -> None:
         sys.exit("--clients and --days must be at least 1")
     try:
         made = make(arguments.folder, arguments.clients, arguments.days, arguments.renew)
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         sys.exit(f"{arguments.folder}: {error}")
     print(f"{arguments.folder}: {', '.join(made) or 'nothing'} made, valid for {arguments.days} days")
     print(f"give each machine its own ranks' folders, start them with tls.folder={arguments.folder}, and keep")
@@ -74,4 +75,4 @@ def write(folder: Path, identity: Identity, by: Identity) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -11,7 +11,7 @@ import json
 import lzma
 from pathlib import Path
 
-from tables import ROOT
+from script import ROOT, start
 
 FILE = ROOT / "splitlearn" / "tasks" / "language" / "shakespeare.json.xz"
 PLAYS = {
@@ -37,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -18,6 +18,7 @@ from statistics import fmean, stdev
 from report_cells import Cell, Cells, gaps, group
 from report_labels import BASE, is_bf16
 from report_runs import load, unit, varying
+from script import start
 from tables import markdown
 
 from splitlearn.measure.costs import size
@@ -281,4 +282,4 @@ def bits_per_element(cell: Cell) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

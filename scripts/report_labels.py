@@ -5,7 +5,7 @@ from inspect import signature
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from tables import ROOT
+from script import ROOT
 
 import splitlearn.tasks  # noqa: F401  registers the networks, and the compressors
 from splitlearn.exchange.exchange import Exchange, exchange_from

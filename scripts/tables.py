@@ -1,10 +1,4 @@
-"""What the scripts share: where the project is, and Markdown tables."""
-
-import sys
-from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # so that they run from a clone that is not installed
+"""Markdown tables."""
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -21,14 +21,13 @@ taken for it. It is what privacy costs: who may send the images needs no split l
 import argparse
 import copy
 import json
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import ROOT  # noqa: F401  makes splitlearn importable
+from common import start
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import checks
@@ -287,13 +286,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="a folder for each seed is made in it")
     parser.add_argument("overrides", nargs="*", help="as for launch.py")
     arguments = parser.parse_intermixed_args()
-    try:
-        for cfg in settings(arguments.overrides):
-            print(f"{ANCHORS[arguments.anchor].method}, seed {cfg.seed}")
-            train(ANCHORS[arguments.anchor], cfg, arguments.out / f"seed-{cfg.seed}")
-    except UserError as error:
-        sys.exit(str(error))
+    for cfg in settings(arguments.overrides):
+        print(f"{ANCHORS[arguments.anchor].method}, seed {cfg.seed}")
+        train(ANCHORS[arguments.anchor], cfg, arguments.out / f"seed-{cfg.seed}")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -15,7 +15,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 
@@ -80,4 +80,4 @@ def rows(milliseconds: dict[str, float]) -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -21,9 +21,9 @@ import subprocess
 import sys
 import time
 
-import common  # noqa: F401  finds splitlearn
 import torch
 import torch.nn.functional as F
+from common import start
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -197,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 from splitlearn.saved import metrics
@@ -125,4 +125,4 @@ def time_uncut(cfg, num_threads: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 import zstandard
-from common import markdown
+from common import markdown, start
 
 from splitlearn.kernels import coded, steps
 
@@ -124,4 +124,4 @@ def constriction_ans(symbols: np.ndarray, levels: np.ndarray) -> tuple[int, floa
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

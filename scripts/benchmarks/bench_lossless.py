@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from common import ROOT, markdown
+from common import ROOT, markdown, start
 from compression_error import CUTS, tensors_of
 from torch import nn
 
@@ -130,4 +130,4 @@ def tokens(steps: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

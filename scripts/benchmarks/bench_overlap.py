@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from common import markdown
+from common import markdown, start
 from namespaces import network
 
 from splitlearn.saved import metrics
@@ -65,4 +65,4 @@ def measure(mbits: float | None, overrides: list[str]) -> tuple[float, list[floa
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

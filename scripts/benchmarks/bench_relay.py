@@ -26,7 +26,7 @@ from statistics import median
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 import torch
-from common import markdown
+from common import markdown, start
 from namespaces import SERVER_ADDRESS, network
 
 from splitlearn import local
@@ -277,4 +277,4 @@ def accept(listener: socket.socket, take) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 from splitlearn.saved import metrics
@@ -79,4 +79,4 @@ def seconds_of_checks(number: int = 2000) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

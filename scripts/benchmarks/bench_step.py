@@ -16,7 +16,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 from splitlearn.saved import metrics
@@ -92,4 +92,4 @@ def phases_of(folder: Path, phases: tuple[str, ...]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

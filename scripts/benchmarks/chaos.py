@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from common import ROOT, markdown
+from common import ROOT, markdown, start
 from processes import children, wait_until
 
 from splitlearn.saved import metrics
@@ -238,4 +238,4 @@ def count(path: Path, kind: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from common import markdown, saving_both_ways
+from common import markdown, saving_both_ways, start
 
 from splitlearn.compose import compose
 
@@ -60,4 +60,4 @@ def row(name: str, summaries: list[dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 
@@ -202,4 +202,4 @@ def draw(maps: list, about: str, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

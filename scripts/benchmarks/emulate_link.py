@@ -15,7 +15,7 @@ import argparse
 import sys
 import time
 
-from common import ROOT  # noqa: F401  makes splitlearn importable
+from common import start
 from namespaces import Network, network
 
 GRACE_S = 10.0  # for the other ranks to end by themselves after one has ended
@@ -30,17 +30,14 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
     up, down = arguments.up or arguments.rate, arguments.down or arguments.rate
-    try:
-        with network(arguments.clients, up, down) as net:
-            measured_up, measured_down = net.measure()
-            print(
-                f"each client's link: {up:g} Mbit/s up, {down:g} Mbit/s down; a plain TCP transfer gets"
-                f" {measured_up:.1f} up, {measured_down:.1f} down",
-                flush=True,
-            )
-            sys.exit(run(net, arguments.overrides))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with network(arguments.clients, up, down) as net:
+        measured_up, measured_down = net.measure()
+        print(
+            f"each client's link: {up:g} Mbit/s up, {down:g} Mbit/s down; a plain TCP transfer gets"
+            f" {measured_up:.1f} up, {measured_down:.1f} down",
+            flush=True,
+        )
+        sys.exit(run(net, arguments.overrides))
 
 
 def mbits(text: str) -> float:
@@ -82,4 +79,4 @@ def run(net: Network, overrides: list[str], **options) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -13,7 +13,7 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 
@@ -115,4 +115,4 @@ def flat(tensors) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

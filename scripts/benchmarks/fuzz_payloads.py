@@ -23,7 +23,7 @@ from pathlib import Path
 from random import Random
 
 import torch
-from common import ROOT, markdown
+from common import ROOT, markdown, start
 
 sys.path.insert(0, str(ROOT / "tests" / "compressors"))
 
@@ -127,4 +127,4 @@ def limit_memory() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

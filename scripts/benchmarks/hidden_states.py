@@ -23,7 +23,7 @@ from statistics import fmean
 
 import torch
 import torch.nn.functional as F
-from common import markdown
+from common import markdown, start
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -168,4 +168,4 @@ def windows_of(data: Dataset, num: int) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

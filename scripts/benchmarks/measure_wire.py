@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import markdown
+from common import markdown, start
 from namespaces import network
 
 from splitlearn.saved import metrics
@@ -66,4 +66,4 @@ def measure(num_steps: int, *options: str) -> tuple[int, int, int]:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 
-from common import markdown
+from common import markdown, start
 
 from splitlearn.compose import compose
 from splitlearn.saved import metrics
@@ -136,4 +136,4 @@ def free_mb() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from statistics import linear_regression
 
-from common import ROOT, markdown
+from common import ROOT, markdown, start
 from processes import resident_mb, wait_until
 
 OPTIONS = ["cut=shallow", "batch_size=1", "evaluate.every=100000", "log.tensorboard=false", "epochs=100000"]
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)
