@@ -71,7 +71,12 @@ def choice(node: DictConfig) -> str:
     }
 
     def changes(name: str) -> list[str]:
-        return [f"{key}={value}" for key, value in node.items() if offered[name].get(key) != value]
+        return [f"{key}={plain(value)}" for key, value in node.items() if offered[name].get(key) != value]
 
     name = min(offered, key=lambda name: (offered[name]["_target_"] != node["_target_"], len(changes(name))))
     return " ".join([name, *changes(name)])
+
+
+def plain(value: object) -> str:
+    """A number as one would type it: 4, not 4.0."""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -35,6 +35,7 @@ METHOD_KEYS = {"exchange", "defence", "topology.name", "topology._target_", "cut
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
 CODEC_KEYS = {"compressor", "downlink", "weights", "features_alike", "cut_precision", *BOTTLENECK}
 CELL_KEYS = {"arch", "data", "cut", "seed", *METHOD_KEYS, *CODEC_KEYS}  # others that vary name the setting, or the row
+NO_RESULT = {"evaluate.every", "channels_last"}  # when a result is read, and how it is computed
 
 
 @dataclass
@@ -80,8 +81,8 @@ class Run:
         self.cfg = OmegaConf.load(saved if saved.exists() else folder / ".hydra" / "config.yaml")
         self.metric, length = task_from(self.cfg).metrics[0], f"{self.cfg.epochs} epochs"  # as schedules have it
         self.options = {key: "all" if value == length else value for key, value in config.shared(self.cfg).items()}
-        if is_bf16(self.cfg):
-            del self.options["precision"]  # it could have no other
+        for key in NO_RESULT | ({"precision"} if is_bf16(self.cfg) else set()):  # which could have no other
+            self.options.pop(key, None)
         about = folder / "anchor.json"
         self.anchor = json.loads(about.read_text())["method"] if about.exists() else None
         self.way, self.codec = ("", "") if self.anchor else (way_of(self.cfg), codec_of(self.cfg))
@@ -197,7 +198,7 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def find_base(runs: list[Run]) -> None:
-    """Finds out, of each network and data, with which runs the others are compared, and how these differ from them.
+    """Finds out, of each network and data, which runs are the base of others, and how these differ from it.
 
     They are those of labels_up and parallel; without any, those whose exchange and topology most have.
     """
@@ -213,10 +214,19 @@ def find_base(runs: list[Run]) -> None:
                 run.codec = "bf16" if run.codec == "none" else f"{run.codec} of bf16"
         for run in own if base else ():
             different = []
-            for key, values in options_of(base).items():
-                if not run.is_base and len(values) == 1 and str(run.options.get(key, *values)) not in values:
+            for key, values in options_of(setting_runs(own)).items():
+                if len(values) == 1 and str(run.options.get(key, *values)) not in values:
                     different.append(f", {key}={run.options[key]}")
             run.differs = "".join(different)
+
+
+def setting_runs(own: list[Run]) -> list[Run]:
+    """Those of one network and data whose options are the settings, as the others are compared with them.
+
+    They are those without compression among the base; without any, all of the base; without it, all.
+    """
+    base = [run for run in own if run.is_base]
+    return [run for run in base if run.codec == "none"] or base or own
 
 
 def options_of(runs: list[Run]) -> dict[str, set[str]]:
@@ -233,7 +243,6 @@ def varying(runs: list[Run]) -> list[str]:
     """Options, beside those of a cell, in which runs differ that others are compared with, or that have no such."""
     found = set()
     for kind in {run.kind for run in runs}:
-        own = [run for run in runs if run.kind == kind]
-        values = options_of([run for run in own if run.is_base] or own)
+        values = options_of(setting_runs([run for run in runs if run.kind == kind]))
         found |= {key for key, of_key in values.items() if len(of_key) > 1}
     return sorted(found)
