@@ -92,7 +92,9 @@ class Run:
             self.summary = json.loads((folder / "summary.json").read_text())
             self.points = points(folder, self.cfg, self.metric)
             self.leaks = leaks_of(folder)
-            self.num_samples = max(line.get("samples", 0) for line in metrics(folder, "epoch"))  # 0: not known
+            self.num_samples = max(line.get("samples", 0) for line in metrics(folder, "epoch"))
+            if self.cfg.get("samples_per_epoch") or self.cfg.membership.get("sample"):
+                self.num_samples = 0  # not known: no epoch has them all
 
     @property
     def kind(self) -> tuple[str, str]:
