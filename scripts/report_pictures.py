@@ -8,6 +8,7 @@ is no split learning is black.
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
+from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +25,8 @@ COLORS = ["#332288", "#cc6677", "#117733", "#44aa99", "#882255", "#999933", "#88
 NONE, ANCHOR = "#666666", "#000000"
 WAYS = "sD^vPXp<>h"  # markers of exchanges
 ANCHORS = "*d8H"
-SPREAD = 0.6  # of the results at the end: how much more is shown below them
+WIDTH = 36  # of a legend's lines, in characters
+SPREAD = 1.5  # of the results at the end: how much more is shown below them
 
 
 @dataclass
@@ -119,7 +121,7 @@ def against_bytes(by_cut: dict[str, dict[str, Cell]], looks: dict[str, Look]) ->
     for method, look in looks.items():
         if any(method in cells for cells in by_cut.values()):
             style = {"color": look.color, "ls": look.dash, "marker": look.marker, "ms": 7, "mec": "white", "mew": 0.6}
-            parts.setdefault(look.part, []).append(Line2D([], [], label=method, lw=1.6, **style))
+            parts.setdefault(look.part, []).append(Line2D([], [], label=fill(method, WIDTH), lw=1.6, **style))
     handles = [handle for part, lines in parts.items() for handle in (Line2D([], [], lw=0, label=part), *lines)]
     legend = figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3.2, fontsize=9)
     for text in legend.get_texts():
@@ -169,7 +171,7 @@ def errors(cells: dict, looks: dict) -> bytes:
         error = [link["relative_error"] for link in uplinks]
         axes.scatter(bits, error, color=looks[name].color, marker=MARKERS[cuts.index(cut) % len(MARKERS)], s=40)
     for name in dict.fromkeys(name for _, name in cells if name != "none" and "bottleneck" not in name):
-        axes.scatter([], [], color=looks[name].color, label=name)
+        axes.scatter([], [], color=looks[name].color, label=fill(name, WIDTH))
     for cut, marker in zip(cuts, MARKERS, strict=False):
         axes.scatter([], [], color="gray", marker=marker, label=cut)
     axes.set(
@@ -218,7 +220,8 @@ def finish(axes: Axes, x: str, y: str | None, scale: str) -> None:
     axes.set(xlabel=x, ylabel=y, xscale=scale)
     axes.grid(alpha=0.3)
     if scale == "log":
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))  # all have room
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.xaxis.set_minor_formatter("")
 
@@ -227,7 +230,7 @@ def draw(axes: Axes, cells: dict, looks: dict, value) -> None:
     """A line a run; runs of the same method look alike."""
     for name, cell in cells.items():
         for index, run in enumerate(cell.runs):
-            label = name if index == 0 else None
+            label = fill(name, WIDTH) if index == 0 else None
             style = {"color": looks[name].color, "ls": looks[name].dash}
             axes.plot(*zip(*map(value, run.points), strict=True), **style, label=label, lw=1.2, alpha=0.85)
 
