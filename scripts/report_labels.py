@@ -11,7 +11,7 @@ import splitlearn.tasks  # noqa: F401  registers the networks, and the compresso
 from splitlearn.exchange.exchange import Exchange, exchange_from
 
 BASE = "labels_up"  # with topology=parallel: what all others are compared with
-NO_RESULT = {"hold_mb"}  # options of exchanges that bound a run, and change nothing of it
+NO_RESULT = {"exchange.hold_mb", "evaluate.every", "channels_last"}  # bound a run, or say when a result is read, or how
 
 
 def way_of(cfg: DictConfig) -> str:
@@ -23,8 +23,11 @@ def way_of(cfg: DictConfig) -> str:
     words = [topology] if topology not in (None, "parallel") else []
     if exchange.name != BASE:
         usual = {name: one.default for name, one in signature(get_class(cfg.exchange._target_)).parameters.items()}
-        given = {name: value for name, value in cfg.exchange.items() if name in usual and name not in NO_RESULT}
-        words += [exchange.name, *(f"{name}={value}" for name, value in given.items() if value != usual[name])]
+        names = [name for name in cfg.exchange if name in usual and f"exchange.{name}" not in NO_RESULT]
+        words += [
+            exchange.name,
+            *(f"{name}={plain(value)}" for name in names if (value := cfg.exchange[name]) != usual[name]),
+        ]
     return ", ".join([*words, *map(_defence, (cfg.get("defence") or {}).items())])
 
 
@@ -32,7 +35,7 @@ def _defence(item: tuple[str, DictConfig]) -> str:
     """With the options that are not as they come: "noise clip=20"."""
     name, node = item
     usual = OmegaConf.load(ROOT / "conf" / "defence" / f"{name}.yaml")
-    return " ".join([name, *(f"{key}={value}" for key, value in node.items() if usual.get(key) != value)])
+    return " ".join([name, *(f"{key}={plain(value)}" for key, value in node.items() if usual.get(key) != value)])
 
 
 def codec_of(cfg: DictConfig) -> str:
@@ -78,5 +81,5 @@ def choice(node: DictConfig) -> str:
 
 
 def plain(value: object) -> str:
-    """A number as one would type it: 4, not 4.0."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A number as one would type it, with all its digits: 4, not 4.0."""
+    return str(value).removesuffix(".0") if isinstance(value, float) else str(value)

@@ -9,7 +9,7 @@ from math import nan
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from report_labels import codec_of, is_bf16, way_of
+from report_labels import NO_RESULT, codec_of, is_bf16, way_of
 
 from splitlearn import config
 from splitlearn.exchange.exchange import exchange_from
@@ -35,7 +35,6 @@ METHOD_KEYS = {"exchange", "defence", "topology.name", "topology._target_", "cut
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
 CODEC_KEYS = {"compressor", "downlink", "weights", "features_alike", "cut_precision", *BOTTLENECK}
 CELL_KEYS = {"arch", "data", "cut", "seed", *METHOD_KEYS, *CODEC_KEYS}  # others that vary name the setting, or the row
-NO_RESULT = {"evaluate.every", "channels_last"}  # when a result is read, and how it is computed
 
 
 @dataclass
@@ -214,12 +213,10 @@ def find_base(runs: list[Run]) -> None:
         for run in base if len({is_bf16(run.cfg) for run in own if not run.anchor}) > 1 else ():
             if is_bf16(run.cfg):
                 run.codec = "bf16" if run.codec == "none" else f"{run.codec} of bf16"
+        agreed = {key: values for key, values in options_of(setting_runs(own)).items() if len(values) == 1}
         for run in own if base else ():
-            different = []
-            for key, values in options_of(setting_runs(own)).items():
-                if len(values) == 1 and str(run.options.get(key, *values)) not in values:
-                    different.append(f", {key}={run.options[key]}")
-            run.differs = "".join(different)
+            different = [key for key, values in agreed.items() if str(run.options.get(key, *values)) not in values]
+            run.differs = "".join(f", {key}={run.options[key]}" for key in different)
 
 
 def setting_runs(own: list[Run]) -> list[Run]:
