@@ -22,7 +22,7 @@ DATA_KEYS = (
 )
 SERVER_KEYS = ("membership.quorum", "membership.step_deadline_s", "delta_gb")
 OWN_KEYS = (
-    "role", "client", "server", "rpc", "tls", "link", "log", "resume", "checkpoint", "observe.inputs",
+    "role", "client", "server", "rpc", "secret_file", "tls", "link", "log", "resume", "checkpoint", "observe.inputs",
     *SERVER_KEYS, *DATA_KEYS,
 )  # fmt: skip
 ALIKE = {"features": "compressor", "feature_gradient": "downlink"}  # whose codecs features_alike gives them

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from splitlearn.errors import UserError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # where runs write; never one of several values
-PATHS = (*FOLDERS, "data.root", "init_from", "rpc.token_file")
+PATHS = (*FOLDERS, "data.root", "init_from", "rpc.token_file", "secret_file")
 
 
 def quoted(text: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import config, transport
+from splitlearn import config, private, transport
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.exchange.exchange import exchange_from
@@ -86,7 +86,11 @@ def run_rank(
     Raises:
         UserError: something that the user can mend went wrong, here or on another rank.
     """
-    cfg = OmegaConf.merge(cfg, {"num_clients": place.num_clients})
+    # On one machine there is nobody to hide from, and the seed alone says what is drawn.
+    secret_file = None if place.one_machine else cfg.get("secret_file")
+    if secret_file and cfg.get("defence"):
+        private.read(secret_file, "secret_file")
+    cfg = OmegaConf.merge(cfg, {"num_clients": place.num_clients, "secret_file": secret_file})
     role = "server" if place.rank == 0 else "client"
     if cfg[role].num_threads is not None:
         torch.set_num_threads(cfg[role].num_threads)

@@ -9,11 +9,17 @@ from runs import metrics
 from simulation import compose
 
 from splitlearn import checks, local
+from splitlearn.defences.draws import Draws
 from splitlearn.defences.drop import Drop
 from splitlearn.defences.maxnorm import MaxNorm
 from splitlearn.defences.noise import Noise
 from splitlearn.defences.nopeek import distance_correlation
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
+from splitlearn.exchange.channels import channels_of, know
+from splitlearn.exchange.codecs import Codecs
+from splitlearn.exchange.exchange import exchange_from
+from splitlearn.exchange.passage import Passage
 from splitlearn.measure.display import epoch_line
 from splitlearn.privacy.observing import observed
 from splitlearn.tasks import task_from
@@ -26,14 +32,18 @@ def stream(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def draws(number: int = 0, x: torch.Tensor | None = None) -> Draws:
+    return Draws(b"secret", torch.zeros(1) if x is None else x, number)
+
+
 @pytest.mark.parametrize("kind, norm", [("gaussian", 2), ("laplace", 1)])
 def test_noise_is_of_its_size_after_the_cut(kind, norm):
     x = torch.randn(40, 50, 10, generator=stream()) * torch.logspace(-3, 2, 40).view(-1, 1, 1)
-    clipped = Noise(kind=kind, clip=3.0, scale=0.0).protect(x, stream(1))
+    clipped = Noise(kind=kind, clip=3.0, scale=0.0).protect(x, draws())
     norms = torch.linalg.vector_norm(clipped.flatten(1), norm, dim=1)
     before = torch.linalg.vector_norm(x.flatten(1), norm, dim=1)
     torch.testing.assert_close(norms, before.clamp(max=3.0))
-    noise = Noise(kind=kind, clip=3.0, scale=0.5).protect(x, stream(1)) - clipped
+    noise = Noise(kind=kind, clip=3.0, scale=0.5).protect(x, draws()) - clipped
     expected = 1.5 if kind == "gaussian" else 1.5 * math.sqrt(2)
     assert noise.std().item() == pytest.approx(expected, rel=0.03) and abs(noise.mean().item()) < 0.05
 
@@ -41,13 +51,39 @@ def test_noise_is_of_its_size_after_the_cut(kind, norm):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_noise_without_a_norm_is_as_large_as_each_tensor(dtype):
     x = (torch.randn(40, 50, 10, generator=stream()) * torch.logspace(-3, 2, 40).view(-1, 1, 1)).to(dtype)
-    noisy = Noise(scale=0.5).protect(x, stream(1))
+    noisy = Noise(scale=0.5).protect(x, draws())
     sizes = (noisy - x).double().flatten(1).square().mean(1).sqrt() / x.double().flatten(1).square().mean(1).sqrt()
     assert noisy.dtype == dtype and (sizes - 0.5).abs().max() < 0.06
     zeros = torch.zeros_like(x[:2], requires_grad=True)  # as where no unit of a map is on
-    left = Noise(scale=0.5).protect(zeros, stream(1))
+    left = Noise(scale=0.5).protect(zeros, draws())
     left.sum().backward()
     assert not left.any() and zeros.grad.isfinite().all()
+
+
+def test_draws_are_of_the_secret_the_place_and_the_tensor():
+    x = torch.randn(3, 5, generator=stream())
+    first = Draws(b"secret", x, "noise", 1, 2).normal((2, 3))
+    assert first.dtype == torch.float32 and torch.equal(
+        first, Draws(b"secret", x.clone(), "noise", 1, 2).normal((2, 3))
+    )
+    nudged = x.clone()
+    nudged[2, 4] += 1e-6
+    others = [(b"other", x, "noise", 1, 2), (b"secret", x, "noise", 1, 3), (b"secret", nudged, "noise", 1, 2)]
+    for other in others:
+        assert (first - Draws(*other).normal((2, 3))).abs().min() > 1e-4
+    assert Draws(b"secret", x.bfloat16(), 1).uniform((1000,)).aminmax().max < 1
+
+
+def test_the_other_end_cannot_take_noise_away_over_several_machines(tmp_path):
+    drawn = {}
+    for name in ("one", "other", None):
+        cfg = compose(*SMALL, "defence=noise", f"secret_file={tmp_path / name if name else 'null'}")
+        channel = channels_of(cfg, exchange_from(cfg))["smashed"]
+        drawn[name] = Draws(channel.secret, torch.zeros(4), 1).normal((4,))
+    known = Draws(b"3", torch.zeros(4), 1).normal((4,))  # by the seed
+    assert torch.equal(drawn[None], known)
+    assert not torch.equal(drawn["one"], known) and not torch.equal(drawn["one"], drawn["other"])
+    assert (tmp_path / "one").stat().st_mode & 0o077 == 0
 
 
 def test_epsilon_is_the_librarys():
@@ -79,16 +115,17 @@ def test_the_distance_correlation():
 
 def test_max_norm_makes_lengths_alike():
     x = torch.randn(2000, 6, generator=stream()) * torch.logspace(-2, 0, 2000).unsqueeze(1)
-    found = torch.stack([MaxNorm().protect(x, stream(seed)).norm(dim=1) for seed in range(200)])
+    found = torch.stack([MaxNorm().protect(x, draws(seed)).norm(dim=1) for seed in range(200)])
     mean_squares = found.square().mean(0).sqrt()
     assert torch.allclose(mean_squares, x.norm(dim=1).max().expand(2000), rtol=0.25)
-    directions = torch.nn.functional.cosine_similarity(MaxNorm().protect(x, stream(1)), x).abs()
+    directions = torch.nn.functional.cosine_similarity(MaxNorm().protect(x, draws()), x).abs()
     torch.testing.assert_close(directions, torch.ones(2000))
 
 
 @pytest.mark.parametrize(
     "shape, what, kept",
     [
+        ((8, 32, 3, 4, 4), "channels", (1, 1, 3, 4, 4)),
         ((8, 32, 4, 4), "channels", (1, 1, 4, 4)),
         ((8, 32, 4, 4), "patches", (1, 32, 1, 1)),
         ((8, 5, 32), "channels", (1, 5, 1)),
@@ -96,7 +133,7 @@ def test_max_norm_makes_lengths_alike():
     ],
 )
 def test_what_is_dropped_is_dropped_whole(shape, what, kept):
-    out = Drop(what, 0.25).protect(torch.ones(shape), stream())
+    out = Drop(what, 0.25).protect(torch.ones(shape), draws())
     torch.testing.assert_close(out.unique(), torch.tensor([0, 4 / 3]))
     for axis, size in enumerate(kept):
         if size > 1:
@@ -107,6 +144,9 @@ def test_what_is_dropped_is_dropped_whole(shape, what, kept):
 @pytest.mark.parametrize(
     "overrides, words",
     [
+        ([*CLAIM, "defence.noise.channel=gradient"], "use channel=smashed, or delta=null"),
+        ([*CLAIM, "defence.noise.scale=0"], "defence.noise: scale=0 is out of range"),
+        (["defence=noise", "defence.noise.clip=-5"], "defence.noise: clip=-5 is out of range"),
         (["defence=noise", "defence.noise.channel=features"], "does not cross in exchange=labels_up: choose one of"),
         (["defence=noise", "defence.noise.kind=pink"], "defence.noise: kind=pink is unknown"),
         (["defence=drop", "defence.drop.share=1"], "defence.drop: share=1 is out of range"),
@@ -129,6 +169,25 @@ def test_a_claim_is_refused_where_samples_are_mixed(tmp_path):
     cfg = compose(*SMALL, *CLAIM)
     with pytest.raises(UserError, match=r"block1\.1 is a batch norm before the cut"):
         local.run(cfg, tmp_path)
+
+
+@pytest.mark.parametrize("freeze", ["client", "[block1.1]"])
+def test_a_claim_goes_with_a_batch_norm_that_is_frozen(freeze, tmp_path):
+    pytest.importorskip("dp_accounting")
+    cfg = compose(*SMALL, *CLAIM, "cut=block1", f"freeze={freeze}")
+    know(channels_of(cfg, exchange_from(cfg)), network.build(cfg), cfg)
+
+
+def test_patches_of_a_map_without_places_are_refused():
+    cfg = compose(*SMALL, "defence=drop", "defence.drop.what=patches", "cut=flatten")
+    with pytest.raises(UserError, match=r"^defence\.drop: .* use what=channels"):
+        know(channels_of(cfg, exchange_from(cfg)), network.build(cfg), cfg)
+
+
+def test_a_sample_may_come_twice_in_an_epoch_of_fewer_samples():
+    pytest.importorskip("dp_accounting")
+    noise = Noise(clip=3.0, scale=8.0, delta=1e-5)
+    assert noise.claims(10, most=2)["epsilon_per_epoch"] == noise.claims(2)["epsilon"] < noise.claims(10)["epsilon"]
 
 
 def test_a_claim_is_told(tmp_path):
@@ -154,3 +213,26 @@ def test_nopeek_lowers_the_distance_correlation(tmp_path):
         last = observed(tmp_path / str(weight))[-4:]
         found.append(sum(distance_correlation(one["inputs"], one["channels"]["smashed"]).item() for one in last) / 4)
     assert found[1] < found[0] - 0.02
+
+
+def test_a_gradient_of_samples_that_differ_in_length_is_protected_by_sample():
+    cfg = compose("exchange=u_shaped", "defence=maxnorm", "codecs=none")
+    channels = channels_of(cfg, exchange_from(cfg))
+    for channel in channels.values():
+        channel.shape, channel.is_ragged = (1, 4), True
+    of_server, of_client = (
+        Passage(Codecs(channels, way), (0, 1, 1), torch.device("cpu"), "it", 9) for way in ("down", "up")
+    )
+    lengths, features = torch.tensor([3, 1, 2]), torch.randn(3, 3, 4, generator=stream(), requires_grad=True)
+    sent = of_server["features"].send(features, lengths)
+    received = of_client["features"].receive(sent.wire, 3, lengths)
+    gradient = torch.randn(3, 3, 4, generator=stream(1)) * torch.tensor([1.0, 5.0, 20.0]).view(-1, 1, 1)
+    received.tensor.backward(gradient)
+    sent.backward(received.gradient_wire)
+    for length, protected, before in zip(lengths, features.grad, gradient, strict=True):
+        factors = protected[:length] / before[:length]  # noise is along each sample's gradient
+        torch.testing.assert_close(factors, factors[:1, :1].expand_as(factors))
+        assert not protected[length:].any()
+    assert (
+        abs(factors[0, 0] - 1) < 1e-5 < abs(features.grad[0, 0, 0] / gradient[0, 0, 0] - 1)
+    )  # the last is the longest

@@ -28,7 +28,19 @@ FLOORS = [
     {"compressors", "defences"},
     {"kernels"},
     {"commandline"},
-    {"batches", "checkpoints", "console", "folder", "forking", "hydras", "orphan", "seeds", "stopping", "words"},
+    {
+        "batches",
+        "checkpoints",
+        "console",
+        "folder",
+        "forking",
+        "hydras",
+        "orphan",
+        "private",
+        "seeds",
+        "stopping",
+        "words",
+    },
     {"errors"},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

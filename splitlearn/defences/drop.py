@@ -6,10 +6,11 @@ al. 2021, "Unsupervised information obfuscation for split inference", arXiv:2104
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from splitlearn.defences.defence import Defence
+from splitlearn.defences.draws import Draws
+from splitlearn.kernels.channels import channel_axis
 
 WHAT = ("channels", "patches")
 
@@ -28,9 +29,13 @@ class Drop(Defence):
             raise ValueError(f"share={share} is out of range: choose at least 0 and below 1")
         self.what, self.share = what, share
 
-    def protect(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        axis = 1 if x.dim() in (2, 4) else x.dim() - 1  # of the channels
+    def protect(self, x: Tensor, draws: Draws) -> Tensor:
+        axis = channel_axis(x.shape)
         shape = [size if (i == axis) == (self.what == "channels") else 1 for i, size in enumerate(x.shape)]
         shape[0] = len(x)
-        kept = (torch.rand(shape, generator=generator) >= self.share).to(x.device, x.dtype)
+        kept = (draws.uniform(shape) >= self.share).to(x.device, x.dtype)
         return x * kept / (1 - self.share)
+
+    def check_segment(self, modules, shape, is_ragged):
+        if self.what == "patches" and len(shape) == 1:
+            raise ValueError("the map at this cut has channels and no places: use what=channels")

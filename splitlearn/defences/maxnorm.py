@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.defences.defence import Defence
+from splitlearn.defences.draws import Draws
 
 
 class MaxNorm(Defence):
@@ -23,8 +24,8 @@ class MaxNorm(Defence):
     def __init__(self, channel: str = "feature_gradient"):
         self.channel = channel
 
-    def protect(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def protect(self, x: Tensor, draws: Draws) -> Tensor:
         norms = torch.linalg.vector_norm(x.flatten(1).float(), dim=1).clamp_min(1e-30)
         deviations = ((norms.max() / norms).square() - 1).clamp_min(0).sqrt()
-        drawn = torch.randn(len(x), generator=generator).to(x.device)
+        drawn = draws.normal([len(x)]).to(x.device)
         return x * (1 + deviations * drawn).to(x.dtype).view(-1, *[1] * (x.dim() - 1))

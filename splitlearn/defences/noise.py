@@ -2,10 +2,12 @@
 
 With `clip` and `delta`, the run says which (ε, δ) that is: of one sample's tensor in one epoch, and of all epochs,
 against any other sample in its place (local differential privacy, sensitivity 2·clip). What is made of the noisy tensor
-later, by the codec or the server, changes nothing in that. Labels and weights, which cross too, are not covered.
+later, by the codec or the server, changes nothing in that. Labels and weights, which cross too, are not covered, and
+neither is what the rounding of floating-point noise can tell (Mironov 2012).
 
-The claim holds where a sample's tensor depends on that sample alone, and is refused with batch norm before the cut, and
-with a bottleneck whose start is fitted to maps without noise.
+The claim holds where a sample's tensor depends on that sample alone. It is refused of other channels than the smashed
+data, with batch norm before the cut, where samples differ in length, which the server is told, and with a bottleneck
+whose start is fitted to maps without noise.
 
 Source: Dwork and Roth 2014, "The algorithmic foundations of differential privacy", theorems 3.6 and A.1; composition by
 Rényi differential privacy, Mironov 2017, from the library dp-accounting.
@@ -13,10 +15,13 @@ Rényi differential privacy, Mironov 2017, from the library dp-accounting.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from splitlearn.defences.defence import Defence
+from splitlearn.defences.draws import Draws
 
 KINDS = {"gaussian": 2, "laplace": 1}  # and the norm that is cut down
 
@@ -46,9 +51,18 @@ class Noise(Defence):
             raise ValueError(f"delta={delta} is out of range: choose above 0 and below 1, or null")
         if delta is not None and clip is None:
             raise ValueError("delta claims privacy of tensors that are cut down to a norm: set clip, such as 50")
+        if delta is not None and channel != "smashed":
+            raise ValueError(
+                f"delta claims privacy of smashed data, and a tensor of channel={channel} depends on other samples too:"
+                " use channel=smashed, or delta=null for noise without a claim"
+            )
+        if clip is not None and not (isinstance(clip, (int, float)) and 0 < clip < math.inf):
+            raise ValueError(f"clip={clip} is out of range: choose a number above 0, or null")
+        if not 0 <= scale < math.inf or (delta is not None and scale == 0):
+            raise ValueError(f"scale={scale} is out of range: choose a number above 0")
         self.channel, self.kind, self.clip, self.scale, self.delta = channel, kind, clip, scale, delta
 
-    def protect(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def protect(self, x: Tensor, draws: Draws) -> Tensor:
         rows, each = x.flatten(1).float(), (-1, *[1] * (x.dim() - 1))
         norms = torch.linalg.vector_norm(rows, 2 if self.clip is None else KINDS[self.kind], dim=1).view(each)
         if self.clip is None:
@@ -56,17 +70,13 @@ class Noise(Defence):
         else:
             factors = (self.clip / norms.clamp_min(1e-30)).clamp(max=1.0).to(x.dtype)
             scale = self.clip * self.scale
-        if self.kind == "gaussian":
-            noise = torch.randn(x.shape, generator=generator)
-        else:
-            uniform = torch.rand(x.shape, generator=generator) - 0.5
-            noise = -uniform.sign() * torch.log1p(-2 * uniform.abs().clamp(max=0.5 - 1e-7))
+        noise = {"gaussian": draws.normal, "laplace": draws.laplace}[self.kind](x.shape)
         return x * factors + (noise.to(x.device) * scale).to(x.dtype)
 
-    def claims(self, num_epochs: int) -> dict[str, float]:
+    def claims(self, num_epochs: int, most: int = 1) -> dict[str, float]:
         if self.delta is None:
             return {}
-        return {"epsilon": self._epsilon(num_epochs), "epsilon_per_epoch": self._epsilon(1), "delta": self.delta}
+        return {"epsilon": self._epsilon(num_epochs), "epsilon_per_epoch": self._epsilon(most), "delta": self.delta}
 
     def _epsilon(self, number: int) -> float:
         import dp_accounting
@@ -90,11 +100,17 @@ class Noise(Defence):
                 " bottleneck_init=orthogonal, or delta=null"
             )
 
-    def check_segment(self, modules):
-        if self.delta is None or self.channel != "smashed":
+    def check_segment(self, modules, shape, is_ragged):
+        if self.delta is None:
             return
+        if is_ragged:
+            raise ValueError(
+                "delta claims privacy of samples that look alike, and here the server is told how long each is: set"
+                " delta=null for noise without a claim"
+            )
         for path, module in modules:
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm)
+            if is_norm and (module.training or module.running_mean is None):  # not where it is frozen
                 raise ValueError(
                     f"delta claims privacy of each sample, and {path} is a batch norm before the cut, by which each"
                     " sample's map depends on all: cut earlier, freeze it, or set delta=null for noise without a claim"

@@ -7,10 +7,12 @@ them for one batch is its `Passage` (see passage.py), which keeps one `Transfer`
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from splitlearn import private
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.defences import Defence
 from splitlearn.errors import NonFiniteError
@@ -84,6 +86,7 @@ class Channel:
         seed: of the run.
         defences: that act on it, by name, one after the other.
         delta: how both ends keep the latest map of each training sample, where the change is sent (see latest.py).
+        secret_file: what defences draw is named by the secret in it; None: by the seed, which all ranks know.
 
     Attributes:
         shape: of one sample's tensor, as the cut gives it; of a ragged one's row. Set once the network is known.
@@ -102,9 +105,10 @@ class Channel:
         seed: int,
         defences: dict[str, Defence],
         delta: str | None = None,
+        secret_file: str | None = None,
     ):
         self.spec, self.codec, self.backward, self.seed, self.delta = spec, codec, backward, seed, delta
-        self.defences = defences
+        self.defences, self._secret_file = defences, secret_file
         self.is_compressed_in_evaluation = is_compressed_in_evaluation
         self.shape: tuple[int, ...] = ()
         self.is_ragged = False
@@ -112,15 +116,20 @@ class Channel:
         self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
         self.has_gradient = spec.back is not None
 
+    @cached_property
+    def secret(self) -> bytes:
+        """What defences draw by. Raises as private.read does."""
+        return private.read(self._secret_file, "secret_file") if self._secret_file else str(self.seed).encode()
+
     def expected(self, payload: Payload, num_samples: int) -> tuple[torch.Size, torch.dtype]:
         """What a tensor of `num_samples` samples has to be like."""
         return torch.Size((num_samples, *self.shape)), payload.dtype if payload.dtype in self.dtypes else self.dtypes[0]
 
 
-def claims_of(channels: dict[str, Channel], num_epochs: int) -> dict[str, float]:
-    """What the defences of channels prove of a sample that crosses once in each of so many epochs, by name."""
+def claims_of(channels: dict[str, Channel], num_epochs: int, most: int) -> dict[str, float]:
+    """What the defences of channels prove of a sample that crosses so often, by name (see Defence.claims)."""
     named = [pair for channel in channels.values() for pair in channel.defences.items()]
-    return {f"{name}_{key}": value for name, one in named for key, value in one.claims(num_epochs).items()}
+    return {f"{name}_{key}": value for name, one in named for key, value in one.claims(num_epochs, most).items()}
 
 
 def relative_error(decoded: Tensor, original: Tensor) -> float:

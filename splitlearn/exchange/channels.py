@@ -41,6 +41,7 @@ def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
         except ValueError as error:
             raise UserError(str(error)) from None
     options, defences = (cfg.evaluate.compressed, cfg.backward, cfg.seed), _defences(cfg, exchange)
+    secret_file = cfg.get("secret_file")
     return {
         spec.name: Channel(
             spec,
@@ -48,6 +49,7 @@ def channels_of(cfg: DictConfig, exchange: Exchange) -> dict[str, Channel]:
             *options,
             {name: one for name, one in defences.items() if one.channel == spec.name},
             delta if spec.is_of_samples else None,
+            secret_file,
         )
         for spec in exchange.channels
     }
@@ -87,7 +89,8 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
         channel.has_gradient = channel.spec.back is not None and any(map(trained, before))
         for name, defence in channel.defences.items():
             try:
-                defence.check_segment(pair for part in before for pair in part.named_modules())
+                modules = (pair for part in before for pair in part.named_modules())
+                defence.check_segment(modules, cut.shape, cut.is_ragged)
             except ValueError as error:
                 raise UserError(f"defence.{name}: {error}") from None
         channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)

@@ -97,6 +97,10 @@ class Received:
 
     def encode_gradient(self, gradient: Tensor) -> None:
         back = self._passage.channels[self._channel.spec.back]
-        gradient = self._passage.defended(back, gradient)
+        if back.defences and self.lengths is not None:  # which act on samples, not on rows
+            gradient = self._passage.defended(back, ragged.padded(gradient, self.lengths))
+            gradient = ragged.rows_of(gradient, self.lengths)
+        else:
+            gradient = self._passage.defended(back, gradient)
         payload, _ = self._passage.encode(back, gradient, of=self._trace)
         self.gradient_wire = payload.tensor

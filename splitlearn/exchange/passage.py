@@ -16,6 +16,7 @@ from torch import Tensor
 
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.compressors.trace import Trace
+from splitlearn.defences.draws import Draws
 from splitlearn.errors import PayloadError, PeerError
 from splitlearn.exchange import ragged
 from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
@@ -23,7 +24,7 @@ from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.ends import End
 from splitlearn.exchange.latest import Latest
 from splitlearn.exchange.wayback import WayBack, encode
-from splitlearn.seeds import derive, generator
+from splitlearn.seeds import derive
 
 
 class Passage:
@@ -156,7 +157,7 @@ class Passage:
                 penalty = defence.penalty(self.inputs, x)
                 if penalty is not None:
                     penalty.backward(retain_graph=True)
-            x = defence.protect(x, generator(channel.seed, "defence", name, channel.spec.key, *self.place))
+            x = defence.protect(x, Draws(channel.secret, x, name, channel.spec.key, *self.place))
         return x
 
     def _see(self, channel: Channel, x: Tensor) -> None:

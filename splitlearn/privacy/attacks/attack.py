@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from splitlearn import saved
 from splitlearn.config import compressor_from
+from splitlearn.defences.draws import Draws
 from splitlearn.errors import UserError
 from splitlearn.exchange.channels import channels_of
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.network import Network
 from splitlearn.privacy.observing import known_segment, observed
-from splitlearn.seeds import generator
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks import Task, task_from
 
@@ -113,7 +113,7 @@ class Scene:
         for place, x in enumerate(inputs):
             smashed = segment[0](x)
             for name, defence in defences.items():
-                smashed = defence.protect(smashed, generator(torch.initial_seed(), name, place))
+                smashed = defence.protect(smashed, Draws(str(torch.initial_seed()).encode(), smashed, name, place))
             found.append(codec.decode(codec.encode(smashed), smashed.device).float())
         return found
 
