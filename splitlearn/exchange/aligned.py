@@ -28,9 +28,9 @@ from splitlearn.exchange.on_request import Asking, OnRequest
 class Aligned(OnRequest, LocalLoss):
     """
     Args:
-        align_every: which of the batches that are sent get the cut gradient: every so manieth of an epoch.
+        align_every: which of the batches that are sent get the cut gradient: every n-th of an epoch.
         weight: of the alignment in the auxiliary network's loss.
-        send_every: which batches of a client are sent: every so manieth of an epoch, from the first.
+        send_every: which batches of a client are sent: every n-th of an epoch, from the first.
         auxiliary: channels between the two layers of the auxiliary network.
     """
 

@@ -30,7 +30,7 @@ from splitlearn.tasks import Task
 class LocalLoss(LabelsUp):
     """
     Args:
-        send_every: which batches of a client are sent: every so manieth of an epoch, from the first.
+        send_every: which batches of a client are sent: every n-th of an epoch, from the first.
         auxiliary: channels between the two layers of the auxiliary network.
     """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Plan:
     """
     Attributes:
-        every: of a client's batches, the first and every so manieth after it are sent; 0: none is.
+        every: of a client's batches, the first and every n-th after it are sent; 0: none is.
         is_trained: the clients' weights change in the epoch, by the batches that are sent and by those that are not.
         is_held: the server keeps what comes, and forgets what it has kept before.
         replays: the server trains alone, on what it holds.
