@@ -114,12 +114,23 @@ def group_section(group: str, options: dict[str, Option], chosen: Key | None) ->
     return "\n".join(text)
 
 
+def choices_of_options(chosen: dict[str, Key]) -> dict[str, Key]:
+    """Choices of a compressor that only some options bring, such as an exchange with more channels."""
+    found = {}
+    for path in sorted(CONF.glob("*/*.yaml")):
+        for group, key in Source(path).defaults().items():
+            if "@" in group and group not in chosen and key.comment:
+                found[group] = Key(key.value, f"with `{path.parent.name}={path.stem}`: {key.comment}")
+    return found
+
+
 def page() -> str:
     """The text of docs/configuration.md."""
     main, found = Source(CONF / "config.yaml"), groups()
     chosen, text = main.defaults(), [INTRO, "## Groups\n"]
-    rows = []
-    for group, key in chosen.items():
+    rows, places = [], list(chosen)
+    choices = (chosen | choices_of_options(chosen)).items()
+    for group, key in sorted(choices, key=lambda choice: places.index(choice[0].split("@")[0])):
         section = group.split("@")[0]
         names = ", ".join(map(code, found[section])) if group == section else f"the same as of `{section}`"
         default = code(key.value) if key.value != "null" else ""
