@@ -20,6 +20,7 @@ from report_runs import run_folders
 from script import start
 
 from splitlearn.config import OWN_KEYS
+from splitlearn.errors import UserError
 from splitlearn.saved import metrics
 
 WHOLE = ("summary.json", "anchor.json", "attacks/*.json")
@@ -31,10 +32,15 @@ def main() -> None:
     parser.add_argument("kept", type=Path, help="where they are kept, each in a folder of the same name")
     arguments = parser.parse_args()
 
-    num_kept = 0
+    given, kept, num_kept = arguments.folder.resolve(), arguments.kept.resolve(), 0
+    if kept.is_relative_to(given) or given.is_relative_to(kept):
+        raise UserError(
+            f"{arguments.kept} is {arguments.folder}, in it or above it: keep the runs in a folder beside it"
+        )
     for folder in run_folders(arguments.folder):
         if (folder / "summary.json").exists():
-            keep(folder, arguments.kept / folder.relative_to(arguments.folder))
+            name = given.name if folder == arguments.folder else folder.relative_to(arguments.folder)
+            keep(folder, arguments.kept / name)
             num_kept += 1
         else:
             print(f"{folder} is not finished, and not kept", file=sys.stderr)
@@ -45,7 +51,9 @@ def main() -> None:
 
 def keep(folder: Path, to: Path) -> None:
     """Keeps one run in `to`."""
-    shutil.rmtree(to, ignore_errors=True)
+    for path in [path for pattern in WHOLE for path in to.glob(pattern)]:
+        path.unlink()  # of an earlier time; the run may not have it any more
+    to.mkdir(parents=True, exist_ok=True)
     for path in sorted(path for pattern in WHOLE for path in folder.glob(pattern)):
         (to / path.relative_to(folder)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to / path.relative_to(folder))

@@ -221,6 +221,25 @@ def test_a_compressed_run_that_differs_from_all_without_compression_is_a_row_bes
     }
 
 
+def test_what_was_kept_before_stays_and_no_run_is_lost(tmp_path, run_here):
+    for name in ("one", "two"):
+        write_run(tmp_path / "outputs" / name, "none", 0, [0.5], 1000, 1000)
+    before = {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
+    for name in ("one", "two", "one"):  # each by its own folder
+        status, out = run_here(KEEP, f"outputs/{name}", "kept")
+        assert status == 0, out
+    assert {path.parent.name for path in (tmp_path / "kept").rglob("config.yaml")} == {"one", "two"}
+    for folder, kept in (
+        ("outputs/one",) * 2,
+        ("outputs/one", "."),
+        ("outputs/one", "outputs"),
+        ("outputs", "outputs/a"),
+    ):
+        status, _ = run_here(KEEP, folder, kept)
+        assert status == f"{kept} is {folder}, in it or above it: keep the runs in a folder beside it"
+    assert before == {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
+
+
 def test_half_a_point_less_can_be_enough(by_hand, run_here):
     status, out = run_here(REPORT, str(by_hand), "--tolerance", "1")
     assert status == 0, out
