@@ -75,11 +75,11 @@ def main() -> None:
     if not finished:
         sys.exit("\n".join([f"there is no finished run in {arguments.folder}", *troubles]))
     varied = varying(finished)
-    cells = group(finished, varied)
+    cells, twice = group(finished, varied)
     for (setting, cut, _), cell in cells.items():
         if none := cells.get((setting, cut, "none")):
             cell.compare(none, arguments.baseline == "best", arguments.tolerance)
-    troubles += gaps(runs, varied)
+    troubles += twice + gaps(runs, varied)
 
     less = f", or worse by {arguments.tolerance:g} points" if arguments.tolerance else ""
     definition = DEFINITION.format(which=arguments.baseline, less=less, title=finished[0].metric.title)

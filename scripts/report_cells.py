@@ -35,9 +35,9 @@ class Cell:
 
     def compare(self, none: "Cell", best: bool, tolerance: float) -> None:
         """Finds out where the runs are as good as those without compression of the same seeds."""
-        baselines = {run.cfg.seed: run for run in none.runs}
+        baselines = {run.seed: run for run in none.runs}
         for run in self.runs:
-            if baseline := baselines.get(run.cfg.seed):
+            if baseline := baselines.get(run.seed):
                 results, metric = [point.result for point in baseline.points], run.metric
                 target = (max if metric.higher_is_better else min)(results) if best else results[-1]
                 target -= tolerance if metric.higher_is_better else -tolerance
@@ -111,24 +111,30 @@ class Cell:
 Cells = dict[tuple[str, str, str], Cell]  # by setting, cut and method
 
 
-def group(runs: list[Run], varied: list[str]) -> Cells:
-    """In the order of the tables. An anchor, which has no cut, stands beside the runs of each."""
-    grouped = defaultdict(list)
+def group(runs: list[Run], varied: list[str]) -> tuple[Cells, list[str]]:
+    """In the order of the tables, and a sentence for each run that is like another one before it, with its seed.
+
+    An anchor, which has no cut, stands beside the runs of each.
+    """
+    grouped, sentences = defaultdict(dict), {}
     for run in sorted(runs, key=Run.place):
         setting, cut, method = run.cell(varied)
         cuts = {key[1] for key in grouped if key[0] == setting} if run.anchor else set()
         for one in cuts or {cut}:
-            grouped[setting, one, method].append(run)
+            first = grouped[setting, one, method].setdefault(run.seed, run)
+            if first is not run:
+                alike = f"its options, its row ({method}) and seed={run.seed} are those of {first.folder}"
+                sentences[run.folder] = f"{run.folder} is left out: {alike}"
 
     def order(key: tuple[str, str, str]) -> tuple:
-        return place(key[0]), place(key[1]), grouped[key][0].place()
+        return place(key[0]), place(key[1]), next(iter(grouped[key].values())).place()
 
-    return {key: Cell(grouped[key]) for key in sorted(grouped, key=order)}
+    return {key: Cell([*grouped[key].values()]) for key in sorted(grouped, key=order)}, [*sentences.values()]
 
 
 def gaps(runs: list[Run], varied: list[str]) -> list[str]:
     """A sentence for each method that lacks runs which the others of its setting suggest."""
-    there = {(*run.cell(varied), run.cfg.seed) for run in runs if not run.anchor}
+    there = {(*run.cell(varied), run.seed) for run in runs if not run.anchor}
     sentences = []
     for setting in sorted({setting for setting, *_ in there}):
         cuts, methods, seeds = map(set, zip(*(key[1:] for key in there if key[0] == setting), strict=True))

@@ -8,9 +8,11 @@ from omegaconf import DictConfig, OmegaConf
 from script import ROOT
 
 import splitlearn.tasks  # noqa: F401  registers the networks, and the compressors
+from splitlearn.config import alike
 from splitlearn.exchange.exchange import Exchange, exchange_from
 
 BASE = "labels_up"  # with topology=parallel: what all others are compared with
+USUAL = OmegaConf.load(ROOT / "conf" / "config.yaml")
 NO_RESULT = {"exchange.hold_mb", "evaluate.every", "channels_last"}  # bound a run, or say when a result is read, or how
 
 
@@ -27,6 +29,7 @@ def way_of(cfg: DictConfig) -> str:
         words += [
             exchange.name,
             *(f"{name}={plain(value)}" for name in names if (value := cfg.exchange[name]) != usual[name]),
+            *(f"cut_back={value}" for value in [cfg.get("cut_back")] if value not in (None, "last")),
         ]
     return ", ".join([*words, *map(_defence, (cfg.get("defence") or {}).items())])
 
@@ -34,7 +37,8 @@ def way_of(cfg: DictConfig) -> str:
 def _defence(item: tuple[str, DictConfig]) -> str:
     """With the options that are not as they come: "noise clip=20"."""
     name, node = item
-    usual = OmegaConf.load(ROOT / "conf" / "defence" / f"{name}.yaml")
+    path = ROOT / "conf" / "defence" / f"{name}.yaml"
+    usual = OmegaConf.load(path) if path.exists() else {}  # of one's own
     return " ".join([name, *(f"{key}={plain(value)}" for key, value in node.items() if usual.get(key) != value)])
 
 
@@ -44,13 +48,15 @@ def codec_of(cfg: DictConfig) -> str:
     if (of_weights := choice(cfg.weights) if "weights" in cfg else "none") != "none":
         label += f", weights {of_weights}"
     if cfg.get("bottleneck"):  # another network, which is compared with the unmodified one
-        start = "" if cfg.bottleneck_init == "pca" else f" {cfg.bottleneck_init}"
+        start = "" if cfg.bottleneck_init == USUAL.bottleneck_init else f" {cfg.bottleneck_init}"
+        if not start and (batches := cfg.get("bottleneck_batches")) not in (None, USUAL.bottleneck_batches):
+            start = f" batches={batches}"
         label += f", bottleneck {cfg.bottleneck}{start}"
     return label
 
 
 def _of_channels(cfg: DictConfig, exchange: Exchange) -> str:
-    chosen = {spec.name: choice(cfg[spec.config]) for spec in exchange.channels}
+    chosen = {spec.name: choice(cfg[alike(cfg, spec.config)]) for spec in exchange.channels}
     pairs = [(spec, chosen[spec.name], chosen.get(spec.back, "none")) for spec in exchange.channels if spec.back]
     pairs = pairs or [(spec, chosen[spec.name], "none") for spec in exchange.channels]
     (_, there, back), *others = pairs

@@ -34,7 +34,8 @@ WAYS = ("up", "down")
 METHOD_KEYS = {"exchange", "defence", "topology.name", "topology._target_", "cut_back", "features", "feature_gradient"}
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
 CODEC_KEYS = {"compressor", "downlink", "weights", "features_alike", "cut_precision", *BOTTLENECK}
-CELL_KEYS = {"arch", "data", "cut", "seed", *METHOD_KEYS, *CODEC_KEYS}  # others that vary name the setting, or the row
+PLACE_KEYS = {"arch.name", "arch.cuts", "data.name", "cut", "seed"}
+CELL_KEYS = PLACE_KEYS | METHOD_KEYS | CODEC_KEYS  # others that vary name the setting, or the row
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Run:
 
     Attributes:
         anchor: that name; None of a run.
+        kind: network and data.
         way: exchange and topology, "" where they are labels_up and parallel.
         codec: in words.
         leaks: what attacks on it came to; see `leaks_of`.
@@ -78,12 +80,13 @@ class Run:
         self.folder = folder
         saved = folder / "config.yaml"  # Hydra's own is there before the run starts
         self.cfg = OmegaConf.load(saved if saved.exists() else folder / ".hydra" / "config.yaml")
+        self.kind, self.cut, self.seed = (self.cfg.arch.name, self.cfg.data.name), str(self.cfg.cut), self.cfg.seed
         self.metric, length = task_from(self.cfg).metrics[0], f"{self.cfg.epochs} epochs"  # as schedules have it
         self.options = {key: "all" if value == length else value for key, value in config.shared(self.cfg).items()}
-        for key in NO_RESULT | ({"precision"} if is_bf16(self.cfg) else set()):  # which could have no other
-            self.options.pop(key, None)
         about = folder / "anchor.json"
         self.anchor = json.loads(about.read_text())["method"] if about.exists() else None
+        for key in NO_RESULT | ({"precision"} if is_bf16(self.cfg) and not self.anchor else set()):  # the codec says it
+            self.options.pop(key, None)
         self.way, self.codec = ("", "") if self.anchor else (way_of(self.cfg), codec_of(self.cfg))
         self.is_base, self.differs = not (self.way or self.anchor), ""
         self.is_finished = (folder / "summary.json").exists()
@@ -96,10 +99,6 @@ class Run:
                 self.num_samples = 0  # not known: no epoch has them all
 
     @property
-    def kind(self) -> tuple[str, str]:
-        return self.cfg.arch.name, self.cfg.data.name
-
-    @property
     def method(self) -> str:
         """What its row is called: by the codec alone where exchange and topology are those of the base."""
         way = "" if self.is_base else self.way
@@ -108,7 +107,7 @@ class Run:
     def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
         """Setting (network, data, and the options that are not the same in all runs), cut, and method."""
         options = (f"{key}={self.options.get(key, OmegaConf.select(self.cfg, key))}" for key in varied)
-        return ", ".join([*self.kind, *options]), str(self.cfg.cut), self.method
+        return ", ".join([*self.kind, *options]), self.cut, self.method
 
     def place(self) -> tuple:
         """In the order of the rows: smaller messages, fewer messages, anchors."""
@@ -210,12 +209,16 @@ def find_base(runs: list[Run]) -> None:
             for run in own:
                 run.is_base = run.way == way and not run.anchor
         base = [run for run in own if run.is_base]
-        for run in base if len({is_bf16(run.cfg) for run in own if not run.anchor}) > 1 else ():
+        trained = [run for run in own if not run.anchor]
+        for run in trained if len({is_bf16(run.cfg) for run in trained}) > 1 else ():
             if is_bf16(run.cfg):
                 run.codec = "bf16" if run.codec == "none" else f"{run.codec} of bf16"
-        agreed = {key: values for key, values in options_of(setting_runs(own)).items() if len(values) == 1}
+        settings, of_all = options_of(setting_runs(own)), options_of(own)
+        agreed = {key for key, values in settings.items() if len(values) == 1}
+        agreed |= {key for key, values in of_all.items() if key not in settings and len(values) > 1}  # on not having it
         for run in own if base else ():
-            different = [key for key, values in agreed.items() if str(run.options.get(key, *values)) not in values]
+            different = [key for key in run.options if key in agreed]
+            different = [key for key in different if str(run.options[key]) not in settings.get(key, ())]
             run.differs = "".join(f", {key}={run.options[key]}" for key in different)
 
 
@@ -233,7 +236,7 @@ def options_of(runs: list[Run]) -> dict[str, set[str]]:
     values = defaultdict(set)
     for run in runs:
         for key, value in run.options.items():
-            if not {key, key.split(".")[0]} & CELL_KEYS:
+            if not any(f"{key}.".startswith(f"{own}.") for own in CELL_KEYS):
                 values[key].add(str(value))
     return values
 

@@ -85,7 +85,12 @@ def check_goes_with(cfg: DictConfig, what: str, fits: dict[str, tuple], why: str
 
 def compressor_from(cfg: DictConfig, key: str) -> Compressor:
     """The compressor that config group `key` describes, or with features_alike the one that it is to be like."""
-    return made_from(cfg, ALIKE.get(key, key) if cfg.get("features_alike") else key)
+    return made_from(cfg, alike(cfg, key))
+
+
+def alike(cfg: DictConfig, key: str) -> str:
+    """The config group of the codec that `key` has: another's with features_alike."""
+    return ALIKE.get(key, key) if cfg.get("features_alike") else key
 
 
 def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:

@@ -1,6 +1,7 @@
 """The report of runs whose tables were computed by hand, and of a real sweep."""
 
 import csv
+import importlib
 import json
 import re
 import shutil
@@ -238,6 +239,68 @@ def test_what_was_kept_before_stays_and_no_run_is_lost(tmp_path, run_here):
         status, _ = run_here(KEEP, folder, kept)
         assert status == f"{kept} is {folder}, in it or above it: keep the runs in a folder beside it"
     assert before == {path: path.read_bytes() for path in (tmp_path / "outputs").rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def grouped(monkeypatch):
+    """grouped(folder): setting, method and number of seeds of each row, and what is told of runs that are left out."""
+    monkeypatch.syspath_prepend(REPORT.parent)
+    runs_of, cells_of = map(importlib.import_module, ("report_runs", "report_cells"))
+
+    def find(folder: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
+        runs, _ = runs_of.load(folder)
+        cells, twice = cells_of.group(runs, runs_of.varying(runs))
+        return [(setting, method, len(cell.runs)) for (setting, _, method), cell in cells.items()], twice
+
+    return find
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["data.augment=crop_flip", "data.max_train_samples=9", "arch.channels=8", "arch._target_=my.Net", "precision=fp16"],
+)
+def test_runs_without_compression_that_differ_in_an_option_are_in_tables_of_their_own(option, tmp_path, grouped):
+    write_run(tmp_path / "one", "none", 0, [0.5], 1000, 1000, "arch=resnet_slim")
+    write_run(tmp_path / "other", "none", 0, [0.6], 1000, 1000, "arch=resnet_slim", option)
+    rows, twice = grouped(tmp_path)
+    assert not twice and [row[1:] for row in rows] == [("none", 1)] * 2
+    assert f"resnet_slim, digits, {option}" in [setting for setting, *_ in rows]
+
+
+def test_what_an_option_changes_is_in_the_name_of_the_row(tmp_path, grouped):
+    runs = {
+        "none": [],
+        "u_shaped · none": ["exchange=u_shaped", "cut_back=last"],
+        "u_shaped, cut_back=block3 · none": ["exchange=u_shaped", "cut_back=block3"],
+        "none, bottleneck 8": ["bottleneck=8"],
+        "none, bottleneck 8 batches=2": ["bottleneck=8", "bottleneck_batches=2"],
+        "local_loss · none": ["exchange=local_loss"],
+        "local_loss · bf16": ["exchange=local_loss", "precision=bf16"],
+    }
+    for name, options in runs.items():
+        write_run(tmp_path / name, "none", 0, [0.5], 1000, 1000, *options)
+    for step in ("schedule.step_size=1", "schedule.step_size=2"):  # which those without compression do not have
+        write_run(tmp_path / step, "ms", 0, [0.5], 1000, 1000, "schedule=step", step)
+    rows, twice = grouped(tmp_path)
+    methods = {method for _, method, _ in rows}
+    assert not twice and len(rows) == len(runs) + 2 and methods > runs.keys()
+    assert sum("schedule.step_size=" in method for method in methods) == 2
+
+
+def test_two_runs_of_a_row_with_one_seed_are_told_of_and_the_first_is_taken(tmp_path, run_here):
+    write_run(tmp_path / "a", "none", 0, [0.5], 1000, 1000)
+    write_run(tmp_path / "b", "none", 0, [0.9], 1000, 1000, "evaluate.every=9", "server.device=cuda")
+    status, out = run_here(REPORT, str(tmp_path))
+    assert status == 0 and " 50.00 % " in out and " 90.00 % " not in out, out
+    assert f"- {tmp_path}/b is left out: its options, its row (none) and seed=0 are those of {tmp_path}/a\n" in out
+
+
+def test_codecs_that_features_have_from_others_are_in_the_label(tmp_path, grouped):
+    of_one = ["compressor@downlink=linked", "compressor.bits=0.8", "downlink.bits=0.8", "exchange=u_shaped"]
+    for name, options in (("both", [*of_one, "features_alike=true"]), ("one", of_one)):
+        write_run(tmp_path / name, "klt", 0, [0.5], 1000, 1000, *options)
+    label = "klt bits=0.8 up, linked bits=0.8 down"
+    assert [method for _, method, _ in grouped(tmp_path)[0]] == [label, f"{label}, at both cuts"]
 
 
 def test_half_a_point_less_can_be_enough(by_hand, run_here):
