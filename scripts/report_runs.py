@@ -8,10 +8,14 @@ from itertools import product
 from math import nan
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from report_labels import NO_RESULT, codec_of, is_bf16, way_of
+from yaml import YAMLError
 
 from splitlearn import config
+from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.measure.ledger import of_training
 from splitlearn.saved import metrics
@@ -36,6 +40,8 @@ BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
 CODEC_KEYS = {"compressor", "downlink", "weights", "features_alike", "cut_precision", *BOTTLENECK}
 PLACE_KEYS = {"arch.name", "arch.cuts", "data.name", "cut", "seed"}
 CELL_KEYS = PLACE_KEYS | METHOD_KEYS | CODEC_KEYS  # others that vary name the setting, or the row
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError)
+UNREADABLE += (OmegaConfBaseException, HydraException, UserError)
 
 
 @dataclass
@@ -73,7 +79,7 @@ class Run:
         differs: options in which it is not like the runs that it is compared with; see `find_base`.
 
     Raises:
-        OSError, ValueError, KeyError: a file is not what a run writes.
+        one of UNREADABLE: a file is not what a run writes, or names a class that is not there.
     """
 
     def __init__(self, folder: Path):
@@ -176,9 +182,9 @@ def leaks_of(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
 
 
 def run_folders(folder: Path) -> list[Path]:
-    """Those below a folder in which a run has been started."""
-    found = {path.parent for name in ("config.yaml", ".hydra") for path in folder.rglob(name)}
-    return sorted(path for path in found if path.name != ".hydra")
+    """Those below a folder in which a run has been started; a config.yaml alone may be anything's."""
+    found = {path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.jsonl").exists()}
+    return sorted(found | {path.parent for path in folder.rglob(".hydra")})
 
 
 def load(folder: Path) -> tuple[list[Run], list[str]]:
@@ -187,8 +193,9 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
     for path in run_folders(folder):
         try:
             run = Run(path)
-        except (OSError, ValueError, KeyError) as error:
-            troubles.append(f"{path.relative_to(folder)} cannot be read: {type(error).__name__}: {error}")
+        except UNREADABLE as error:
+            why = f"{type(error).__name__}: {error}".split("\n")[0]
+            troubles.append(f"{path.relative_to(folder)} cannot be read: {why}")
             continue
         runs.append(run)
         if not run.is_finished:

@@ -95,6 +95,7 @@ def by_hand(tmp_path):
     write_run(tmp_path / "sp-1", "sp", 1, [0.20, 0.40, 0.60, 0.60], 100_000, 1_000_000)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.yaml").write_text((tmp_path / "sp-0" / "config.yaml").read_text())
+    (tmp_path / "broken" / "metrics.jsonl").touch()
     return tmp_path
 
 
@@ -301,6 +302,33 @@ def test_codecs_that_features_have_from_others_are_in_the_label(tmp_path, groupe
         write_run(tmp_path / name, "klt", 0, [0.5], 1000, 1000, *options)
     label = "klt bits=0.8 up, linked bits=0.8 down"
     assert [method for _, method, _ in grouped(tmp_path)[0]] == [label, f"{label}, at both cuts"]
+
+
+def test_what_is_no_run_or_cannot_be_read_ends_no_report(tmp_path, run_here):
+    write_run(tmp_path / "good", "none", 0, [0.5], 1000, 1000)
+    foreign = tmp_path / "good" / "wandb" / "files"
+    foreign.mkdir(parents=True)
+    (foreign / "config.yaml").write_text("wandb_version: 1\nepochs:\n  value: 3\n")
+    text = (tmp_path / "good" / "config.yaml").read_text()
+    texts = {
+        "empty": "",
+        "list": "- 1\n",
+        "torn": text[: len(text) // 2] + "\n  - {",
+        "foreign": "epochs: 1\n",
+        "old": "".join(line for line in text.splitlines(keepends=True) if not line.startswith("seed")),
+        "away": text.replace("splitlearn.exchange.labels_up.LabelsUp", "not_here.Mine"),
+        "task": text.replace("splitlearn.tasks.image_classification.ImageClassification", "not_here.Mine"),
+    }
+    for name, own in texts.items():
+        shutil.copytree(tmp_path / "good", tmp_path / name, ignore=shutil.ignore_patterns("wandb"))
+        (tmp_path / name / "config.yaml").write_text(own)
+    shutil.copytree(tmp_path / "good", tmp_path / "lines", ignore=shutil.ignore_patterns("wandb"))
+    (tmp_path / "lines" / "metrics.jsonl").write_text("3\n")
+    status, out = run_here(REPORT, str(tmp_path))
+    assert status == 0, out
+    told = out.split("## Not in the tables\n\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split(" cannot be read: ")[0] for line in told] == sorted(f"- {name}" for name in [*texts, "lines"])
+    assert "not_here.Mine" in told[0]
 
 
 def test_half_a_point_less_can_be_enough(by_hand, run_here):
