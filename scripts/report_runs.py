@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
-from math import nan
+from math import isfinite, nan
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -164,6 +164,8 @@ def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
             beside = product(("labels", "weights", "evaluation", "bottleneck"), WAYS)
             link += sum(line.get(f"{what}_{way}_bytes", 0) for what, way in beside) / num_clients
             if (result := results.get(line["epoch"])) is not None:
+                if not isfinite(result):
+                    raise ValueError(f"test {metric.title} is {result} after epoch {line['epoch']}: training diverged")
                 both, loss = sum(sent.values()), line.get("loss", nan)
                 point = line["epoch"], result, loss, sent["up"], both, crossed["up"], crossed["down"], seconds, link
                 found.append(Point(*point))
