@@ -79,6 +79,16 @@ class Cell:
         """A field of every run's points."""
         return [[getattr(point, field) for point in run.points] for run in self.runs]
 
+    def course(self) -> list[list[Point]]:
+        """The runs' points by epoch, of those epochs after which all have been evaluated, and where each ended."""
+        by_epoch = [{point.epoch: point for point in run.points} for run in self.runs]
+        common = [epoch for epoch in by_epoch[0] if all(epoch in points for points in by_epoch)]
+        found, ends = (
+            [[points[epoch] for points in by_epoch] for epoch in common],
+            [run.points[-1] for run in self.runs],
+        )
+        return found if ends in found else [*found, ends]
+
     def mean(self, value: Callable[[dict], float]) -> float:
         """Over the runs' summaries."""
         return fmean(value(run.summary) for run in self.runs)

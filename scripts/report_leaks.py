@@ -85,11 +85,11 @@ def against_leaks(by_cut: dict[str, dict[str, Cell]], figure: tuple[str, str]) -
             leak, guess = own[figure]
             style = {"color": colors[cell.runs[0].codec], "ms": 8, "mec": "white", "mew": 0.6, "zorder": 3}
             above.plot(leak, fmean(cell.finals), markers[cell.runs[0].way], **style)
-            below.plot(cell.crossed() / 1e6, leak, markers[cell.runs[0].way], **style)
+            below.plot(cell.crossed(), leak, markers[cell.runs[0].way], **style)
             for line in (above.axvline, below.axhline):
                 line(guess, color="#bbbbbb", lw=0.8, zorder=1)
         finish(above, f"{name} (line: a guess)", label(cells) if column == 0 else None, "linear")
-        finish(below, "MB sent in training, both ways", name if column == 0 else None, "log")
+        finish(below, "sent in training, both ways", name if column == 0 else None, "bytes")
         above.set_title(f"cut={cut}")
     handles = [Line2D([], [], lw=5, color=color, label=codec) for codec, color in colors.items()]
     handles += [Line2D([], [], lw=0, color=NONE, marker=markers[way], label=way or "no defence") for way in ways]

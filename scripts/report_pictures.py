@@ -8,12 +8,13 @@ is no split learning is black.
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
+from statistics import fmean
 from textwrap import fill
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, ScalarFormatter
 from report_cells import Cell, Cells
 
 from splitlearn.measure.costs import size
@@ -90,7 +91,7 @@ def against_bytes(by_cut: dict[str, dict[str, Cell]], looks: dict[str, Look]) ->
     """The main picture: the first metric against all that crossed, a line a method, from evaluation to evaluation.
 
     A column for each cut. Lines are means over the seeds, with all seeds between the edges of the band; the marker is
-    where a training ends. What is far below all ends is left out.
+    where a training ends, be it early. What is far below all ends is left out.
     """
     figure = Figure(figsize=(3.4 + (5.6 if len(by_cut) == 1 else 4.0 * len(by_cut)), 5.2), layout="constrained")
     row = figure.subplots(1, len(by_cut), sharey=True, squeeze=False)[0]
@@ -98,25 +99,22 @@ def against_bytes(by_cut: dict[str, dict[str, Cell]], looks: dict[str, Look]) ->
     for axes, (cut, cells) in zip(row, by_cut.items(), strict=True):
         inside = []
         for method, cell in cells.items():
-            bytes_of, results = (list(zip(*cell.of_runs(field), strict=False)) for field in ("all", "result"))
-            x, y = ([sum(seeds) / len(seeds) for seeds in values] for values in (bytes_of, results))
+            course = cell.course()
+            x = [fmean(point.all for point in points) for points in course]
+            y = [fmean(point.result for point in points) for points in course]
             inside += [one for one, result in zip(x, y, strict=True) if low <= result <= high]
             look = looks[method]
             style = {"color": look.color, "zorder": 4 if cell.is_anchor else 3}
             axes.plot(x, y, ls=look.dash, lw=1.6, alpha=0.9, **style)
             axes.plot(x[-1], y[-1], look.marker, ms=12 if look.marker == "*" else 9, mec="white", mew=0.8, **style)
             if len(cell.runs) > 1:
-                axes.fill_between(
-                    x, *map(list, zip(*((min(y), max(y)) for y in results), strict=True)), alpha=0.12, **style
-                )
+                edges = [[edge(point.result for point in points) for points in course] for edge in (min, max)]
+                axes.fill_between(x, *edges, alpha=0.12, **style)
         if none := cells.get("none"):
             axes.axhline(sum(none.finals) / len(none.finals), color="#bbbbbb", lw=0.8, zorder=1)
-        finish(axes, "sent in training, both ways", label(cells) if axes is row[0] else None, "log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: size(value).replace(".00", "")))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.spines[["top", "right"]].set_visible(False)
         axes.set(title=f"cut={cut}", xlim=(min(inside) / 1.5, max(inside) * 1.5), ylim=(low, high))
+        finish(axes, "sent in training, both ways", label(cells) if axes is row[0] else None, "bytes")
+        axes.spines[["top", "right"]].set_visible(False)
     parts: dict[str, list[Line2D]] = {}
     for method, look in looks.items():
         if any(method in cells for cells in by_cut.values()):
@@ -147,11 +145,14 @@ def traffic(by_cut: dict[str, dict], looks: dict) -> bytes:
     """The first metric against bytes: a column for each cut; the uplink above, both ways below."""
     figure = Figure(figsize=(1 + 4 * len(by_cut), 6.4), layout="constrained")
     rows = figure.subplots(2, len(by_cut), sharey=True, squeeze=False)
-    ways = [("MB sent up", lambda point: point.up), ("MB sent both ways", lambda point: point.both)]
-    for row, (x, nbytes) in zip(rows, ways, strict=True):
+    ways = [
+        ("sent up", lambda point: (point.up, point.result)),
+        ("sent both ways", lambda point: (point.both, point.result)),
+    ]
+    for row, (x, value) in zip(rows, ways, strict=True):
         for axes, cells in zip(row, by_cut.values(), strict=True):
-            draw(axes, cells, looks, lambda point, nbytes=nbytes: (nbytes(point) / 1e6, point.result))
-            finish(axes, x, label(cells) if axes is row[0] else None, "log")
+            draw(axes, cells, looks, value)
+            finish(axes, x, label(cells) if axes is row[0] else None, "bytes")
     for axes, cut in zip(rows[0], by_cut, strict=True):
         axes.set_title(cut)
     legend(figure, rows[0, 0])
@@ -190,7 +191,7 @@ def curves(cells: dict, looks: dict, rates: list[float]) -> bytes:
     panels = [
         ("epoch", "training loss", lambda point: (point.epoch, point.loss), "linear"),
         ("epoch", shown, lambda point: (point.epoch, point.result), "linear"),
-        ("MB sent up", shown, lambda point: (point.up / 1e6, point.result), "log"),
+        ("sent up", shown, lambda point: (point.up, point.result), "bytes"),
         ("minutes as run", shown, lambda point: (point.seconds / 60, point.result), "linear"),
     ]
     for rate in rates:
@@ -217,12 +218,14 @@ def legend(figure: Figure, axes: Axes) -> None:
 
 
 def finish(axes: Axes, x: str, y: str | None, scale: str) -> None:
-    axes.set(xlabel=x, ylabel=y, xscale=scale)
+    """Names of the axes, and the ticks of the lower one: linear, log, or bytes, which is log too."""
+    axes.set(xlabel=x, ylabel=y, xscale="log" if scale == "bytes" else scale)
     axes.grid(alpha=0.3)
-    if scale == "log":
-        low, high = axes.get_xlim()
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))  # all have room
-        axes.xaxis.set_major_formatter(ScalarFormatter())
+    if scale != "linear":
+        (low, high), room = axes.get_xlim(), 30 if scale == "bytes" else 100  # of labels, which have a unit or not
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < room * low else (1,)))
+        in_units = FuncFormatter(lambda value, _: size(value).replace(".00", ""))
+        axes.xaxis.set_major_formatter(in_units if scale == "bytes" else ScalarFormatter())
         axes.xaxis.set_minor_formatter("")
 
 

@@ -243,10 +243,15 @@ def test_what_was_kept_before_stays_and_no_run_is_lost(tmp_path, run_here):
 
 
 @pytest.fixture
-def grouped(monkeypatch):
-    """grouped(folder): setting, method and number of seeds of each row, and what is told of runs that are left out."""
+def modules(monkeypatch):
     monkeypatch.syspath_prepend(REPORT.parent)
-    runs_of, cells_of = map(importlib.import_module, ("report_runs", "report_cells"))
+    return [importlib.import_module(name) for name in ("report_runs", "report_cells")]
+
+
+@pytest.fixture
+def grouped(modules):
+    """grouped(folder): setting, method and number of seeds of each row, and what is told of runs that are left out."""
+    runs_of, cells_of = modules
 
     def find(folder: Path) -> tuple[list[tuple[str, str, int]], list[str]]:
         runs, _ = runs_of.load(folder)
@@ -324,11 +329,33 @@ def test_what_is_no_run_or_cannot_be_read_ends_no_report(tmp_path, run_here):
         (tmp_path / name / "config.yaml").write_text(own)
     shutil.copytree(tmp_path / "good", tmp_path / "lines", ignore=shutil.ignore_patterns("wandb"))
     (tmp_path / "lines" / "metrics.jsonl").write_text("3\n")
+    write_run(tmp_path / "diverged", "none", 1, [float("nan")], 1000, 1000)
     status, out = run_here(REPORT, str(tmp_path))
     assert status == 0, out
     told = out.split("## Not in the tables\n\n")[1].split("\n\n")[0].splitlines()
-    assert [line.split(" cannot be read: ")[0] for line in told] == sorted(f"- {name}" for name in [*texts, "lines"])
+    assert [line.split(" cannot be read: ")[0] for line in told] == sorted(
+        f"- {name}" for name in [*texts, "lines", "diverged"]
+    )
     assert "not_here.Mine" in told[0]
+
+
+def test_seeds_that_were_evaluated_after_other_epochs_have_one_line_to_their_ends(tmp_path, run_here, modules):
+    runs_of, cells_of = modules
+    for seed, epochs in ((0, {2, 4, 6}), (1, {6}), (2, {2, 4})):  # the last ends early
+        accuracies = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6][: max(epochs)]
+        write_run(tmp_path / f"{seed}", "none", seed, accuracies, 1000, 1000, "epochs=6")
+        path = tmp_path / f"{seed}" / "metrics.jsonl"
+        lines = map(json.loads, path.read_text().splitlines())
+        kept = [line for line in lines if line["kind"] != "evaluation" or line["epoch"] in epochs]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    runs = [runs_of.Run(tmp_path / f"{seed}") for seed in range(3)]
+    courses = {(0,): [[2], [4], [6]], (0, 1): [[6, 6]], (0, 2): [[2, 2], [4, 4], [6, 4]], (1, 2): [[6, 4]]}
+    for seeds, course in courses.items():
+        found = cells_of.Cell([runs[seed] for seed in seeds]).course()
+        assert [[point.epoch for point in points] for points in found] == course
+    shutil.rmtree(tmp_path / "2")
+    status, out = run_here(REPORT, str(tmp_path), "--rates", "8")
+    assert status == 0 and "accuracy_against_all_bytes_convnet_digits.png" in out, out
 
 
 def test_half_a_point_less_can_be_enough(by_hand, run_here):
