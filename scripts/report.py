@@ -12,6 +12,9 @@ import argparse
 import csv
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
+from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -49,6 +52,7 @@ seconds that the run took where it was run and the time that all bytes of one cl
 ALL_RUNS = """\
 Means over the seeds; bits an element and error: uplink. With a bottleneck, which makes another network, elements and \
 savings are of the maps of the unmodified one, and the error is the compressor's, of what it was given."""
+LONGEST = 150  # of a picture's file name, which systems take up to 255 bytes of
 LINKS = {
     "up": "uplink",
     "both": "both ways",
@@ -111,13 +115,14 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
             tables.append((f"Time to {metric.title}: {setting}", TIME, header, times(of_runs, columns, rates)))
             tables.append((f"All runs: {setting}", ALL_RUNS, *summary_rows(of_runs)))
     images = pictures(cells, rates) | leak_pictures(cells)
+    files = file_names(images)
     for title, content in images.items():
-        (out / file_name(title)).write_bytes(content)
+        (out / files[title]).write_bytes(content)
     parts = [
         "\n\n".join(filter(None, [f"## {title}", text, markdown(header, rows)])) + "\n"
         for title, text, header, rows in tables
     ]
-    parts += [f"![{title}]({file_name(title)})\n" for title in images]
+    parts += [f"![{title}]({files[title]})\n" for title in images]
     if troubles:
         parts.append("## Not in the tables\n\n" + "".join(f"- {trouble}\n" for trouble in troubles))
     text = "\n".join(parts)
@@ -131,8 +136,15 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
     return text
 
 
-def file_name(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") + ".png"
+def file_names(titles: Iterable[str]) -> dict[str, str]:
+    """Of pictures, by title; one that is too long, or another's too, ends in what is the title's own."""
+    words = {title: re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_") for title in titles}
+    often, names = Counter(words.values()), {}
+    for title, name in words.items():
+        if len(name) > LONGEST or often[name] > 1:
+            name = f"{name[:LONGEST]}_{sha256(title.encode()).hexdigest()[:8]}"
+        names[title] = f"{name}.png"
+    return names
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:

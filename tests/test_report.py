@@ -374,6 +374,17 @@ def test_the_page_needs_nothing_beside_itself(by_hand, run_here):
     assert tex.count(r"\begin{table}") == 3 and r"60.00 \% \\" in tex
 
 
+def test_names_of_pictures_are_short_and_their_own(monkeypatch):
+    monkeypatch.syspath_prepend(REPORT.parent)
+    file_names = importlib.import_module("report").file_names
+    main, long = "Accuracy against all bytes, resnet_slim, image_folder", ", ".join(["optimizer.lr=0.1"] * 40)
+    alike = ["Curves, convnet, lr=1e-3", "Curves, convnet, lr=1e+3", f"{long}, 1", f"{long}, 2"]
+    names = file_names([main, *alike])
+    assert names[main] == "accuracy_against_all_bytes_resnet_slim_image_folder.png"
+    assert len(set(names.values())) == 5 and max(map(len, names.values())) < 170
+    assert names[alike[2]] == file_names(alike[2:3])[alike[2]]  # whatever others there are
+
+
 def test_a_folder_without_runs_is_one_sentence(tmp_path, run_here):
     status, _ = run_here(REPORT, str(tmp_path))
     assert "there is no finished run in" in str(status)
