@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how often, each with other draws")
     parser.add_argument("overrides", nargs="+", help="attack=<name>, and options of it")
     arguments = parser.parse_args()
+    if arguments.seeds < 1:
+        parser.error(f"--seeds {arguments.seeds} must be at least 1")
 
     from splitlearn.compose import compose_group
 

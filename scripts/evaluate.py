@@ -80,6 +80,10 @@ def main() -> None:
                 )
                 outcomes.append((client, outcome))
                 num_bytes += sum(transfer.num_bytes for transfer in ends[1].transfers)
+        if not outcomes:
+            raise UserError(
+                f"data={cfg.data.name} has no test samples at data.root={cfg.data.get('root')}: give another data.root"
+            )
         found = evaluation_of(outcomes, None, task)
         num_samples = found["samples"]
         figures = [metric.form(found[metric.name]) for metric in task.metrics]

@@ -10,6 +10,7 @@ and TIME below. The report is there as Markdown, CSV and LaTeX, and as one page 
 
 import argparse
 import csv
+import math
 import re
 import sys
 from collections import Counter
@@ -73,6 +74,9 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.0, metavar="POINTS", help="worse than the baseline's")
     parser.add_argument("--rates", type=float, nargs="+", default=[100, 20, 5], metavar="MBITS", help="of the links")
     arguments = parser.parse_args()
+    for rate in arguments.rates:
+        if not 0 < rate < math.inf:
+            parser.error(f"--rates {rate:g} must be a number above 0")
 
     runs, troubles = load(arguments.folder)
     finished = [run for run in runs if run.is_finished]

@@ -164,6 +164,8 @@ def test_an_attacker_knows_what_the_defences_do(plain):
 def test_what_cannot_be_attacked_is_one_sentence(plain, tmp_path, run_here):
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=magic")
     assert status == "attack=magic: choose one of hijacking, inversion, labels, unsplit", out
+    status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=inversion", "--seeds", "0")
+    assert status == 2 and "--seeds 0 must be at least 1" in out
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), "attack=inversion", "--epoch", "7")
     assert status.endswith("has nothing of what its server saw in epoch 7: there is 1"), out
     local.run(compose("num_clients=1", "epochs=1", "data.max_train_samples=8", "data.max_test_samples=8"), tmp_path)

@@ -385,6 +385,12 @@ def test_names_of_pictures_are_short_and_their_own(monkeypatch):
     assert names[alike[2]] == file_names(alike[2:3])[alike[2]]  # whatever others there are
 
 
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_rate_is_above_0(rate, tmp_path, run_here):
+    status, out = run_here(REPORT, str(tmp_path), f"--rates={rate}")
+    assert status == 2 and f"--rates {rate} must be a number above 0" in out
+
+
 def test_a_folder_without_runs_is_one_sentence(tmp_path, run_here):
     status, _ = run_here(REPORT, str(tmp_path))
     assert "there is no finished run in" in str(status)

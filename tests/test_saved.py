@@ -51,6 +51,15 @@ def test_an_export_loads_into_the_uncut_network(trained, suffix, run_here, tmp_p
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
+def test_no_test_samples_are_one_sentence(trained, run_here, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    cfg = OmegaConf.load(trained / "config.yaml")
+    cfg.data.max_test_samples = 0
+    OmegaConf.save(cfg, tmp_path / "run" / "config.yaml")
+    status, _ = run_here(EVALUATE, "run")
+    assert status == "data=digits has no test samples at data.root=None: give another data.root"
+
+
 @pytest.fixture(scope="module")
 def squeezed(tmp_path_factory):
     """A run with a bottleneck."""

@@ -26,6 +26,16 @@ def test_compare_compressors(run_here):
     assert ms[4].startswith("13.7") and 0.1 < float(ms[6]) < 0.4
 
 
+def test_compare_compressors_by_the_first_metric_of_the_task(run_here):
+    options = ["task=causal_lm", "arch.width=8", "arch.heads=1", "arch.depth=2", "cut=1", "samples_per_epoch=16"]
+    options += ["epochs=1", "data.max_test_samples=8", "task.context=8", "num_clients=1", "log.tensorboard=false"]
+    path = BENCHMARKS / "compare_compressors.py"
+    status, out = run_here(path, "--compressors", "none", "--seeds", "0", "--", *options)
+    assert status == 0, out
+    header, _, row = (cells(line) for line in out.splitlines() if line.startswith("|"))
+    assert header[1] == "test perplexity" and 200 < float(row[1]) < 400  # of 256 bytes
+
+
 def test_bench_step(run_here):
     status, out = run_here(BENCHMARKS / "bench_step.py", "--rounds", "1", "--", *TINY, "epochs=2")
     assert status == 0, out

@@ -1,4 +1,4 @@
-"""Trains with every compressor and prints accuracy beside bytes, as a Markdown table.
+"""Trains with every compressor and prints accuracy, or the task's first metric, beside bytes, as a Markdown table.
 
     python scripts/benchmarks/compare_compressors.py                     the digits, a few minutes
     python scripts/benchmarks/compare_compressors.py --seeds 0 1 2 --compressors none ms sp -- epochs=10 cut=shallow
@@ -16,6 +16,7 @@ from statistics import fmean
 from common import markdown, saving_both_ways, start
 
 from splitlearn.compose import compose
+from splitlearn.tasks import Metric, task_from
 
 COMPRESSORS = ["none", "ms", "qu", "sp", "rt"]
 
@@ -37,21 +38,23 @@ def main() -> None:
         summaries = []
         for seed in arguments.seeds:
             folder = arguments.folder / f"{name}-seed{seed}"
-            local.run(compose(*both, f"seed={seed}", *arguments.overrides), folder)
+            cfg = compose(*both, f"seed={seed}", *arguments.overrides)
+            metric = task_from(cfg).metrics[0]
+            local.run(cfg, folder)
             summaries.append(json.loads((folder / "summary.json").read_text()))
-        rows.append(row(name, summaries))
-    header = ["uplink", "test accuracy", "from … to", "bytes a batch", "saving", "both ways", "relative error"]
+        rows.append(row(name, summaries, metric))
+    header = ["uplink", f"test {metric.title}", "from … to", "bytes a batch", "saving", "both ways", "relative error"]
     print("\n" + markdown(header, rows))
 
 
-def row(name: str, summaries: list[dict]) -> list[str]:
-    """One compressor's cells: the mean over its seeds, and the accuracies' ends."""
-    top1 = [100 * summary["test_top1"] for summary in summaries]
+def row(name: str, summaries: list[dict], metric: Metric) -> list[str]:
+    """One compressor's cells: the mean over its seeds, and the ends of the metric."""
+    results = [summary[f"test_{metric.name}"] * (100 if metric.is_share else 1) for summary in summaries]
     uplinks = [summary["uplink"] for summary in summaries]
     return [
         name if "+" in name else uplinks[0]["compressor"],
-        f"{fmean(top1):.2f} %",
-        f"{min(top1):.2f} … {max(top1):.2f}",
+        f"{fmean(results):.2f}" + " %" * metric.is_share,
+        f"{min(results):.2f} … {max(results):.2f}",
         f"{fmean(uplink['bytes_per_batch'] for uplink in uplinks):,.0f}",
         f"{fmean(uplink['saving'] for uplink in uplinks):.2f} ×",
         f"{fmean(saving_both_ways(summary) for summary in summaries):.2f} ×",
