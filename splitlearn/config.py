@@ -50,9 +50,14 @@ def num_in_epoch(cfg: DictConfig) -> int:
 
 
 def evaluates(cfg: DictConfig, epoch: int) -> bool:
-    """Whether an epoch, from 1, ends with an evaluation; the last one does, and none before the server has trained."""
+    """Whether an epoch, from 1, ends with an evaluation: one that is due, and none before the server has trained."""
     if "exchange" in cfg and epoch <= cfg.exchange.get("local_epochs", 0):
         return False
+    return is_due(cfg, epoch)
+
+
+def is_due(cfg: DictConfig, epoch: int) -> bool:
+    """Whether an evaluation is due after an epoch, from 1; after the last one it is."""
     return epoch % cfg.evaluate.every == 0 or epoch == cfg.epochs
 
 

@@ -110,6 +110,27 @@ def folder(tmp_path):
     return tmp_path / "data"
 
 
+@pytest.mark.parametrize("samples", ["null", "12", "99"])
+def test_the_server_trains_on_as_many_images_in_as_many_steps_as_all_clients_together(samples, folder, anchors):
+    options = [
+        "data=image_folder",
+        f"data.root={folder}",
+        "batch_size=8",
+        "num_clients=2",
+        f"samples_per_epoch={samples}",
+    ]
+    (cfg,) = anchors.settings(options)
+    clients, server = anchors.FedAvg(cfg), anchors.Images(cfg)
+    assert server.data[0].num_train == sum(data.num_train for data in clients.data) == (24 if samples == "12" else 60)
+    assert server.num_steps == clients.num_steps
+
+
+def test_it_is_evaluated_after_every_epoch_whatever_the_exchange(tmp_path, anchors):
+    cfg = compose(*OPTIONS, "epochs=2", "exchange=send_once", "exchange.local_epochs=1")
+    anchors.train(anchors.FedAvg, cfg, tmp_path)
+    assert [line["epoch"] for line in metrics(tmp_path, "evaluation")] == [1, 2]
+
+
 def test_images_that_are_sent_once_are_files_and_a_row_of_the_report(tmp_path, folder, run_here):
     options = ["data=image_folder", f"data.root={folder}", "batch_size=8", "epochs=2", "num_clients=2"]
     for name, seeds in (("images", "seed=1"), ("fedavg", "seed=1,2")):

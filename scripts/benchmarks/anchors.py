@@ -33,7 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from splitlearn import checks
 from splitlearn.checkpoints import Checkpoints, write_texts
 from splitlearn.compose import compose
-from splitlearn.config import device_from, differences, evaluates, shared
+from splitlearn.config import device_from, differences, is_due, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.folder import held
@@ -172,6 +172,8 @@ class Images(Anchor):
 
     def of_trainees(self, cfg):
         pooled = {"num_clients": 1, "batch_size": cfg.batch_size * cfg.num_clients, "partition": {"name": "iid"}}
+        if cfg.samples_per_epoch:
+            pooled["samples_per_epoch"] = cfg.samples_per_epoch * cfg.num_clients
         return OmegaConf.merge(cfg, pooled)
 
     def begin(self):
@@ -245,7 +247,7 @@ def one_epoch(anchor: Anchor, epoch: int, found: dict[str, Any], lines: Lines) -
     tally, changed = anchor.epoch(epoch), {"step": step}
     anchor.end_epoch()
     test = ""
-    if evaluates(anchor.cfg, epoch):
+    if is_due(anchor.cfg, epoch):  # whatever the exchange is
         evaluation, first = anchor.evaluation(), task.metrics[0]
         result, best = evaluation[first.name], found["best"]
         best = result if best is None or first.is_better(result, best) else best
