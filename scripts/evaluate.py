@@ -12,8 +12,6 @@ batch.
 """
 
 import argparse
-import os
-import sys
 from pathlib import Path
 
 import torch
@@ -36,7 +34,6 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
 
-    sys.path.append(os.getcwd())  # where a user's own data set or network is, as in launch.py
     from splitlearn import saved
     from splitlearn.compose import compose
     from splitlearn.errors import UserError

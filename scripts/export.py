@@ -14,7 +14,6 @@ checkpoint.best=true keeps.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -33,7 +32,6 @@ def main() -> None:
     parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
     arguments = parser.parse_args()
 
-    sys.path.append(os.getcwd())  # where a user's own data set or network is, as in launch.py
     from splitlearn import saved
     from splitlearn.errors import UserError
     from splitlearn.segments import adapters

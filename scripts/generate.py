@@ -9,8 +9,6 @@ checkpoint.best=true keeps.
 
 import argparse
 import math
-import os
-import sys
 from pathlib import Path
 
 from script import start
@@ -31,7 +29,6 @@ def main() -> None:
     if not 0 <= arguments.temperature < math.inf:
         parser.error(f"--temperature {arguments.temperature} must be a number from 0")
 
-    sys.path.append(os.getcwd())  # where a user's own network is, as in launch.py
     from splitlearn import saved
     from splitlearn.errors import UserError
     from splitlearn.tasks import CausalLM, task_from

@@ -1,5 +1,7 @@
-"""What every script begins and ends with: it finds splitlearn, and tells in a line what a user can mend."""
+"""What every script begins and ends with: it finds splitlearn and a user's own modules, and tells in a line what a user
+can mend."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 def start(main: Callable[[], None]) -> None:
     """Runs a script; a user's mistake, Ctrl-C, and a reader that has read enough, as in `| head`, have no traceback."""
     forgive(sys.stdout, sys.stderr)
+    sys.path.append(os.getcwd())  # where a user's own data set, network or exchange is, as in launch.py
     try:
         main()
         if sys.stdout is not None:  # as where the shell has closed it

@@ -7,13 +7,16 @@ import sys
 import pytest
 from runs import ROOT
 
-BEGIN = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); from script import start"
+# The first place of the path is the current folder with -c, and the script's own without.
+BEGIN = f"import sys; sys.path[0] = {str(ROOT / 'scripts')!r}; from script import start"
 
 
 def started(*lines: str) -> subprocess.Popen:
     """A script whose main is these lines."""
     text = "\n".join([BEGIN, "def main():", *(f"    {line}" for line in lines), "start(main)"])
-    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,14 @@ def test_a_mistake_is_one_line(lines, told):
 def test_a_mistake_of_the_code_has_a_traceback(lines):
     _, err = (script := started(*lines)).communicate(timeout=60)
     assert script.returncode == 1 and err.startswith("Traceback")
+
+
+def test_a_users_own_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("NAME = 'mine'")
+    (tmp_path / "json.py").write_text("")  # which is not taken for another's
+    out, err = (script := started("import json, mine", "print(json.dumps(mine.NAME))")).communicate(timeout=60)
+    assert (script.returncode, out, err) == (0, '"mine"\n', "")
 
 
 def test_ctrl_c_is_one_line():
