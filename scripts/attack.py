@@ -6,7 +6,8 @@
 
 The run has to have kept it: observe.batches=20, and observe.inputs=true for the figures. Needs `pip install -e
 '.[privacy]'`. Writes the figures into <run>/attacks/<attack>.json, and reconstructed images beside their originals
-into <attack>.png. Of a sweep, all runs that have kept something are attacked, but those that have been before.
+into <attack>.png. Of a sweep, all runs that have kept something are attacked, but those that have been before; what
+cannot be is told.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from omegaconf import OmegaConf
 from script import start
 from tables import markdown
 
+from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
 
 if TYPE_CHECKING:
@@ -46,15 +48,25 @@ def main() -> None:
         name, cfg = compose_group("attack", arguments.overrides)
         attack, chosen = instantiate(cfg), OmegaConf.to_container(cfg, resolve=True)
         options = {"seeds": arguments.seeds, "asked_epoch": arguments.epoch, "options": chosen}
+        num_shown = 0
         for folder in runs_of(arguments.folder):
             if folder != arguments.folder:
-                print(f"\n{folder.relative_to(arguments.folder)}")
+                print(f"\n{folder.relative_to(arguments.folder)}", flush=True)
             path = folder / "attacks" / f"{name}.json"
             about = json.loads(path.read_text()) if folder != arguments.folder and path.exists() else {}
             if {key: about.get(key) for key in options} != options:
-                about = options | attacked(folder, name, attack, arguments.epoch, arguments.seeds)
+                try:
+                    about = options | attacked(folder, name, attack, arguments.epoch, arguments.seeds)
+                except UserError as error:
+                    if folder == arguments.folder:
+                        raise
+                    print(f"not attacked: {error}", file=sys.stderr)
+                    continue
                 path.write_text(json.dumps(about, indent=2) + "\n")
             show(name, about, path)
+            num_shown += 1
+        if not num_shown:
+            sys.exit(f"no run in {arguments.folder} could be attacked")
     except ModuleNotFoundError as error:
         sys.exit(f"attack={arguments.overrides[0].partition('=')[2]} needs {error.name}: pip install -e '.[privacy]'")
 

@@ -150,6 +150,22 @@ def test_a_sweep_is_attacked_once(plain, tmp_path, run_here):
     assert written[0] == written[1] < written[2]
 
 
+def test_the_rest_of_a_sweep_is_attacked_where_one_run_cannot_be(plain, tmp_path, run_here):
+    for name in ("a", "b", "c"):
+        shutil.copytree(plain, tmp_path / name, ignore=shutil.ignore_patterns("attacks"))
+    for path in (tmp_path / "a" / "observed").rglob("*.pt"):
+        path.unlink()
+    (tmp_path / "b" / "config.yaml").write_text((plain / "config.yaml").read_text().replace("LabelsUp", "Missing"))
+    options = str(tmp_path), "attack=unsplit", "attack.rounds=1"
+    status, out = run_here(ROOT / "scripts" / "attack.py", *options)
+    assert status == 0 and out.count("not attacked: ") == 2 and "c\nunsplit on what is kept of epoch 1" in out, out
+    assert f"not attacked: {tmp_path / 'a'} has nothing of what its server saw" in out
+    assert "not attacked: exchange._target_=splitlearn.exchange.labels_up.Missing is not found" in out
+    shutil.rmtree(tmp_path / "c")
+    status, _ = run_here(ROOT / "scripts" / "attack.py", *options)
+    assert status == f"no run in {tmp_path} could be attacked"
+
+
 def test_an_attacker_knows_what_the_defences_do(plain):
     scene = Scene.load(plain)
     inputs = [x for x, _ in scene.auxiliary][:2]

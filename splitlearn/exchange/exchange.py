@@ -16,15 +16,15 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
+from splitlearn.config import made_from
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.exchange.plan import Plan
-from splitlearn.hydras import instantiate
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks import Task
 
@@ -153,7 +153,8 @@ def is_one(cut: Any) -> bool:
 
 def exchange_from(cfg: DictConfig) -> Exchange:
     """The exchange that the config group `exchange` describes; labels_up in configurations that are older than it."""
-    return instantiate(cfg.exchange if "exchange" in cfg else {"_target_": "splitlearn.exchange.labels_up.LabelsUp"})
+    older = {"exchange": {"_target_": "splitlearn.exchange.labels_up.LabelsUp"}}
+    return made_from(cfg if "exchange" in cfg else OmegaConf.create(older), "exchange")
 
 
 def converse(client: ClientHalf, server: ServerHalf) -> Outcome:

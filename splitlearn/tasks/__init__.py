@@ -6,7 +6,7 @@ networks that the tasks add to the config group `arch`.
 
 from omegaconf import DictConfig
 
-from splitlearn.hydras import instantiate
+from splitlearn.config import made_from
 from splitlearn.tasks.image_classification import ImageClassification
 from splitlearn.tasks.language import CausalLM, SequenceClassification
 from splitlearn.tasks.task import ClientData, Metric, Task
@@ -16,4 +16,4 @@ __all__ = ["CausalLM", "ClientData", "Metric", "SequenceClassification", "Task",
 
 def task_from(cfg: DictConfig) -> Task:
     """The task that the config group `task` describes; image classification where a run was started without one."""
-    return instantiate(cfg.task) if "task" in cfg else ImageClassification()
+    return made_from(cfg, "task") if "task" in cfg else ImageClassification()
