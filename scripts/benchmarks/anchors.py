@@ -46,7 +46,7 @@ from splitlearn.rates import Rates
 from splitlearn.roles.progress import share_of
 from splitlearn.seeds import derive
 from splitlearn.segments.parts import Parts
-from splitlearn.segments.trainable import Trainable, load_state, nbytes_of, state_of
+from splitlearn.segments.trainable import Trainable, nbytes_of, state_of
 from splitlearn.tasks import task_from
 from splitlearn.tasks.partition import file_of, source_of
 from splitlearn.tasks.task import ClientData
@@ -164,7 +164,7 @@ class FedAvg(Anchor):
         for segment, state in zip(segments, states, strict=True):
             self.ledger.book("weights_up", nbytes_of(state))
             self.ledger.book("weights_down", nbytes_of(mean))
-            load_state(segment, frozen | mean)
+            segment.load_state_dict(frozen | mean)
 
 
 class Images(Anchor):

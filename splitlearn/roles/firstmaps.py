@@ -26,7 +26,7 @@ from splitlearn.seeds import derive
 from splitlearn.segments import bottleneck
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.parts import Parts
-from splitlearn.segments.trainable import are_finite, buffers_of, load_buffers, load_state, nbytes_of
+from splitlearn.segments.trainable import are_finite, buffers_of, load_buffers, nbytes_of
 from splitlearn.transport.inbox import LOOK_EVERY_S
 
 
@@ -48,12 +48,13 @@ def help_fit(client: Any, cuts: list[CutPoint], wanted: list[int]) -> None:
     Raises:
         UserError: the maps are not finite.
     """
+    segment = client.trainable.segment
     for number in wanted:
         message = _moments(client, cuts[0]) if number == 0 else Maps([maps.cpu().float() for maps in _maps(client)])
         if not are_finite([message.mean, message.triangle] if number == 0 else message.maps):
             raise UserError("the maps of the first batches are not finite: look for NaN in the data")
         fitted = client.ask_patiently(message, Fitted)
-        load_state(client.trainable.segment, client.trainable.segment.state_dict() | fitted.state)
+        segment.load_state_dict(segment.state_dict() | fitted.state)
 
 
 def _moments(client: Any, cut: CutPoint) -> Moments:
@@ -90,7 +91,7 @@ def fit(server: Any, cuts: list[CutPoint]) -> None:
         state, share = bottleneck.fitted(cut, reduce(add, found, bottleneck.Moments.zero(cut.channels[1])))
         segment = server.trainable.segment
         own = segment.state_dict()
-        load_state(segment, own | {name: value for name, value in state.items() if name in own})
+        segment.load_state_dict(own | {name: value for name, value in state.items() if name in own})
         of_clients = {name: value for name, value in state.items() if name not in own}
         server.client_states = [server.client_states[0] | of_clients]
         server.unfitted.remove(number)

@@ -11,7 +11,6 @@ from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import Outcome, converse
 from splitlearn.exchange.passage import Passage
 from splitlearn.segments.parts import Parts
-from splitlearn.segments.trainable import load_state
 
 
 class OwnTest:
@@ -42,7 +41,7 @@ class OwnTest:
     def evaluate(self) -> list[tuple[None, Outcome]]:
         """What comes out for every test batch, through the exchange and its codecs; the samples are no client's."""
         server, (state, *_) = self.server, self.server.client_states
-        load_state(self.segment, state.get("segment", state))
+        self.segment.load_state_dict(state.get("segment", state))
         outcomes, both = [], (Codecs(server.channels, "up"), Codecs(server.channels, "down"))
         for loaded in self.data.test:
             inputs, targets = server.task.to_device(loaded, server.device)

@@ -58,11 +58,10 @@ class Trainable:
 
     def load(self, state: dict[str, Any]) -> None:
         """Takes over another client's state; the learning rate stays. Weights alone, as first given, are fine too."""
-        if "segment" not in state:
-            return load_state(self.segment, state)
-        load_state(self.segment, state["segment"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.segment.load_state_dict(state.get("segment", state))
+        if "segment" in state:
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
 
 
 def try_out(cfg: DictConfig) -> None:
@@ -84,10 +83,6 @@ def try_out(cfg: DictConfig) -> None:
 def state_of(segment: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, copied to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in segment.state_dict().items()}
-
-
-def load_state(segment: nn.Module, state: dict[str, Tensor]) -> None:
-    segment.load_state_dict(state)
 
 
 def buffers_of(segment: nn.Module) -> list[Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from splitlearn.errors import PeerError
 from splitlearn.exchange.messages import Gradients, GradientsReply, StepReply, Weights, WeightsReply
-from splitlearn.segments.trainable import are_finite, gradients_of, load_state, nbytes_of, state_of, trained
+from splitlearn.segments.trainable import are_finite, gradients_of, nbytes_of, state_of, trained
 from splitlearn.topologies.averaging import average_states
 from splitlearn.topologies.topology import Topology, is_evaluated, send_weights, take_weights
 
@@ -130,7 +130,7 @@ class Parallel(Topology):
         is_coded = self.changes and weights and client.agreement.parameters
         reply = self._exchange_changes(client, weights) if is_coded else client.exchange_weights(weights)
         if reply.state is not None:
-            load_state(segment, segment.frozen_state() | reply.state)
+            segment.load_state_dict(segment.frozen_state() | reply.state)
         client.obey(reply.directive)
 
     def _exchange_changes(self, client: Any, weights: Any) -> WeightsReply:
