@@ -30,6 +30,7 @@ from splitlearn.transport import guard
 
 CONFUSION = "confusion.csv"  # of the last evaluation
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")
+KEPT = ("step_number", "best", "best_epoch", "best_weights", "stopped_early", "last_evaluation", "claims")  # as it is
 NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all", "by_client", "by_class")
 
 
@@ -81,8 +82,8 @@ class Recorder:
         lines = Lines(self.folder / "metrics.jsonl", state and state["metrics_nbytes"])
         if state is not None:
             self._seconds_before = state["seconds_of_run"], state["seconds_of_epoch"]
-            for name in ("step_number", "last_evaluation", "best", "best_epoch", "best_weights", "stopped_early"):
-                setattr(self, name, state.get(name))
+            for name in KEPT:
+                setattr(self, name, state.get(name, getattr(self, name)))  # older ones lack some
             self.ledger.load(state["ledger"])
             self.tally.load(state["tally"])
             for name in ("seconds", "refused"):
@@ -104,12 +105,7 @@ class Recorder:
             "metrics_nbytes": metrics_nbytes,
             "seconds_of_run": now - self.started_at,
             "seconds_of_epoch": now - self.epoch_started_at,
-            "step_number": self.step_number,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_weights": self.best_weights,
-            "stopped_early": self.stopped_early,
-            "last_evaluation": self.last_evaluation,
+            **{name: getattr(self, name) for name in KEPT},
             "ledger": self.ledger.state(),
             "seconds": dict(self.seconds),
             "tally": self.tally.state(),

@@ -107,6 +107,24 @@ def test_measurements_that_are_missing_are_not_made_up(left, recorder, tmp_path)
     assert not path.exists() if left is None else path.read_bytes() == content
 
 
+def test_a_run_that_is_killed_after_its_last_checkpoint_still_says_what_its_defences_claim(recorder, tmp_path):
+    recorder.claims = {"noise_epsilon": 2.0}
+    recorder.step(FIRST, [MEASURED], 0.1)
+    recorder.evaluation(1, [(0, TEST)], 10)
+    recorder.end_epoch(1, {})
+    state = recorder.state()
+    again = Recorder(recorder.cfg, tmp_path, Display())
+    again.open(state)
+    again.describe(CUTS, TEN)
+    again.start(num_steps=1)
+    again.finish()
+    found = summary(tmp_path)
+    assert found["claims"] == {"noise_epsilon": 2.0} and found["test_top1"] == 0.1 and found["steps"] == 1
+    older = Recorder(recorder.cfg, tmp_path, Display())
+    older.open({name: value for name, value in state.items() if name != "claims"})
+    assert older.claims == {}
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
 def test_a_run_on_a_full_disk_ends_with_one_sentence(tmp_path, capfd):
     (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
