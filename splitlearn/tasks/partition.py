@@ -8,6 +8,8 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from splitlearn.errors import UserError
 
+OF_USERS = ("image_folder", "text", "text_classification")  # data sets that are a user's own folder or file
+
 
 def sharing(cfg: DictConfig) -> str:
     """How the data are shared out over the clients: what partition=auto comes to in this process, or as it says.
@@ -17,7 +19,7 @@ def sharing(cfg: DictConfig) -> str:
     """
     if cfg.partition.name != "auto":
         return cfg.partition.name
-    is_users = bool(cfg.data.get("_target_")) or cfg.data.get("name") in ("image_folder", "text", "text_classification")
+    is_users = bool(cfg.data.get("_target_")) or cfg.data.get("name") in OF_USERS
     return "none" if cfg.role is not None and is_users else "iid"
 
 
