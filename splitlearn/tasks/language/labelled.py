@@ -151,6 +151,7 @@ def _rows(path: Path, cfg: DictConfig) -> list[Row]:
                 if text is None or not label:
                     what = f"no text ({cfg.text_column})" if text is None else f"no label ({cfg.label_column})"
                     raise UserError(f"{path}, line {line} has {what}: take it out, or fill it in")
+                _require_whole(text + label, f"{path}, line {line}")
                 found.append(Row(text, normal(label), f"{path}, line {line}"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}): convert it") from None
@@ -164,6 +165,14 @@ def _word(value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
     return str(value).strip()
+
+
+def _require_whole(words: str, place: str) -> None:
+    try:
+        words.encode()
+    except UnicodeEncodeError as error:  # JSON may escape one half of a pair
+        half = ascii(words[error.start]).strip("'")
+        raise UserError(f"{place} has half of a character, {half}: take it out, or write the other half too") from None
 
 
 def _table(path: Path, file: Any, cfg: DictConfig, keys: dict[str, str]) -> Iterator[tuple[int, dict[str, str]]]:

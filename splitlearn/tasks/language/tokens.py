@@ -31,7 +31,7 @@ class Bytes:
 
     def encode_all(self, texts: list[str], longest: int) -> tuple[list[np.ndarray], int]:
         """As of Trained."""
-        found = [self.encode(text.encode(errors="surrogateescape")) for text in texts]
+        found = [self.encode(text.encode()) for text in texts]
         return [tokens[:longest] for tokens in found], sum(len(tokens) > longest for tokens in found)
 
     def decode(self, tokens: list[int]) -> str:

@@ -81,6 +81,12 @@ def test_names_of_columns_and_classes_can_be_given(config, tmp_path):
     assert classes == ["1.0", "0.0", "-1.0"] and train.targets.tolist() == [0, 2]
 
 
+def test_both_halves_of_a_character_are_one(config, tmp_path):
+    (tmp_path / "a.jsonl").write_text(r'{"text": "\ud83d\ude00", "label": "\ud83d\ude00"}')
+    train, _, classes, _ = built(config, tmp_path / "a.jsonl", "data.test_fraction=0")
+    assert texts_of(train) == classes == ["\U0001f600"]
+
+
 def test_labels_may_be_numbers_or_truths(config, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": true}\n{"text": "b", "label": 3}')
     train, _, classes, _ = built(config, tmp_path / "a.jsonl", "data.test_fraction=0")
@@ -134,6 +140,18 @@ def test_what_is_too_long_is_cut_off_and_what_is_empty_left_out(config, tmp_path
         ("a.jsonl", "[1, 2]", ["data.root=a.jsonl"], r"^a\.jsonl, line 1 is no JSON object with text and label"),
         ("a.jsonl", '{"text": "a"}', ["data.root=a.jsonl"], r"^a\.jsonl, line 1 has no column label, but text"),
         ("a.jsonl", '{"text": null, "label": 1}', ["data.root=a.jsonl"], r"^a\.jsonl, line 1 has no text \(text\)"),
+        (
+            "a.jsonl",
+            r'{"text": "hi \ud83d", "label": 1}',
+            ["data.root=a.jsonl"],
+            r"^a\.jsonl, line 1 has half of a character, \\ud83d: take",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 1}\n' r'{"text": "b", "label": "\udc80"}',
+            ["data.root=a.jsonl"],
+            r"^a\.jsonl, line 2 has half of a character, \\udc80",
+        ),
         ("mine.csv", "text,label", ["data.root=."], r"no training samples"),
         (
             "more.csv",
