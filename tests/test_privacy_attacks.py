@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from splitlearn import local
 from splitlearn.checks import check
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
+from splitlearn.privacy.attacks import images
 from splitlearn.privacy.attacks.attack import Scene
 from splitlearn.privacy.attacks.hijacking import Hijacked
 from splitlearn.privacy.attacks.inversion import Inversion
@@ -51,6 +53,12 @@ def test_tokens_come_back_from_a_shallow_cut(tmp_path):
     local.run(compose(*options, *KEPT), tmp_path)
     found = Inversion(**QUICK).run(Scene.load(tmp_path), seed=0)
     assert found.guess["tokens"] < 0.3 and min(found.figures.values()) > 0.8
+
+
+@pytest.mark.parametrize("moments", [[], ["data.mean=null"]], ids=["normalised", "not"])
+def test_pixels_are_what_there_was_before_they_were_normalised_if_they_were(moments):
+    scene, pixels = SimpleNamespace(cfg=compose(*moments)), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(images.pixels(pixels if moments else 2 * pixels - 1, scene), pixels)
 
 
 def test_the_same_seed_finds_the_same(plain):

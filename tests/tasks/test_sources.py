@@ -48,6 +48,13 @@ def test_image_size_and_limits_are_followed(config):
     assert labels(train).tolist() == [int(label) for _, label in train]
 
 
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+def test_without_a_mean_digits_are_not_normalised(augment, config):
+    for part in sources.build(config("data.mean=null", f"data.augment={augment}").data, 0)[:2]:
+        images = torch.stack([part[index][0] for index in range(50)])
+        assert images.min() == 0 and 0.9 < images.max() <= 1
+
+
 def test_unknown_data_and_wrong_number_of_classes_are_refused(config):
     with pytest.raises(UserError, match=r"data=mnist is unknown.*digits"):
         sources.build(config("data.name=mnist").data, 0)

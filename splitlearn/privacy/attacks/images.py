@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.privacy.attacks.attack import Scene
+from splitlearn.tasks.image_classification.transforms import moments_of
 
 
 def likeness(reconstructed: Tensor, originals: Tensor, scene: Scene) -> dict[str, float]:
@@ -31,6 +32,8 @@ def pair(originals: Tensor, reconstructed: Tensor, scene: Scene) -> tuple[Tensor
 
 
 def pixels(images: Tensor, scene: Scene) -> Tensor:
-    """Images as they were before they were normalised, from 0 to 1."""
-    mean, std = (torch.tensor(list(scene.cfg.data[name])).view(1, -1, 1, 1) for name in ("mean", "std"))
-    return (images * std + mean).clamp(0, 1)
+    """Images as they were before they were normalised, if they were, from 0 to 1."""
+    if (moments := moments_of(scene.cfg.data)) is not None:
+        mean, std = (torch.tensor(moment).view(1, -1, 1, 1) for moment in moments)
+        images = images * std + mean
+    return images.clamp(0, 1)

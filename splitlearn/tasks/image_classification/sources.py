@@ -18,7 +18,7 @@ from splitlearn.tasks.image_classification import custom
 from splitlearn.tasks.image_classification.folders import Folder, Part, layout_of
 from splitlearn.tasks.image_classification.images import ImageLoader
 from splitlearn.tasks.image_classification.prepared import Prepared
-from splitlearn.tasks.image_classification.transforms import Pipeline
+from splitlearn.tasks.image_classification.transforms import Pipeline, moments_of
 from splitlearn.tasks.loading import held_out, limited
 
 Built = tuple[Dataset, Dataset, list[str]]
@@ -77,7 +77,8 @@ def _digits(cfg: DictConfig, seed: int, tell: Tell) -> Built:
             for part, is_train in zip(parts, (True, False), strict=True)
         ), classes
     images = torch.nn.functional.interpolate(images, size=cfg.image_size, mode="bilinear").expand(-1, 3, -1, -1)
-    images = v2.functional.normalize(images, list(cfg.mean), list(cfg.std))
+    if (moments := moments_of(cfg)) is not None:
+        images = v2.functional.normalize(images, *moments)
     return *(TensorDataset(images[part], targets[part]) for part in parts), classes
 
 

@@ -52,8 +52,8 @@ class Pipeline:
         self.crops = cfg.image_size // 8 if train and cfg.augment == "crop_flip" and not self.is_own else None
         after = [v2.ToDtype(torch.float32, scale=True)]
         normalises = any(isinstance(step, (v2.Normalize, torchvision.transforms.Normalize)) for step in steps)
-        if cfg.get("mean") is not None and cfg.get("std") is not None and not normalises:
-            after.append(v2.Normalize(list(cfg.mean), list(cfg.std)))
+        if (moments := moments_of(cfg)) is not None and not normalises:
+            after.append(v2.Normalize(*moments))
         num_early = len(after) if self.is_own else int(scales)
         self.early = v2.Compose([v2.ToImage(), *steps, *after[:num_early]])
         self.late = after[num_early:]
@@ -90,6 +90,13 @@ class Pipeline:
         except Exception as error:
             name = f"data.{self.key}" if self.is_own else f"what data.{self.key} is without a value"
             raise UserError(f"{name} cannot be applied to {_form(image)} ({first_line(error)})") from None
+
+
+def moments_of(cfg: DictConfig) -> tuple[list[float], list[float]] | None:
+    """The mean and the standard deviation of each channel that images are normalised by; None where they are not."""
+    if cfg.get("mean") is None or cfg.get("std") is None:
+        return None
+    return list(cfg.mean), list(cfg.std)
 
 
 def size_steps(cfg: DictConfig, train: bool) -> list:
