@@ -61,6 +61,16 @@ def test_pixels_are_what_there_was_before_they_were_normalised_if_they_were(mome
     torch.testing.assert_close(images.pixels(pixels if moments else 2 * pixels - 1, scene), pixels)
 
 
+def test_psnr_is_of_the_error_over_all_images_and_ssim_a_mean_over_them():
+    scene, originals = SimpleNamespace(cfg=compose()), torch.rand(3, 3, 16, 16)
+    found = originals * torch.tensor([1.0, 0.9, 0.2]).view(3, 1, 1, 1)
+    likeness = [images.likeness(*pair, scene) for pair in zip(found.split(1), originals.split(1), strict=True)]
+    both = images.likeness(found, originals, scene)
+    error = (images.pixels(found, scene) - images.pixels(originals, scene)).square().mean()
+    assert both["psnr"] == pytest.approx(-10 * error.log10().item(), rel=1e-4)
+    assert both["ssim"] == pytest.approx(sum(one["ssim"] for one in likeness) / 3, rel=1e-4)
+
+
 def test_the_same_seed_finds_the_same(plain):
     one, other = (Inversion(steps=5, classifier_steps=5).run(Scene.load(plain), seed=3) for _ in range(2))
     assert one.figures == other.figures

@@ -10,7 +10,7 @@ from splitlearn.tasks.image_classification.transforms import moments_of
 
 
 def likeness(reconstructed: Tensor, originals: Tensor, scene: Scene) -> dict[str, float]:
-    """PSNR in dB and SSIM, means over (N, C, H, W) normalised images."""
+    """Of (N, C, H, W) normalised images PSNR in dB, of the mean squared error over all of them, and the mean SSIM."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
     both = pixels(reconstructed, scene), pixels(originals, scene)
