@@ -14,7 +14,8 @@ from report_runs import Run
 
 LEAKS = """\
 What a server that is curious makes of what it sees, by the attacks that were run (docs/privacy.md). "A guess" sees \
-nothing: the mean image, the most frequent class. Higher is worse for the clients. Means over the seeds of the runs."""
+nothing: the mean image, the most frequent token, labels in another order. Higher is worse for the clients. Means over \
+the seeds of the runs."""
 MAIN = ("ssim", "clusters", "tokens")  # of the figures of an attack, what is drawn
 
 

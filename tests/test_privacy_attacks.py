@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
@@ -134,6 +135,26 @@ def test_what_is_for_one_machine_is_refused_by_a_client_on_another(overrides, sa
     elsewhere = Place(1, 1, "192.0.2.1", 29500, is_fleet=False)
     with pytest.raises(UserError, match=f"{said}.*it is for research, with all ranks on one machine"):
         run_rank(compose(*overrides, "tls.enabled=false"), elsewhere, tmp_path, token=b"t" * 32)
+
+
+def of_gradients(rows, labels):
+    """What label inference finds in (N, …) gradients of samples with (N,) labels."""
+    scene = SimpleNamespace(seen=[{"targets": labels}], channel=lambda *names: ("gradient", [rows]))
+    return LabelInference().run(scene, seed=0)
+
+
+def test_gradients_that_tell_nothing_of_labels_are_worth_a_guess():
+    found = []
+    for seed in range(6):
+        draws = torch.Generator().manual_seed(seed)
+        rows, labels = torch.randn(64, 30, generator=draws), torch.randint(10, (64,), generator=draws)
+        found.append(of_gradients(rows, labels))
+    for name in ("norm_auc", "cosine", "clusters"):
+        figure, guess = (fmean(getattr(one, which)[name] for one in found) for which in ("figures", "guess"))
+        assert abs(figure - guess) < 0.04, (name, figure, guess)
+    telling = of_gradients(rows + 20 * torch.eye(10, 30)[labels] * (1 + labels.view(-1, 1)), labels)
+    assert all(figure > telling.guess[name] + 0.1 for name, figure in telling.figures.items()), telling
+    assert of_gradients(rows, labels) == found[-1]
 
 
 @pytest.mark.slow
