@@ -56,6 +56,25 @@ def test_tokens_come_back_from_a_shallow_cut(tmp_path):
     assert found.guess["tokens"] < 0.3 and min(found.figures.values()) > 0.8
 
 
+def test_tokens_of_texts_that_differ_in_length_come_back(tmp_path):
+    rows = [f"{'xyz'[number % 3] * (1 + number % 4)}{'yabc'[number % 4] * (number % 7)}" for number in range(64)]
+    lines = [f"{text},{number % 3}" for number, text in enumerate(rows)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *lines]))
+    options = ["task=sequence_classification", f"data.root={tmp_path / 'texts.csv'}", "data.test_fraction=0.4"]
+    options += ["arch.depth=1", "arch.width=16", "arch.heads=2", "data.max_length=12", "batch_size=8", "cut=0"]
+    local.run(compose(*options, "num_clients=1", "epochs=1", "compressor=qu", *KEPT), tmp_path)
+    scene = Scene.load(tmp_path)
+    assert len({inputs.shape[1] for inputs, _ in scene.auxiliary}) > 1  # batches of other lengths
+    found = Inversion(**QUICK).run(scene, seed=0)
+    assert found.guess["tokens"] < 0.6 and min(found.figures.values()) > 0.8
+    shadow = Inversion("shadow", steps=3, classifier_steps=3).run(scene, seed=0)
+    assert max(shadow.figures.values()) < min(found.figures.values())
+    for one in scene.seen:
+        one["channels"]["smashed"] = torch.zeros(8, 16)  # as after a mean over positions
+    with pytest.raises(UserError, match=r"^attack=inversion of texts needs a map with a row for each token"):
+        Inversion().run(scene, seed=0)
+
+
 @pytest.mark.parametrize("moments", [[], ["data.mean=null"]], ids=["normalised", "not"])
 def test_pixels_are_what_there_was_before_they_were_normalised_if_they_were(moments):
     scene, pixels = SimpleNamespace(cfg=compose(*moments)), torch.rand(2, 3, 8, 8)

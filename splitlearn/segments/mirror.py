@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.seeds import derive
+from splitlearn.segments.forward import run_of
 
 
 class Mirror(nn.Module):
@@ -69,8 +70,9 @@ def map_critic(shape: tuple[int, ...], width: int) -> nn.Sequential:
 
 def draw_anew(part: nn.Module) -> None:
     """Gives a part's layers other first weights, as they draw them by default."""
+    absent = {module for one in part.modules() if (run := run_of(one)) for module, _ in run.absent}
     for module in part.modules():
-        if hasattr(module, "reset_parameters"):
+        if hasattr(module, "reset_parameters") and module not in absent:  # whose weights another part has
             module.reset_parameters()
 
 

@@ -14,6 +14,7 @@ from splitlearn import saved
 from splitlearn.config import compressor_from
 from splitlearn.defences.draws import Draws
 from splitlearn.errors import UserError
+from splitlearn.exchange import ragged
 from splitlearn.exchange.channels import channels_of
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.network import Network
@@ -104,7 +105,8 @@ class Scene:
     def smashed(self, inputs: list[Tensor], segment: Parts | None = None) -> list[Tensor]:
         """What the server would decode of inputs, through the client segment that it knows, or another, in training.
 
-        The clients' defences act on it, with draws of the attacker's.
+        Of texts that differ in length it is the rows of each batch (see ragged.py). The clients' defences act on it,
+        with draws of the attacker's.
         """
         segment, codec = segment or self.network.client, compressor_from(self.cfg, "compressor")
         defences = channels_of(self.cfg, exchange_from(self.cfg))["smashed"].defences
@@ -114,6 +116,8 @@ class Scene:
             smashed = segment[0](x)
             for name, defence in defences.items():
                 smashed = defence.protect(smashed, Draws(str(torch.initial_seed()).encode(), smashed, name, place))
+            if self.network.cuts[0].is_ragged:
+                smashed = ragged.rows_of(smashed, self.task.lengths(x))
             found.append(codec.decode(codec.encode(smashed), smashed.device).float())
         return found
 

@@ -17,15 +17,17 @@ Source: He, Zhang and Lee 2019, "Model inversion attacks against collaborative i
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from splitlearn.exchange import ragged
+from splitlearn.errors import UserError
 from splitlearn.privacy.attacks.attack import Attack, Found, Scene, applied, computing
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
 from splitlearn.seeds import derive, drawing_from
-from splitlearn.segments.forward import lengths_of
+from splitlearn.segments.forward import ENDED
 from splitlearn.segments.mirror import draw_anew, image_decoder
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks.image_classification import networks
@@ -65,20 +67,17 @@ class Inversion(Attack):
         if self.weights == "known":
             scene.require_weights(otherwise="shadow")
         torch.manual_seed(seed)
-        known, targets = (torch.cat(parts) for parts in zip(*scene.auxiliary, strict=True))
-        segment = scene.network.client if self.weights == "known" else self._shadow(scene, known, targets)
-        maps = torch.cat(scene.smashed([*known.split(scene.cfg.batch_size)], segment))
         _, seen = scene.channel("smashed")
         inputs = scene.inputs()
-        if known.is_floating_point():
-            return self._images(scene, maps, known, targets, torch.cat(seen), torch.cat(inputs))
-        return self._tokens(maps, known, seen, inputs)
+        if inputs[0].is_floating_point():
+            return self._images(scene, torch.cat(seen), torch.cat(inputs))
+        return self._tokens(scene, *rows_of(seen, inputs))
 
     # Images
 
-    def _images(
-        self, scene: Scene, maps: Tensor, known: Tensor, targets: Tensor, seen: Tensor, inputs: Tensor
-    ) -> Found:
+    def _images(self, scene: Scene, seen: Tensor, inputs: Tensor) -> Found:
+        known, targets = (torch.cat(batches) for batches in zip(*scene.auxiliary, strict=True))
+        maps = torch.cat(scene.smashed([*known.split(scene.cfg.batch_size)], self._segment(scene)))
         precision = scene.cfg.precision
         decoder = image_decoder(tuple(maps.shape[1:]), tuple(known.shape[1:]), self.width)
         self._train(decoder, maps, known, nn.MSELoss(), self.steps, precision)
@@ -107,17 +106,16 @@ class Inversion(Attack):
 
     # Tokens
 
-    def _tokens(self, maps: Tensor, known: Tensor, seen: list[Tensor], inputs: list[Tensor]) -> Found:
-        rows, tokens = rows_of(maps, known)
-        vocabulary = int(max(tokens.max(), *(one.max() for one in inputs))) + 1
+    def _tokens(self, scene: Scene, seen: Tensor, truth: Tensor) -> Found:
+        known = [inputs for inputs, _ in scene.auxiliary]
+        rows, tokens = rows_of(scene.smashed(known, self._segment(scene)), known)
+        vocabulary = int(max(tokens.max(), truth.max())) + 1
         decoder = nn.Sequential(
             nn.LayerNorm(rows.shape[1]), nn.Linear(rows.shape[1], 4 * self.width), nn.GELU(),
             nn.Linear(4 * self.width, vocabulary),
         )  # fmt: skip
         self._train(decoder, rows, tokens.long(), nn.CrossEntropyLoss(), self.steps)
-        pairs = [rows_of(*pair) for pair in zip(seen, inputs, strict=True)]
-        seen_rows, truth = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        read = {"tokens": applied(decoder, seen_rows).argmax(1), "nearest": nearest(seen_rows, rows, tokens.long())}
+        read = {"tokens": applied(decoder, seen).argmax(1), "nearest": nearest(seen, rows, tokens.long())}
         guess = (truth == tokens.mode().values).float().mean().item()
         figures = {name: (found == truth).float().mean().item() for name, found in read.items()}
         return Found(figures, dict.fromkeys(figures, guess))
@@ -136,8 +134,11 @@ class Inversion(Attack):
             loss(outputs.float(), targets[batch]).backward()
             optimizer.step()
 
-    def _shadow(self, scene: Scene, known: Tensor, targets: Tensor) -> Parts:
-        """A client segment of the same kind, of a network that was trained on the auxiliary data from other weights."""
+    def _segment(self, scene: Scene) -> Parts:
+        """The clients', or one of its kind, of a network that was trained on the auxiliary data from other weights."""
+        if self.weights == "known":
+            return scene.network.client
+        known, targets = (joined(batches) for batches in zip(*scene.auxiliary, strict=True))
         model = copy.deepcopy(scene.network)
         for part in (model.client, model.server):
             draw_anew(part)
@@ -146,19 +147,34 @@ class Inversion(Attack):
         for _ in range(self.classifier_steps):
             batch = torch.randint(len(known), (self.batch_size,))
             optimizer.zero_grad()
-            x = known[batch]
-            for side, part in model.parts():
-                x = side.run(part, x)
-            scene.task.loss(x, targets[batch]).backward()
+            x, wanted = scene.task.to_device((known[batch], targets[batch]), known.device)
+            lengths, told = scene.task.lengths(x), None
+            for number, (side, part) in enumerate(model.parts()):
+                x = side.run(part, x, told)
+                told = lengths if number < len(model.cuts) and model.cuts[number].is_ragged else None
+            scene.task.loss(x, wanted).backward()
             optimizer.step()
         return model.client
 
 
-def rows_of(maps: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, C) rows of (B, T, C) maps, or of rows that crossed alone, and (N,) their tokens."""
-    if maps.shape[:2] == tokens.shape:
-        maps = ragged.rows_of(maps, lengths_of(tokens))
-    return maps.flatten(0, -2), tokens[tokens >= 0]
+def joined(batches: Sequence[Tensor]) -> Tensor:
+    """Batches one after the other, (N, …); of (B, T) tokens and different T filled up to the longest."""
+    if batches[0].dim() == 2:
+        longest = max(batch.shape[1] for batch in batches)
+        batches = [F.pad(batch, (0, longest - batch.shape[1]), value=ENDED) for batch in batches]
+    return torch.cat([*batches])
+
+
+def rows_of(maps: Sequence[Tensor], tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """(N, C) rows of all batches, each (B, T, C) maps or (n, 1, C) rows that crossed alone, and (N,) their tokens.
+
+    Raises:
+        UserError: maps have no row for each of their (B, T) tokens.
+    """
+    rows, truth = torch.cat([one.flatten(0, -2) for one in maps]), torch.cat([one[one != ENDED] for one in tokens])
+    if len(rows) != len(truth):
+        raise UserError("attack=inversion of texts needs a map with a row for each token, which this run's cut has not")
+    return rows, truth
 
 
 def nearest(seen: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
