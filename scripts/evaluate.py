@@ -12,6 +12,7 @@ batch.
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from omegaconf import OmegaConf
 from script import start
 from tables import markdown
 
-from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of
+from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of, told_apart
 
 MOST_CLASSES = 30  # in a matrix
 MOST_MISTAKES = 20
@@ -57,7 +58,7 @@ def main() -> None:
     loaders = saved.test_loaders(task, cfg)
     plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
     ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
-    rows, by_client, confusion, first = [], [], None, exchange.channels[0].name
+    rows, by_client, pairs, first = [], [], None, exchange.channels[0].name
     names = task.class_names(run.about)
     for title, channels in ways.items():
         know(channels, network, cfg)
@@ -85,7 +86,7 @@ def main() -> None:
         num_samples = found["samples"]
         figures = [metric.form(found[metric.name]) for metric in task.metrics]
         if not by_client:
-            by_client, confusion = found["by_client"], confusion_of((one for _, one in outcomes), len(names))
+            by_client, pairs = found["by_client"], told_apart(one for _, one in outcomes)
         codec = ends[0].codecs.of(channels[first], in_evaluation=True).label
         rows.append([title, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
     name, data = task.headline(cfg)
@@ -99,28 +100,25 @@ def main() -> None:
             for client, its in by_client.items()
         ]
         print("\n" + markdown(["client", "test samples", *titles], rows))
-    if confusion is not None:
-        of_confusion = task.of_confusion(confusion)
-        for metric in task.confusion_metrics:
+    if names and pairs is not None:
+        confusion = confusion_of(pairs, len(names))
+        of_confusion = {} if confusion is None else task.of_confusion(confusion)
+        for metric in task.confusion_metrics if of_confusion else ():
             print(f"\n{metric.title} {metric.form(of_confusion[metric.name])}")
-        print("\n" + confusion_table(confusion, names))
+        print("\n" + confusion_table(pairs, names))
 
 
-def confusion_table(confusion: torch.Tensor, names: list[str]) -> str:
+def confusion_table(pairs: torch.Tensor, names: list[str]) -> str:
     """Samples of each class (row) by what they were taken for (column); of many classes the most frequent mistakes."""
     if len(names) <= MOST_CLASSES:
-        shares = by_class(confusion, names)
+        shares, confusion = by_class(pairs, names), confusion_of(pairs, len(names))
         rows = [
             [name, *(str(count) if count else "·" for count in row), f"{shares[name]:.1%}" if name in shares else "–"]
             for name, row in zip(names, confusion.tolist(), strict=True)
         ]
         return markdown(["is \\ taken for", *names, "right"], rows)
-    wrong = confusion.clone().fill_diagonal_(0).flatten()
-    counts, places = wrong.topk(min(MOST_MISTAKES, int((wrong > 0).sum())))
-    rows = [
-        [names[place // len(names)], names[place % len(names)], str(count)]
-        for place, count in zip(places.tolist(), counts.tolist(), strict=True)
-    ]
+    wrong = Counter((truth, taken_for) for truth, taken_for in pairs.tolist() if truth != taken_for)
+    rows = [[names[truth], names[taken_for], str(n)] for (truth, taken_for), n in wrong.most_common(MOST_MISTAKES)]
     return markdown(["is", "taken for", "samples"], rows)
 
 

@@ -15,6 +15,7 @@ from splitlearn.exchange.exchange import Outcome
 from splitlearn.tasks import Metric, Task
 
 NUM_SHOWN = 3  # classes that are named as the worst, and as the best
+MOST_CLASSES = 2048  # of a confusion matrix, which has the square of it
 
 
 def evaluation_of(outcomes: list[tuple[int | None, Outcome]], in_all: int | None, task: Task) -> dict[str, Any]:
@@ -39,22 +40,37 @@ def _means(outcomes: list[Outcome], task: Task) -> dict[str, Any]:
     return {**task.means({name: totals[name] for name in task.evaluated}, num_samples), "samples": num_samples}
 
 
-def confusion_of(outcomes: Iterable[Outcome], number: int) -> Tensor | None:
+def told_apart(outcomes: Iterable[Outcome]) -> Tensor | None:
+    """What each sample is, and what it was taken for: classes, (N, 2) int64; None where that is not known of all."""
+    pairs = [outcome.told_apart for outcome in outcomes]
+    return None if any(pair is None for pair in pairs) else torch.cat(pairs)
+
+
+def confusion_of(pairs: Tensor, number: int) -> Tensor | None:
     """How many samples of each class, (row), were taken for each, (column): (classes, classes) int64.
 
-    None where that is not known of all of them.
+    None of so many classes that there would be no room for it.
+
+    Args:
+        pairs: of `told_apart`.
+        number: of the classes.
     """
-    pairs = [outcome.told_apart for outcome in outcomes]
-    if not number or any(pair is None for pair in pairs):
+    if number > MOST_CLASSES:
         return None
-    truth, taken_for = torch.cat(pairs).T
+    truth, taken_for = pairs.T
     return torch.bincount(truth * number + taken_for, minlength=number**2).view(number, number)
 
 
-def by_class(confusion: Tensor, names: list[str]) -> dict[str, float]:
-    """The share of each class's samples that were taken for it, by its name; of classes that there are samples of."""
-    of_class = confusion.sum(1)
-    shares = (confusion.diag() / of_class).tolist()
+def by_class(pairs: Tensor, names: list[str]) -> dict[str, float]:
+    """The share of each class's samples that were taken for it, by its name; of classes that there are samples of.
+
+    Args:
+        pairs: of `told_apart`.
+        names: of the classes.
+    """
+    truth, taken_for = pairs.T
+    of_class, right = (one.bincount(minlength=len(names)) for one in (truth, truth[truth == taken_for]))
+    shares = (right / of_class).tolist()
     return {name: share for name, share, number in zip(names, shares, of_class.tolist(), strict=True) if number}
 
 

@@ -18,7 +18,7 @@ from splitlearn.exchange.channel import Transfer
 from splitlearn.exchange.exchange import Outcome, exchange_from
 from splitlearn.measure.boards import Board, boards
 from splitlearn.measure.display import Display
-from splitlearn.measure.evaluation import as_csv, by_class, confusion_of, evaluation_of
+from splitlearn.measure.evaluation import as_csv, by_class, confusion_of, evaluation_of, told_apart
 from splitlearn.measure.ledger import Ledger, Measured
 from splitlearn.measure.lines import Lines
 from splitlearn.measure.payloads import Growth, of_payloads
@@ -169,11 +169,13 @@ class Recorder:
         """What all batches of test samples came to (see evaluation_of)."""
         came_to = evaluation_of(outcomes, in_all, self.task)
         names = self.task.class_names(self.about)
-        confusion = confusion_of((outcome for _, outcome in outcomes), len(names))
-        if confusion is not None:
-            came_to |= {**self.task.of_confusion(confusion), "by_class": by_class(confusion, names)}
-            with writing_to(self.folder):
-                write_whole(self.folder / CONFUSION, as_csv(confusion, names).encode())
+        pairs = told_apart(outcome for _, outcome in outcomes) if names else None
+        if pairs is not None:
+            if (confusion := confusion_of(pairs, len(names))) is not None:
+                came_to |= self.task.of_confusion(confusion)
+                with writing_to(self.folder):
+                    write_whole(self.folder / CONFUSION, as_csv(confusion, names).encode())
+            came_to["by_class"] = by_class(pairs, names)
         self.last_evaluation = {"epoch": epoch, "step": self.step_number, **came_to}
         if self.best is None or self.task.metrics[0].is_better(self.result, self.best):
             self.best, self.best_epoch = self.result, epoch

@@ -17,6 +17,7 @@ from splitlearn.measure.evaluation import (
     evaluation_of,
     over_in_words,
     parts_in_words,
+    told_apart,
 )
 from splitlearn.measure.recorder import Recorder
 from splitlearn.tasks.image_classification import ImageClassification
@@ -46,16 +47,32 @@ def sorted_out(truth, taken_for):
 
 def test_a_class_is_as_right_as_its_samples_and_one_without_samples_is_left_out():
     names = ["cat", "dog, big", "eel"]
-    confusion = confusion_of([sorted_out([0, 0, 0], [0, 1, 0]), sorted_out([1, 0], [1, 2])], 3)
+    pairs = told_apart([sorted_out([0, 0, 0], [0, 1, 0]), sorted_out([1, 0], [1, 2])])
+    confusion = confusion_of(pairs, 3)
     assert confusion.tolist() == [[2, 1, 1], [0, 1, 0], [0, 0, 0]]
-    assert by_class(confusion, names) == {"cat": 0.5, "dog, big": 1.0}
+    assert by_class(pairs, names) == {"cat": 0.5, "dog, big": 1.0}
     rows = list(csv.reader(as_csv(confusion, names).splitlines()))
     assert rows == [["class", *names], ["cat", "2", "1", "1"], ["dog, big", "0", "1", "0"], ["eel", "0", "0", "0"]]
 
 
 def test_where_labels_are_not_known_of_all_there_is_no_confusion_matrix():
-    assert confusion_of([sorted_out([0], [0]), outcome(3, 3)], 3) is None
-    assert confusion_of([sorted_out([0], [0])], 0) is None  # a task without classes
+    assert told_apart([sorted_out([0], [0]), outcome(3, 3)]) is None
+
+
+def test_of_very_many_classes_there_is_an_accuracy_by_class_and_no_matrix(tmp_path):
+    names = [str(number) for number in range(200_000)]  # whose matrix would have 320 GB
+    recorder = Recorder(compose(*TINY, "num_clients=1"), tmp_path, Display())
+    recorder.open(None)
+    recorder.describe(CUTS, {"num_classes": len(names), "classes": names})
+    recorder.start(num_steps=1)
+    recorder.step(FIRST, [MEASURED], 0.1)
+    one = outcome(4, 2)
+    one.told_apart = torch.tensor([[7, 7], [7, 0], [199_999, 199_999], [3, 2]])
+    recorder.evaluation(1, [(0, one)], 4)
+    recorder.end_epoch(1, {})
+    recorder.finish()
+    assert summary(tmp_path)["by_class"] == {"3": 0.0, "7": 0.5, "199999": 1.0}
+    assert not (tmp_path / "confusion.csv").exists()
 
 
 def test_it_is_shown_in_two_lines_at_most():
