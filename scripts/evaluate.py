@@ -54,8 +54,8 @@ def main() -> None:
         before = OmegaConf.load(started_with)
         cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
     task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
-    task.know(run.about)
-    loaders = saved.test_loaders(task, cfg)
+    tested = saved.test_data(task, cfg)
+    task.know(task.tested(run.about, [data.about for data in tested]))
     plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
     ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
     rows, by_client, pairs, first = [], [], None, exchange.channels[0].name
@@ -64,9 +64,9 @@ def main() -> None:
         know(channels, network, cfg)
         num_bytes = 0
         outcomes = []
-        for client, loader in enumerate(loaders):
+        for client, data in enumerate(tested):
             both = Codecs(channels, "up"), Codecs(channels, "down")
-            for batch in loader:
+            for batch in data.test:
                 inputs, targets = task.to_device(batch, torch.device("cpu"))
                 ends = [
                     Passage(codecs, (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
@@ -89,9 +89,9 @@ def main() -> None:
             by_client, pairs = found["by_client"], told_apart(one for _, one in outcomes)
         codec = ends[0].codecs.of(channels[first], in_evaluation=True).label
         rows.append([title, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
-    name, data = task.headline(cfg)
+    name, of_data = task.headline(cfg)
     of = f", bottleneck={cfg.bottleneck}" if cfg.get("bottleneck") else ""
-    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {num_samples:,} test samples of {data}\n")
+    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {num_samples:,} test samples of {of_data}\n")
     titles = [metric.title for metric in task.metrics]
     print(markdown(["", exchange.channels[0].title, *titles, "loss", "bytes a sample"], rows))
     if len(by_client) > 1:

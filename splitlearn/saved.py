@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import shared
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
-from splitlearn.tasks import Task, task_from
+from splitlearn.tasks import ClientData, Task, task_from
 from splitlearn.topologies import topology_from
 from splitlearn.topologies.averaging import average_states
 
@@ -73,13 +72,13 @@ def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
     return run
 
 
-def test_loaders(task: Task, cfg: DictConfig) -> list[DataLoader]:
-    """The test samples that a run was evaluated with: the server's own, or each client's, of those that are here."""
+def test_data(task: Task, cfg: DictConfig) -> list[ClientData]:
+    """What has the test samples that a run was evaluated with: the server's own, or each client's that are here."""
     if cfg.evaluate.get("on") == "server":
-        return [task.load_test(cfg).test]
+        return [task.load_test(cfg)]
     one_by_one = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
     is_own = one_by_one[0].origin and one_by_one[0].origin.is_own  # then there are only those that are here
-    return [data.test for data in one_by_one[: 1 if is_own else None]]
+    return one_by_one[: 1 if is_own else None]
 
 
 def weights(folder: str) -> dict[str, Tensor]:

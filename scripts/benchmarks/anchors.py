@@ -85,6 +85,10 @@ class Anchor:
         self.data = [self.task.load(self.own, number, self.own.num_clients) for number in range(self.own.num_clients)]
         self.device = device_from(cfg.client.device, "client.device")
         about = self.task.together([data.about for data in self.data])
+        self.tests = [(number, data.test) for number, data in enumerate(self.data)]
+        if cfg.evaluate.get("on") == "server":
+            own = self.task.load_test(cfg)
+            self.tests, about = [(None, own.test)], self.task.tested(about, [own.about])
         self.task.know(about)
         network = self.task.network(cfg, about)
         for note in self.task.pretrain(cfg, network, about):
@@ -93,9 +97,6 @@ class Anchor:
         self.trainables = [Trainable(copy.deepcopy(whole), cfg) for _ in self.data]
         self.num_steps = max(-(-len(data.train) // cfg.accumulate) for data in self.data)
         self.rates = Rates(cfg, self.num_steps)
-        self.tests = [(number, data.test) for number, data in enumerate(self.data)]
-        if cfg.evaluate.get("on") == "server":
-            self.tests = [(None, self.task.load_test(cfg).test)]
 
     def of_trainees(self, cfg: DictConfig) -> DictConfig:
         """The configuration that the data are shared out by."""

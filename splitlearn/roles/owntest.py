@@ -26,8 +26,8 @@ class OwnTest:
     def __init__(self, server: Any):
         self.server, self.data = server, server.task.load_test(server.cfg)
 
-    def know(self, segment: Parts, about: dict[str, Any]) -> None:
-        """The network is built, for data of the clients that are like this.
+    def know(self, segment: Parts, about: dict[str, Any]) -> dict[str, Any]:
+        """The network is built, for data of the clients that are like this; returns that with what is tested.
 
         Raises:
             UserError: the server's are not.
@@ -36,6 +36,7 @@ class OwnTest:
             raise UserError(f"the server's test data do not fit (evaluate.on=server): {reason}")
         self.segment = segment.to(self.server.device).eval()
         self.server.exchange.know_test(self.server.task.to_device(batch, "cpu")[0] for batch in self.data.test)
+        return self.server.task.tested(about, [self.data.about])
 
     @torch.no_grad()
     def evaluate(self) -> list[tuple[None, Outcome]]:

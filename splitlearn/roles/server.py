@@ -133,11 +133,11 @@ class Server:
         self.unfitted = [] if self.runstate.goes_on else built.unfitted
         self.alone = built.alone()
         know(self.channels, built, self.cfg)
+        if self.own_test:
+            about = self.own_test.know(built.client, about)
         self.agreement.know(built.client, about)
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
         self.client_states = [state_of(built.client)]
-        if self.own_test:
-            self.own_test.know(built.client, about)
         num_own = self.own_test and self.own_test.data.num_test
         samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own)
         samples += " in each epoch" * bool(samples and self.cfg.get("samples_per_epoch"))

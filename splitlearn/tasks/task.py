@@ -102,6 +102,10 @@ class Task(ABC):
         """What the data of all clients are like, by the `about` of each; that of the first, where they agree in all."""
         return abouts[0]
 
+    def tested(self, about: dict[str, Any], abouts: list[dict[str, Any]]) -> dict[str, Any]:
+        """What data are like, where all that is evaluated is like these: `about`, as far as that does not matter."""
+        return about
+
     def know(self, about: dict[str, Any]) -> None:  # noqa: B027
         """The data are agreed on: called once at each end, before the first batch.
 

@@ -17,10 +17,12 @@ from splitlearn.tasks.language import hf, networks, texts, tokens
 from splitlearn.tasks.language.gpt import generate
 from splitlearn.tasks.language.tokens import Bytes, tokenizer_from
 from splitlearn.tasks.loading import client_data, limited, test_data
+from splitlearn.tasks.partition import within
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 DTYPES = {torch.uint8: 1 << 8, torch.uint16: 1 << 16, torch.int32: 1 << 31}  # of packed targets, and their ends
 MAX_BYTES_PER_TOKEN = 1e6
+MAX_TOKENS = 1 << 53
 WIDEST = 700.0  # nats, of which a float holds the exponential
 OPENINGS, TEMPERATURE = ("\n", "The"), 0.8  # of the text at the end of a run
 
@@ -72,42 +74,57 @@ class CausalLM(Task):
     # Data
 
     def load(self, cfg: DictConfig, client: int, num_clients: int) -> ClientData:
-        return client_data(*self._build(cfg), client, num_clients, cfg)
+        return self._sized(client_data(*self._build(cfg), client, num_clients, cfg))
 
     def load_test(self, cfg: DictConfig) -> ClientData:
-        return test_data(*self._build(cfg), cfg)
+        return self._sized(test_data(*self._build(cfg), cfg))
 
     def _build(self, cfg: DictConfig) -> tuple[Any, Any, dict[str, Any]]:
         tokenizer = tokenizer_from(cfg.data.tokenizer)
         found = texts.build(cfg.data, tokenizer, self.context)
         train = limited(found.train, cfg.data.max_train_samples, cfg.seed)
         test = limited(found.test, cfg.data.max_test_samples, cfg.seed)
-        return train, test, self._about(tokens.about_of(tokenizer), found.bytes_per_token)
+        return train, test, self._about(tokens.about_of(tokenizer))
 
-    def _about(self, of_tokens: dict[str, Any], bytes_per_token: float) -> dict[str, Any]:
-        return {**of_tokens, "context": self.context, "bytes_per_token": bytes_per_token}
+    def _about(self, of_tokens: dict[str, Any]) -> dict[str, Any]:
+        return {**of_tokens, "context": self.context, "bytes_per_token": 1.0, "test_tokens": 0}
+
+    def _sized(self, data: ClientData) -> ClientData:
+        """Says how many tokens are predicted of its test windows, and how many bytes one of them stands for."""
+        samples = data.test.dataset
+        if num_tokens := self.units(len(samples)):
+            found = (within(samples.dataset, int(index)) for index in samples.indices)
+            num_bytes = sum(int(windows.num_bytes[number]) for windows, number in found)
+            data.about.update(bytes_per_token=num_bytes / num_tokens, test_tokens=num_tokens)
+        return data
 
     def check_about(self, about: Any) -> None:
-        if not isinstance(about, dict) or about.keys() != self._about(tokens.about_of(Bytes()), 1.0).keys():
+        if not isinstance(about, dict) or about.keys() != self._about(tokens.about_of(Bytes())).keys():
             raise ValueError("it does not say which tokens there are, how many a window has, and nothing else")
         tokens.check_about(about)
         if type(about["context"]) is not int or about["context"] != self.context:
             raise ValueError(f"its windows do not have {self.context} tokens")
         if type(about["bytes_per_token"]) is not float or not 0 < about["bytes_per_token"] <= MAX_BYTES_PER_TOKEN:
             raise ValueError(f"bytes_per_token is not a number up to {MAX_BYTES_PER_TOKEN:.0f}")
+        if type(about["test_tokens"]) is not int or not 0 <= about["test_tokens"] <= MAX_TOKENS:
+            raise ValueError(f"test_tokens is not a number from 0 to {MAX_TOKENS}")
 
     def disagreement(self, one: dict[str, Any], other: dict[str, Any]) -> str | None:
         return tokens.disagreement(one, other)
 
     def together(self, abouts: list[dict[str, Any]]) -> dict[str, Any]:
-        mean = sum(about["bytes_per_token"] for about in abouts) / len(abouts)
-        return abouts[0] | {"bytes_per_token": mean}
+        return self.tested(abouts[0], abouts)
+
+    def tested(self, about: dict[str, Any], abouts: list[dict[str, Any]]) -> dict[str, Any]:
+        num_tokens = sum(one["test_tokens"] for one in abouts)
+        num_bytes = sum(one["bytes_per_token"] * one["test_tokens"] for one in abouts)
+        return about | {"bytes_per_token": num_bytes / num_tokens if num_tokens else 1.0, "test_tokens": num_tokens}
 
     def know(self, about: dict[str, Any]) -> None:
         self.bytes_per_token = about["bytes_per_token"]
 
     def default_about(self, cfg: DictConfig) -> dict[str, Any]:
-        return self._about(tokens.default_about(cfg.data.tokenizer), 1.0)
+        return self._about(tokens.default_about(cfg.data.tokenizer))
 
     def details(self, cfg: DictConfig, about: dict[str, Any]) -> str:
         return f"{about['vocab_size']:,} different tokens ({cfg.data.tokenizer}), windows of {self.context}"

@@ -29,18 +29,24 @@ class Windows(Dataset):
     Args:
         documents: (N) tokens of each text.
         context: T.
+        sizes: (N) bytes that each token stands for, of each text; None where nobody asks.
 
     Attributes:
         data: (windows, T + 1).
         targets: (windows) the document that each begins in, by its number: what `partition` shares out by.
+        num_bytes: (windows) what the targets of each stand for; None without sizes.
     """
 
-    def __init__(self, documents: list[np.ndarray], context: int):
+    def __init__(self, documents: list[np.ndarray], context: int, sizes: list[np.ndarray] | None = None):
         stream, size = np.concatenate([np.empty(0, np.uint8), *documents]), context + 1
         number = len(stream) // size
         self.data = torch.from_numpy(stream[: number * size]).view(number, size)
         ends = np.cumsum([len(document) for document in documents])
         self.targets = np.searchsorted(ends, np.arange(number) * size, side="right")
+        self.num_bytes: np.ndarray | None = None
+        if sizes is not None:
+            stream = np.concatenate([np.empty(0, np.int64), *sizes])
+            self.num_bytes = stream[: number * size].reshape(number, size)[:, 1:].sum(1)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -54,13 +60,11 @@ class Windows(Dataset):
 class Texts:
     """
     Attributes:
-        train, test: windows; there may be none for test.
-        bytes_per_token: of the training texts.
+        train, test: windows; there may be none for test, and these know their bytes.
     """
 
     train: Windows
     test: Windows
-    bytes_per_token: float
 
 
 def build(cfg: DictConfig, tokenizer: Bytes | Trained, context: int) -> Texts:
@@ -75,17 +79,17 @@ def build(cfg: DictConfig, tokenizer: Bytes | Trained, context: int) -> Texts:
         UserError: there are no such texts, they cannot be read, or are too short.
     """
     texts, held_out = plays() if cfg.name == "shakespeare" else (files(cfg.root, "data.root"), None)
-    train = _encoded(texts, tokenizer, cfg)
-    bytes_per_token = sum(map(len, texts.values())) / max(1, sum(map(len, train)))
     if held_out is None and cfg.test_root is not None:
         held_out = files(cfg.test_root, "data.test_root")
+    share = cfg.test_fraction if held_out is None else 0
+    train, sizes = _encoded(texts, tokenizer, cfg, share)
     if held_out is not None:
-        test, wants_test = _encoded(held_out, tokenizer, cfg), True
+        test, sizes = _encoded(held_out, tokenizer, cfg, 1)
     else:
-        ends = [len(tokens) - round(cfg.test_fraction * len(tokens)) for tokens in train]
+        ends = [len(tokens) - len(own) for tokens, own in zip(train, sizes, strict=True)]
         test = [tokens[end:] for tokens, end in zip(train, ends, strict=True)]
-        train, wants_test = [tokens[:end] for tokens, end in zip(train, ends, strict=True)], cfg.test_fraction > 0
-    found = [Windows(documents, context) for documents in (train, test)]
+        train = [tokens[:end] for tokens, end in zip(train, ends, strict=True)]
+    found, wants_test = [Windows(train, context), Windows(test, context, sizes)], held_out is not None or share > 0
     for windows, documents, what, is_needed in zip(found, (train, test), WHAT, (True, wants_test), strict=True):
         if is_needed and not len(windows):
             raise UserError(
@@ -94,7 +98,7 @@ def build(cfg: DictConfig, tokenizer: Bytes | Trained, context: int) -> Texts:
                 + ", or raise data.test_fraction"
                 * (what == WHAT[1] and held_out is None)
             )
-    return Texts(*found, bytes_per_token)
+    return Texts(*found)
 
 
 def plays() -> tuple[dict[str, bytes], dict[str, bytes]]:
@@ -124,14 +128,17 @@ def files(root: str | None, key: str) -> dict[str, bytes]:
         raise UserError(f"{key}={root} cannot be read ({error}): let this user read it, or set another") from None
 
 
-def _encoded(texts: dict[str, bytes], tokenizer: Bytes | Trained, cfg: DictConfig) -> list[np.ndarray]:
+def _encoded(
+    texts: dict[str, bytes], tokenizer: Bytes | Trained, cfg: DictConfig, share: float
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Tokens of each text, and bytes of those that are its last share (see Trained.encode_sized)."""
     found = []
     for name, text in texts.items():
         try:
-            found.append(tokenizer.encode(text))
+            found.append(tokenizer.encode_sized(text, share))
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{name} is no UTF-8 text ({error.reason} at byte {error.start}), which data.tokenizer={cfg.tokenizer}"
                 " needs: convert it, take it out of data.root, or set data.tokenizer=bytes"
             ) from None
-    return found
+    return tuple(map(list, zip(*found, strict=True)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ class Bytes:
     def encode(self, text: bytes) -> np.ndarray:
         """(N) tokens, in an integer dtype that torch has."""
         return np.frombuffer(text, np.uint8).copy()  # torch wants to write
+
+    def encode_sized(self, text: bytes, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """As of Trained."""
+        tokens = self.encode(text)
+        return tokens, np.ones(round(share * len(tokens)), np.int64)
 
     def encode_all(self, texts: list[str], longest: int) -> tuple[list[np.ndarray], int]:
         """As of Trained."""
@@ -69,7 +75,25 @@ class Trained:
         Raises:
             UnicodeDecodeError: it is no UTF-8.
         """
-        return np.array(self._tokenizer.encode(text.decode(), add_special_tokens=False).ids, np.int32)
+        return self.encode_sized(text, 0)[0]
+
+    def encode_sized(self, text: bytes, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens, (N), and of the last ones, a share of them, how many bytes of the text each stands for.
+
+        Those between two tokens are the second one's, and those after the last one are its; so all bytes are counted.
+
+        Raises:
+            UnicodeDecodeError: it is no UTF-8.
+        """
+        letters = text.decode()
+        found = self._tokenizer.encode(letters, add_special_tokens=False)
+        tokens = np.array(found.ids, np.int32)
+        first = len(tokens) - round(share * len(tokens))
+        start = found.token_to_chars(first - 1)[1] if first else 0
+        ends = [found.token_to_chars(number)[1] for number in range(first, len(tokens))]
+        ends[-1:] = [len(letters)] * bool(ends)
+        sizes = [len(letters[one:other].encode()) for one, other in pairwise(accumulate([start, *ends], max))]
+        return tokens, np.array(sizes, np.int64)
 
     def encode_all(self, texts: list[str], longest: int) -> tuple[list[np.ndarray], int]:
         """The tokens of each text, (N), with those that the tokenizer puts around them; and how many texts are cut off.

@@ -27,7 +27,7 @@ from splitlearn.tasks.language.gpt import GPT, generate
 TINY = ["task=causal_lm", "arch.depth=3", "arch.width=16", "arch.heads=2", "task.context=8", "batch_size=8"]
 RUN = [*TINY, "num_clients=2", "data.max_train_samples=40", "data.max_test_samples=12", "task.sample_bytes=20"]
 TASK = CausalLM(context=8)
-ABOUT = {"vocab_size": 256, "tokenizer": "bytes", "context": 8, "bytes_per_token": 1.0}
+ABOUT = {"vocab_size": 256, "tokenizer": "bytes", "context": 8, "bytes_per_token": 1.0, "test_tokens": 24}
 TARGETS = torch.arange(24, dtype=torch.uint8).view(3, 8)
 
 
@@ -127,6 +127,8 @@ def test_an_exchange_refuses_them_before_anything_is_computed():
         ({"context": 9}, "windows do not have 8 tokens"),
         ({"bytes_per_token": math.nan}, "bytes_per_token"),
         ({"bytes_per_token": 0.0}, "bytes_per_token"),
+        ({"test_tokens": -1}, "test_tokens"),
+        ({"test_tokens": 24.0}, "test_tokens"),
         ({"more": 1}, "nothing else"),
     ],
 )
@@ -143,7 +145,16 @@ def test_clients_need_one_tokenizer():
     assert TASK.disagreement(ABOUT, ABOUT | {"bytes_per_token": 3.0}) is None
     expected = "it has another tokenizer, a1b2 (300 tokens) instead of bytes (256 tokens): set data.tokenizer to"
     assert TASK.disagreement(ABOUT, other).startswith(expected)
-    assert TASK.together([ABOUT, ABOUT | {"bytes_per_token": 3.0}])["bytes_per_token"] == 2
+
+
+def test_bytes_of_what_is_evaluated_are_those_of_all_clients_or_the_servers():
+    many, none = ABOUT | {"bytes_per_token": 3.0, "test_tokens": 72}, ABOUT | {"test_tokens": 0}
+    together = TASK.together([ABOUT, many, none])
+    assert (together["bytes_per_token"], together["test_tokens"]) == ((24 + 3 * 72) / 96, 96)
+    own = TASK.tested(TASK.together([none, none]), [many])
+    assert (own["bytes_per_token"], own["test_tokens"]) == (3.0, 72)
+    for about in (together, own, TASK.together([none])):
+        TASK.check_about(about)
 
 
 # The network
@@ -293,9 +304,26 @@ def test_a_run_is_measured_in_perplexity(finished):
     for line in [*metrics(finished, "step"), *metrics(finished, "epoch")]:
         assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
     assert found["vocab_size"] == 256 and found["tokenizer"] == "bytes"
+    assert (found["bytes_per_token"], found["test_tokens"]) == (1.0, 12 * 8)  # of both clients
+    assert found["test_bits_per_byte"] == pytest.approx(found["test_loss"] / math.log(2))
     assert found["other_bytes"]["labels_up"] == 0
     for client in ("0", "1"):
         assert found["by_client"][client]["perplexity"] == pytest.approx(math.exp(found["by_client"][client]["loss"]))
+
+
+def test_a_server_with_its_own_test_knows_the_bytes_of_that(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "to": 1, "be": 2}, "?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "texts.txt").write_text("to be " * 400)
+    (tmp_path / "other.txt").write_text("something else " * 80)
+    files = [f"data.root={tmp_path}/texts.txt", f"data.test_root={tmp_path}/other.txt", f"data.tokenizer={tmp_path}"]
+    options = [*files, "num_clients=1", "epochs=1", "evaluate.on=server", "exchange=labels_up", "task.sample_bytes=0"]
+    local.run(compose(*TINY, "data=text", *options), tmp_path / "run")
+    found = summary(tmp_path / "run")
+    assert found["bytes_per_token"] == pytest.approx(7.5, rel=0.02) and found["test_tokens"] == 160 // 9 * 8
+    assert found["test_bits_per_byte"] == pytest.approx(found["test_loss"] / math.log(2) / found["bytes_per_token"])
 
 
 def test_it_writes_text_again(finished, run_here):

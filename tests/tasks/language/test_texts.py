@@ -71,7 +71,7 @@ def test_clients_share_the_plays(config):
     ]
     assert [part.num_train for part in parts] == [51, 50] and parts[0].origin == parts[1].origin
     about = {"vocab_size": 256, "tokenizer": "bytes", "context": 7, "bytes_per_token": 1.0}
-    assert parts[0].about == about
+    assert [part.about for part in parts] == [about | {"test_tokens": 7 * part.num_test} for part in parts]
     task = task_from(config(*SMALL))
     inputs, targets = next(iter(parts[0].train))
     assert inputs.shape == targets.shape == (16, 7) and torch.equal(inputs[:, 1:], targets[:, :-1])
@@ -94,7 +94,7 @@ def test_any_folder_is_a_text(folder, config):
     assert bytes(found.train.data[0].tolist()) == b"abcdefgh"
     assert len(found.train) == (60 + 192) // 8 and len(found.test) == (20 + 64) // 8
     assert 250 in found.test.data and 250 not in found.train.data  # the end of each file is held out
-    assert found.bytes_per_token == 1
+    assert (found.test.num_bytes == 7).all() and found.train.num_bytes is None
 
 
 def test_a_file_and_held_out_files(folder, config):
@@ -142,7 +142,8 @@ def test_a_trained_tokenizer(tokenizer, tmp_path, config):
     overrides = "data=text", f"data.root={tmp_path}/hamlet.txt", f"data.tokenizer={tokenizer}"
     data = load(config, *overrides, "data.test_fraction=0.5")
     assert data.about["vocab_size"] == 5 and len(data.about["tokenizer"]) == 32
-    assert data.about["bytes_per_token"] == pytest.approx(8 * 19 / 48)
+    targets = " be or not to be to be", " not to be to be or not", " be to be or not to be "
+    assert data.about["bytes_per_token"] == sum(map(len, targets)) / 21 and data.about["test_tokens"] == 21
     inputs, targets = next(iter(data.test))
     assert inputs[0].tolist() == [1, 2, 3, 4, 1, 2, 1] and targets[0].tolist() == [2, 3, 4, 1, 2, 1, 2]
     task = task_from(cfg := config(*SMALL, *overrides))
@@ -154,6 +155,47 @@ def test_a_trained_tokenizer(tokenizer, tmp_path, config):
     (tmp_path / "hamlet.txt").write_bytes(b"to be \xff\xfe")
     with pytest.raises(UserError, match=r"hamlet.txt is no UTF-8 text \(invalid start byte at byte 6\), which"):
         load(config, *overrides)
+
+
+@pytest.fixture
+def pieces(tmp_path):
+    """A folder with one of pieces of words, some of which are parts of a letter."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made, level = tokenizers.Tokenizer(tokenizers.models.BPE()), tokenizers.pre_tokenizers.ByteLevel
+    made.pre_tokenizer, made.decoder = level(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=280, initial_alphabet=level.alphabet(), show_progress=False)
+    made.train_from_iterator(["to be or not to be, Zwölf Boxkämpfer"] * 5, trainer)
+    made.enable_truncation(4)
+    made.enable_padding(length=9)
+    (tmp_path / "pieces").mkdir()
+    made.save(str(tmp_path / "pieces" / "tokenizer.json"))
+    return tmp_path / "pieces"
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+@pytest.mark.parametrize("text", ["to be or not, ", "Zwölf 😀🙈 Boxkämpfer  ", "", "ä"])
+def test_the_bytes_of_all_tokens_are_those_of_the_text(text, share, pieces):
+    for one in (tokenizer_from(str(pieces)), Bytes()):
+        tokens, sizes = one.encode_sized(text.encode(), share)
+        _, whole = one.encode_sized(text.encode(), 1)
+        assert one.decode(tokens.tolist()) == text and np.array_equal(tokens, one.encode(text.encode()))
+        assert len(sizes) == round(share * len(tokens)) and whole.sum() == len(text.encode())
+        assert np.array_equal(sizes, whole[len(whole) - len(sizes) :])
+
+
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_bits_per_byte_are_over_the_bytes_that_are_tested(clients, pieces, tmp_path, config):
+    (tmp_path / "train.txt").write_text("to be or not to be " * 20)
+    (tmp_path / "test.txt").write_text("xyz" * 16)  # each letter a token, where "to be" is one
+    overrides = ["data=text", f"data.root={tmp_path}/train.txt", f"data.test_root={tmp_path}/test.txt"]
+    overrides += [f"data.tokenizer={pieces}", "data.max_test_samples=5"]
+    task = task_from(config(*SMALL, *overrides))
+    data = [load(config, *overrides, client=client, num_clients=clients) for client in range(clients)]
+    task.know(task.together([one.about for one in data]))
+    targets = torch.cat([targets for one in data for _, targets in one.test])
+    assert targets.shape == (5, 7)
+    sums = task.score(torch.zeros(5, 7, 280), targets, ["bits_per_byte"])
+    assert task.means(sums, 5)["bits_per_byte"] == pytest.approx(math.log2(280))
 
 
 def test_a_missing_library_is_said_with_what_brings_it(monkeypatch):
