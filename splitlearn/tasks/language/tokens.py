@@ -67,6 +67,8 @@ class Trained:
                 f"data.tokenizer={folder} cannot be loaded ({why}): set it to bytes, or to a folder with a"
                 " tokenizer.json"
             ) from None
+        self._tokenizer.no_padding()  # which a file may ask for, and a text of any length is not cut off
+        self._tokenizer.no_truncation()
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -102,7 +104,6 @@ class Trained:
             texts: of which a classifier sees one at a time.
             longest: tokens of a text, at most.
         """
-        self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(longest)
         found = self._tokenizer.encode_batch(texts)
         self._tokenizer.no_truncation()
