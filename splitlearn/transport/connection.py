@@ -70,7 +70,7 @@ def connect(
 def _serve(
     place: Place, patience: Patience, token: bytes, served: Any, tell: Callable[[str], None], tls: Tls | None
 ) -> Iterator[None]:
-    allow_files(place.num_clients)
+    allow_files(place.num_clients, place.one_machine)
     inbox = served.inbox
 
     def notify() -> None:

@@ -23,13 +23,12 @@ from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.guard import refuse
 from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES, MALFORMED, Line, calls_key
 from splitlearn.transport.place import rank_name, shown
-from splitlearn.transport.relay import NUM_CONNECTIONS, keep_alive, relay_to_agent
-from splitlearn.transport.strangers import Strangers
+from splitlearn.transport.relay import keep_alive, relay_to_agent
+from splitlearn.transport.strangers import Strangers, most_strangers
 from splitlearn.transport.tls import BEGINS, Tls, in_words
 from splitlearn.transport.token import is_signed, sign
 from splitlearn.transport.visits import Visit, Visits
 
-MAX_STRANGERS = 64  # connections that have not proved anything yet, beside NUM_CONNECTIONS for each client
 BACKLOG = 1024  # connections that the system holds until they are accepted: all clients may come at once
 MAX_WHY = 400  # characters of why the server ends
 
@@ -69,7 +68,7 @@ class FrontDesk:
         self.address, self.token, self.on_change = address, token, on_change
         self.silence_s, self.tell, self.tls = silence_s, tell, tls
         self.visits, self.troubles = Visits(num_clients, replaces), {}
-        self._strangers = Strangers(MAX_STRANGERS + NUM_CONNECTIONS * num_clients)
+        self._strangers = Strangers(most_strangers(num_clients))
         try:
             self._server = _Listener(host, port)
         except (OSError, UnicodeError) as error:

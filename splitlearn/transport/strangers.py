@@ -7,7 +7,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from splitlearn.transport.relay import end
+from splitlearn.transport.relay import NUM_CONNECTIONS, end
+
+MAX_STRANGERS = 64  # beside NUM_CONNECTIONS for each client
+
+
+def most_strangers(num_clients: int) -> int:
+    """That may be there at once, where so many clients may come."""
+    return MAX_STRANGERS + NUM_CONNECTIONS * num_clients
 
 
 class Strangers:

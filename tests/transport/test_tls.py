@@ -26,9 +26,9 @@ from splitlearn.compressors.payload import MAGIC
 from splitlearn.errors import PeerError, UserError
 from splitlearn.transport import Place, certificates, entry, frontdesk, tls_from
 from splitlearn.transport.entry import Way
-from splitlearn.transport.frontdesk import MAX_STRANGERS, FrontDesk
+from splitlearn.transport.frontdesk import FrontDesk
 from splitlearn.transport.guard import refusals
-from splitlearn.transport.relay import NUM_CONNECTIONS
+from splitlearn.transport.strangers import most_strangers
 from splitlearn.transport.tls import DESK, FILES, PASSWORD_VARIABLE, RPC, Tls, tls_of_files
 
 TOKEN = b"secret"
@@ -303,8 +303,7 @@ def test_the_command_adds_clients_and_overwrites_nothing(folder, tmp_path):
 
 def test_strangers_who_say_nothing_keep_nobody_out(desk_of):
     way = desk_of(tls("server"), tls("client0"))
-    most = MAX_STRANGERS + 2 * NUM_CONNECTIONS
-    silent = [socket.create_connection((way.host, way.port)) for _ in range(most + 10)]
+    silent = [socket.create_connection((way.host, way.port)) for _ in range(most_strangers(2) + 10)]
     begun = [connection.send(b"\x16\x03") for connection in silent[::2]]
     assert len(begun) and enter(way).id
     assert wait_until(lambda: sum(_has_ended(connection) for connection in silent) >= 10, within_s=3)
