@@ -40,6 +40,18 @@ class Stopped(UserError):
         return self.args[0]
 
 
+class Interrupted(KeyboardInterrupt):
+    """A second signal came after the one that asked the run to end, which is to be at once now.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int):
+        super().__init__("interrupted")
+        self.signal = signal
+
+
 class Rejoin(Exception):
     """The server was started anew or went on without this client, which has to join again."""
 

@@ -26,7 +26,7 @@ from splitlearn.checkpoints import write_texts
 from splitlearn.commandline import is_client, read, write_nothing
 from splitlearn.compose import in_words
 from splitlearn.console import drop_output, forgive, is_unread
-from splitlearn.errors import Stopped, UserError, writing_to
+from splitlearn.errors import Interrupted, Stopped, UserError, writing_to
 from splitlearn.exchange import listing, network
 from splitlearn.folder import new_folder, started_at
 from splitlearn.kinds import CONF
@@ -95,10 +95,10 @@ def main(cfg: DictConfig) -> float | None:
         run = partial(local.run, cfg) if place is None else partial(worker.run_rank, cfg, place)
         result = run(folder, origin=origin)
         return result if math.isfinite(result) else None
-    except Stopped as stopped:
+    except (Stopped, Interrupted) as end:
         if not (is_client() and is_on_servers_console()):
-            print(f"\n{stopped}", file=sys.stderr)
-        sys.exit(128 + stopped.signal)
+            print(f"\n{end}", file=sys.stderr)
+        sys.exit(128 + end.signal)
     except (UserError, OmegaConfBaseException) as error:
         error = error if isinstance(error, UserError) else UserError(in_words(error))
         if is_job and place is None:

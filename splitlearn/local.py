@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import forking, saved
 from splitlearn.console import forgive
-from splitlearn.errors import PeerError, Stopped, UserError
+from splitlearn.errors import Interrupted, PeerError, Stopped, UserError
 from splitlearn.folder import held
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
@@ -38,6 +38,7 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
     Raises:
         UserError: a rank failed; says why.
         Stopped: SIGINT or SIGTERM asked for it.
+        Interrupted: so did a second one.
     """
     num_clients = cfg.num_clients or DEFAULT_NUM_CLIENTS
     num_ranks = num_clients + 1
@@ -69,6 +70,10 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
             end.close()
         with StopRequest(then=processes[0].terminate) as stop:  # the server ends the run, with a checkpoint
             return _result(processes, pipes, stop)
+    except Interrupted:
+        for process in processes.values():
+            process.kill()
+        raise
     finally:
         for process in processes.values():
             process.terminate()
@@ -128,6 +133,8 @@ def _run(
         outcome = run_rank(cfg, place, folder, token, origin)
     except UserError as error:
         outcome = error
+    except Interrupted as end:
+        sys.exit(128 + end.signal)
     except Exception as error:
         traceback.print_exc()
         outcome = UserError(f"{rank_name(place.rank)} crashed with {type(error).__name__} (traceback above)")

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable, Container
 from contextlib import suppress
 
+from splitlearn.errors import Interrupted
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 tidy_up: list[Callable[[], None]] = []  # before this process ends at once
 
@@ -36,7 +38,7 @@ def end_at_once(in_silence: Container[int] = ()) -> None:
 
 
 class StopRequest:
-    """Within its `with`, the first SIGINT or SIGTERM sets `asked_by`, and a second one interrupts at once.
+    """Within its `with`, the first SIGINT or SIGTERM sets `asked_by`, and a second one raises Interrupted.
 
     Args:
         then: called at the first.
@@ -67,6 +69,6 @@ class StopRequest:
 
     def _handle(self, number: int, _) -> None:
         if self.asked_by is not None:
-            raise KeyboardInterrupt
+            raise Interrupted(number)
         self.request(number)
         self._then()

@@ -15,7 +15,22 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from rich.console import Console
-from runs import LAUNCH, ROOT, TINY, job_folders, left_over, metrics, run, session, started, summary, torchrun, wait_for
+from runs import (
+    LAUNCH,
+    ROOT,
+    TINY,
+    children,
+    job_folders,
+    left_over,
+    living,
+    metrics,
+    run,
+    session,
+    started,
+    summary,
+    torchrun,
+    wait_for,
+)
 from simulation import compose
 
 from splitlearn import launch, sweeps, worker
@@ -255,6 +270,24 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
     if "torch.distributed.run" not in command:
         assert process.returncode == 130
         assert "with a checkpoint: go on with resume=" in out and "Traceback" not in out
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path):
+    with started([*LAUNCH, "num_clients=1", *TINY, "epochs=10000"], tmp_path) as process:
+        wait_for(tmp_path / "out.txt", "epoch ")
+        forker = next(pid for pid in children(process.pid) if children(pid))
+        ranks = children(forker)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)  # so that they do nothing that they are asked for
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 5
+        while living().keys() & ranks:
+            assert time.monotonic() < deadline
+        assert process.wait(60) == 130 and not left_over(process.pid)
+    out = (tmp_path / "out.txt").read_text()
+    assert out.count("interrupted") == 1 and "Traceback" not in out, out
 
 
 # Moments of the start: Python itself, imports, Hydra, the process that is forked, ranks.
