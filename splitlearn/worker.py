@@ -158,12 +158,8 @@ def _run_client(
     cfg: DictConfig, place: Place, folder: Path, patience: Patience, token: bytes, tls: Tls | None
 ) -> float:
     screen = _screen_of(place)
-    try:
-        with transport.connect(place, patience, token, tell=screen.tell, tls=tls) as server:
-            result = _be_client(cfg, place, folder, server, screen)
-    except KeyboardInterrupt:
-        screen.tell("interrupted")
-        raise
+    with transport.connect(place, patience, token, tell=screen.tell, tls=tls) as server:
+        result = _be_client(cfg, place, folder, server, screen)
     first = task_from(cfg).metrics[0]
     screen.tell(f"the run has finished, with a test {first.title} of {first.form(result)}")
     return result
@@ -184,6 +180,9 @@ def _be_client(cfg: DictConfig, place: Place, folder: Path, server: ServerProxy,
         return Client(cfg, place.rank - 1, device, server, screen, folder).run()
     except (PeerError, Stopped):
         raise
+    except KeyboardInterrupt as error:  # at once, whether the server is there or not
+        server.last_word(Failed.kind, *Failed(_in_words(error)).body())
+        raise
     except BaseException as error:
         try:
             server.call(Failed.kind, *Failed(_in_words(error)).body())
@@ -197,5 +196,5 @@ def _in_words(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted (Ctrl-C)"
+        return "interrupted"
     return f"crashed with {type(error).__name__}: {error}"

@@ -77,7 +77,7 @@ def _serve(
         with inbox.changed:
             inbox.changed.notify_all()
 
-    agent, desk, why = ServersAgent(patience, tell), None, "its run is over"
+    agent, desk, why, farewell_s = ServersAgent(patience, tell), None, "its run is over", FAREWELL_S
     try:
         host, port = (own_address(place), place.desk_port) if place.is_fleet else (place.host, place.port)
         desk = FrontDesk(
@@ -93,10 +93,11 @@ def _serve(
         yield
     except BaseException as error:
         why = str(error) or type(error).__name__
+        farewell_s = 0.0 if isinstance(error, KeyboardInterrupt) else FAREWELL_S
         raise
     finally:
         if desk is not None:
-            deadline = time.monotonic() + FAREWELL_S  # so that the last answers arrive
+            deadline = time.monotonic() + farewell_s  # so that the last answers arrive
             while time.monotonic() < deadline and any(map(desk.visits.is_expected, range(place.num_clients))):
                 time.sleep(0.02)
             desk.close(why)

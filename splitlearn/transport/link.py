@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import torch.distributed.rpc as rpc
 
@@ -108,13 +109,20 @@ class Link:
 
     def answers(self, within_s: float) -> bool:
         """Whether the server says that it is there, which it does whatever else it is doing."""
-        what = self.client, self.session, 0, PROOF
         try:
-            arguments = (*what, sign(self.key, *what), ())
-            status, _ = value_of(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=max(0.1, within_s)))
-            return status == "done"
+            return self.send(0, PROOF, (), max(0.1, within_s))[0] == "done"
         except RuntimeError:
             return False
+
+    def send(self, number: int, kind: str, body: tuple, within_s: float) -> tuple[str, Any]:
+        """Sends a call, once; returns its status and the answer.
+
+        Raises:
+            RuntimeError: it did not arrive, or no answer came within this time.
+        """
+        what = self.client, self.session, number, kind
+        arguments = (*what, sign(self.key, *what), body)
+        return value_of(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=within_s))
 
     def give_up(self) -> None:
         """Nothing is opened again."""

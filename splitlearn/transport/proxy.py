@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch.distributed.rpc as rpc
@@ -13,6 +14,7 @@ from splitlearn.transport.link import Link
 from splitlearn.transport.place import SERVER
 from splitlearn.transport.token import sign
 
+LAST_WORD_S = 2.0
 PROOF_S = 10.0  # how long the server may take to say that it is there
 
 
@@ -64,6 +66,12 @@ class ServerProxy:
             error.is_told = True
             raise error
         return value
+
+    def last_word(self, kind: str, *body: Any) -> None:
+        """Sends one request, once, for a server that is there; what it answers is not waited for for long."""
+        self._number += 1
+        with suppress(RuntimeError):
+            self.link.send(self._number, kind, body, LAST_WORD_S)
 
     def give_up(self) -> None:
         """Calls that still wait, in other threads, end with the connection instead of connecting anew."""

@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 from router import DESK, Router
+from simulation import compose
 
-from splitlearn.errors import PeerError, UserError
+from splitlearn import worker
+from splitlearn.errors import Interrupted, PeerError, UserError
+from splitlearn.measure.screen import Screen
 from splitlearn.transport import Inbox, Patience, Place, agent, connect, connection, entry, host_store, link, store
 from splitlearn.transport.frontdesk import FrontDesk
+from splitlearn.transport.proxy import ServerProxy
 
 TOKEN = b"secret"  # as in conftest.py
 
@@ -167,4 +171,24 @@ def test_the_server_says_that_it_has_ended_and_why(desk):
     desk.close("interrupted")
     with pytest.raises(PeerError, match="has ended: interrupted"):
         made.renew(0, time.monotonic() + 60)
+    made.close()
+
+
+def test_a_client_that_is_interrupted_does_not_wait_for_a_server_that_is_gone(desk, monkeypatch, tmp_path):
+    class Client:
+        def __init__(self, *_):
+            pass
+
+        def run(self):
+            raise Interrupted(2)
+
+    monkeypatch.setattr(worker, "Client", Client)
+    place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
+    made = link.Link(place, desk.way, Patience(20, 5, 5), TOKEN, print)
+    made._sign_in(1, 5)
+    desk.close()
+    started = time.monotonic()
+    with pytest.raises(Interrupted):
+        worker._be_client(compose(), place, tmp_path, ServerProxy(made), Screen(is_shown=False))
+    assert time.monotonic() < started + 5
     made.close()
