@@ -29,8 +29,12 @@ def read(argv: list[str]) -> list[str]:
 
 
 def is_client() -> bool:
-    """Whether this process is a client's, by torchrun's rank or by `role`."""
-    return "role=client" in sys.argv or os.environ.get("RANK", "0") != "0"
+    """Whether this process is a client's, by `role` or else by torchrun's rank; others set RANK too."""
+    words = [word.lstrip("+") for word in sys.argv]
+    roles = [word.partition("=")[2].strip("'\"") for word in words if word.startswith("role=")]
+    if roles and roles[-1] not in ("", "null"):
+        return roles[-1] == "client"
+    return "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0"
 
 
 def go_on(argv: list[str]) -> list[str]:

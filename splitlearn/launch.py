@@ -127,7 +127,7 @@ def tell(error: UserError, all_ranks_see_it: bool) -> int:
 
 def is_on_servers_console() -> bool:
     """Whether torchrun started all ranks on this machine."""
-    return "WORLD_SIZE" in os.environ and os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"]
+    return "WORLD_SIZE" in os.environ and os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
 
 
 def leave_to_torchrun(error: UserError) -> None:

@@ -33,7 +33,7 @@ from runs import (
 )
 from simulation import compose
 
-from splitlearn import launch, sweeps, worker
+from splitlearn import commandline, launch, sweeps, worker
 from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
 
@@ -205,6 +205,27 @@ def test_a_mistake_is_one_clear_sentence(run_here, overrides, words):
 def test_a_peer_that_does_not_come_is_one_clear_sentence(run_here, overrides, words):
     options = [*TINY, "num_clients=1", "rpc.connect_timeout_s=1", *overrides]
     assert_one_sentence(*run_here(ROOT / "launch.py", *options), words)
+
+
+def test_a_container_that_sets_ranks_of_its_own_is_not_torchruns(run_here, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("RANK", "1")
+    options = ["role=client", "num_clients=2", "client.index=5"]
+    assert_one_sentence(*run_here(ROOT / "launch.py", *options), ["client.index=5 is out of range"])
+    for words, torchruns, expected in (
+        ([], False, False),
+        ([], True, True),
+        (["role=server"], True, False),
+        (["+role='client'"], False, True),
+        (["role=client", "role=null"], False, False),
+        (["role=client", "role="], True, True),
+    ):
+        monkeypatch.setattr("sys.argv", ["launch.py", *words])
+        if torchruns:
+            monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        else:
+            monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        assert commandline.is_client() is expected
 
 
 def assert_one_sentence(status: int, out: str, words: list[str]) -> None:
