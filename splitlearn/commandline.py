@@ -60,8 +60,15 @@ def go_on(argv: list[str]) -> list[str]:
     given = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
     before = OmegaConf.load(overrides) if overrides.exists() else []
     before = [word for word in before if word.split("=")[0] not in given]
-    # A job of a sweep goes on alone.
-    return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN"]
+    # A job of a sweep goes on alone, and stays the one that it is in that sweep's table.
+    number = [] if (number := job_number(folder)) is None else [f"hydra.job.num={number}"]
+    return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN", *number]
+
+
+def job_number(folder: Path) -> int | None:
+    """Which job of a sweep the run in a folder is; None for one that was started alone."""
+    path = folder / ".hydra" / "hydra.yaml"
+    return OmegaConf.select(OmegaConf.load(path), "hydra.job.num") if path.exists() else None  # None for ??? too
 
 
 def check_folders(argv: list[str]) -> None:

@@ -22,6 +22,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from splitlearn.commandline import job_number
 from splitlearn.console import Console
 from splitlearn.errors import UserError
 from splitlearn.measure.costs import size
@@ -73,7 +74,7 @@ class Sweep(Callback):
             for path in self.folder.rglob(".hydra/hydra.yaml")
             if path.stat().st_mtime >= self.started_at
         ]
-        return sorted(map(Job.read, found), key=lambda job: job.number)
+        return sorted(map(Job.read, found), key=lambda job: (job.number is None, job.number, job.folder))
 
     def has_failures(self) -> bool:
         return any(job.failure for job in self.jobs())
@@ -87,7 +88,7 @@ class Sweep(Callback):
         console.print(_table(jobs))
         for job in jobs:
             if why := job.failure:
-                console.print(f"[red]job {job.number} failed:[/] ", end="")
+                console.print(f"[red]job {escape(job.name)} failed:[/] ", end="")
                 console.print(why, markup=False, soft_wrap=True)
         if any(job.summary for job in jobs) and REPORT.exists():
             console.print(f"tables and curves: python scripts/report.py {self.folder}", markup=False, soft_wrap=True)
@@ -101,17 +102,21 @@ class Job:
     """A job of a sweep, as its folder has it.
 
     Attributes:
-        number: from 0.
+        number: from 0; None where its folder does not say it.
         overrides: what it was given, {"cut": "deep"}.
         summary: of its run; None if that has not finished.
         failure: why it did not, where the user can mend it.
     """
 
-    number: int
+    number: int | None
     folder: Path
     overrides: dict[str, str]
     summary: dict[str, Any] | None
     failure: str | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name if self.number is None else str(self.number)
 
     @classmethod
     def read(cls, folder: Path) -> Job:
@@ -122,7 +127,10 @@ class Job:
             summary = None if failure else json.loads((folder / "summary.json").read_text())
         except (FileNotFoundError, ValueError):
             summary = None
-        return cls(about.job.num, folder, {key: value for key, _, value in pairs}, summary, failure)
+        number = job_number(folder)
+        if number is None and folder.name.isdecimal():  # as conf/config.yaml names it
+            number = int(folder.name)
+        return cls(number, folder, {key: value for key, _, value in pairs}, summary, failure)
 
 
 def note_failure(folder: Path, error: UserError) -> None:
@@ -152,13 +160,13 @@ def _table(jobs: list[Job]) -> Table:
     for job in jobs:
         given = [escape(_short(job.overrides.get(key, "–"))) for key in varied]
         if not (found := job.summary):
-            table.add_row(str(job.number), *given, "failed" if job.failure else "not finished", *["–"] * 5)
+            table.add_row(escape(job.name), *given, "failed" if job.failure else "not finished", *["–"] * 5)
             continue
         result, best = (first.form(found[f"{which}test_{first.name}"]) for which in ("", "best_"))
         uplink = f"{found['uplink']['saving']:.2f} ×" if "uplink" in found else "–"
         sent = size(sent_both_ways(found)) if "all_bytes" in found else "–"  # of a run by an older version
         figures = sent, uplink, f"{saving_both_ways(found):.2f} ×", f"{found['seconds']:.1f} s"
-        table.add_row(str(job.number), *given, result, best, *figures)
+        table.add_row(escape(job.name), *given, result, best, *figures)
     return table
 
 

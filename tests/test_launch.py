@@ -424,6 +424,28 @@ def test_a_table_of_jobs_shows_lists_in_their_brackets(tmp_path):
     assert "[noise]" in console.file.getvalue()
 
 
+def test_jobs_that_went_on_alone_stay_in_the_table(run_here, tmp_path, monkeypatch):
+    def run(cfg, folder, origin):
+        (folder / ".hydra" / "hydra.yaml").write_text(origin[".hydra/hydra.yaml"])
+        return finished(folder, 0.5 + cfg.seed / 10)
+
+    monkeypatch.setattr("splitlearn.local.run", run)
+    sweep = ["-m", "seed=0,1,2", "hydra.sweep.dir=sweep"]
+    assert run_here(ROOT / "launch.py", *sweep)[0] == 0
+    assert run_here(ROOT / "launch.py", "resume=sweep/1")[0] == 0
+    assert commandline.job_number(tmp_path / "sweep" / "1") == 1
+    about = tmp_path / "sweep" / "2" / ".hydra" / "hydra.yaml"
+    about.write_text(about.read_text().replace("num: 2", "num: ???"))  # as where one went on with hydra.run.dir=sweep/2
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: 0.5)
+    status, out = run_here(ROOT / "launch.py", *sweep)
+    assert [line.split()[:3] for line in out.splitlines() if re.match(r" [0-2] ", line)] == [
+        ["0", "0", "50.00%"],
+        ["1", "1", "60.00%"],
+        ["2", "2", "70.00%"],
+    ]
+    assert status == 0
+
+
 @pytest.mark.slow
 def test_help_whose_reader_has_enough_ends_without_a_traceback(tmp_path):
     status, out = run(["bash", "-c", f"{shlex.join([*LAUNCH, '--help'])} | head -1"], tmp_path)
