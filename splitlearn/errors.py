@@ -1,6 +1,7 @@
 """Errors that a user can mend. Each is one sentence that names the config key or the peer, and what to do."""
 
 import errno
+import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,7 +79,9 @@ def cannot_write(what: str, folder: Path, error: OSError) -> UserError:
     elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         remedy = "something else is in its place: move it away, or choose another folder with hydra.run.dir"
     else:
-        remedy = f"make room there, then go on with {typed('resume', folder)}"
+        is_begun = os.path.exists(folder / ".hydra" / "overrides.yaml")
+        remedy = f"go on with {typed('resume', folder)}" if is_begun else "start the run again"
+        remedy = f"make room there, then {remedy}"
     return UserError(f"{what} ({error.strerror or error}): {remedy}")
 
 

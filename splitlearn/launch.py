@@ -6,6 +6,7 @@ ranks. What a user can mend ends as one sentence on stderr, whoever found it: Hy
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -60,6 +61,10 @@ def start() -> int:
         code = 1
     except (HydraException, OmegaConfBaseException) as error:
         code = tell(UserError(in_words(error, sys.argv[1:])), all_ranks_see_it=True)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not sweeps.current:
+            raise
+        code = tell(sweeps.current.without_room(error), all_ranks_see_it=True)  # for a file of Hydra's
     except (RuntimeError, ValueError) as error:
         if not (sweeps.current and sweeps.current.is_search and sweeps.current.has_failures()):
             raise
@@ -88,7 +93,8 @@ def main(cfg: DictConfig) -> float | None:
             with writing_to(folder):
                 write_texts(folder, origin)
         if is_job and place is None:
-            sweeps.begin_job(folder)
+            with writing_to(folder):
+                sweeps.begin_job(folder)
         checks.check(cfg)
         network.check(cfg)
         all_ranks_see_it = False

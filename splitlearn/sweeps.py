@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from rich.table import Table
 
 from splitlearn.commandline import job_number
 from splitlearn.console import Console
-from splitlearn.errors import UserError
+from splitlearn.errors import UserError, typed
 from splitlearn.measure.costs import size
 from splitlearn.measure.summary import saving_both_ways, sent_both_ways
 from splitlearn.tasks import task_from
@@ -43,7 +44,10 @@ class Sweep(Callback):
         folder: of the sweep.
         started_at: when, by the clock of the folder's file system.
         is_search: whether results say which jobs come next.
+        has_failed: a job has, in this process, whether its folder says so or not.
     """
+
+    has_failed = False
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         _told(lambda: _touch(Path(config.hydra.run.dir), "hydra.run.dir"))
@@ -79,11 +83,18 @@ class Sweep(Callback):
     def has_failures(self) -> bool:
         return any(job.failure for job in self.jobs())
 
+    def without_room(self, error: OSError) -> UserError:
+        """The error that a file of the sweep's own cannot be written."""
+        return UserError(
+            f"{self.folder} cannot be written to ({error.strerror}): make room there, then give the same command with"
+            f" {typed('hydra.sweep.dir', self.folder)}"
+        )
+
     def show(self) -> bool:
         """Prints the table of the jobs; returns whether all have a result."""
         jobs = self.jobs()
         if not jobs:
-            return True
+            return not self.has_failed
         console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
         console.print(_table(jobs))
         for job in jobs:
@@ -94,7 +105,7 @@ class Sweep(Callback):
             console.print(f"tables and curves: python scripts/report.py {self.folder}", markup=False, soft_wrap=True)
         if failed := sum(job.failure is not None for job in jobs):
             print(f"{failed} job{'s' * (failed > 1)} of the sweep failed", file=sys.stderr)
-        return all(job.summary for job in jobs)
+        return not self.has_failed and all(job.summary for job in jobs)
 
 
 @dataclass
@@ -123,6 +134,7 @@ class Job:
         about = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
         pairs = (word.partition("=") for word in about.overrides.task)
         failure = (folder / FAILED).read_text() if (folder / FAILED).exists() else None
+        failure = "there was no room to say why" if failure == "" else failure
         try:
             summary = None if failure else json.loads((folder / "summary.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -134,8 +146,11 @@ class Job:
 
 
 def note_failure(folder: Path, error: UserError) -> None:
-    """Leaves in a job's folder why it failed."""
-    (folder / FAILED).write_text(str(error))
+    """Leaves in a job's folder why it failed, unless that cannot be written to, as on a full disk."""
+    with suppress(OSError):
+        (folder / FAILED).write_text(str(error))
+    if current is not None:
+        current.has_failed = True
 
 
 def begin_job(folder: Path) -> None:

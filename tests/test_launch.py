@@ -1,5 +1,6 @@
 """Real runs over loopback, started as a user would."""
 
+import errno
 import io
 import itertools
 import json
@@ -34,6 +35,7 @@ from runs import (
 from simulation import compose
 
 from splitlearn import commandline, launch, sweeps, worker
+from splitlearn.errors import UserError
 from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
 
@@ -444,6 +446,28 @@ def test_jobs_that_went_on_alone_stay_in_the_table(run_here, tmp_path, monkeypat
         ["2", "2", "70.00%"],
     ]
     assert status == 0
+
+
+def test_a_disk_that_fills_during_a_sweep_ends_it_with_its_table(run_here, tmp_path, monkeypatch):
+    def run(cfg, folder, **_):
+        if cfg.seed == 1:
+            raise UserError("the disk is full")
+        return finished(folder, 0.5)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write = Path.write_text
+    monkeypatch.setattr("splitlearn.local.run", run)
+    monkeypatch.setattr(
+        Path, "write_text", lambda path, text: full() if path.name == sweeps.FAILED else write(path, text)
+    )
+    status, out = run_here(ROOT / "launch.py", "-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
+    assert status == 1 and "the sweep goes on: the disk is full" in out and "Traceback" not in out
+    assert [line.split()[2] for line in out.splitlines() if re.match(r" [0-2] ", line)] == ["50.00%", "not", "50.00%"]
+    monkeypatch.setattr(OmegaConf, "save", full)  # as Hydra does with multirun.yaml
+    status, out = run_here(ROOT / "launch.py", "-m", "seed=0,1", "hydra.sweep.dir=other")
+    assert_one_sentence(status, out, ["other cannot be written to (No space left", "hydra.sweep.dir=other"])
 
 
 @pytest.mark.slow
