@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from splitlearn import config, private, transport
+from splitlearn import config, kinds, private, transport
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import PeerError, Stopped, UserError
 from splitlearn.exchange.exchange import exchange_from
@@ -39,7 +39,15 @@ def place_from(cfg: DictConfig) -> Place | None:
     Raises:
         UserError: the number of ranks and num_clients do not fit, or client.index is out of range.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ and cfg.role is None:
+    is_torchruns = "TORCHELASTIC_RUN_ID" in os.environ and cfg.role is None
+    if cfg.role is None and not is_torchruns:
+        return None
+    for key, least in (("num_clients", 1), ("client.index", 0)):
+        value = OmegaConf.select(cfg, key)
+        if not (type(value) is int and value >= least) and not (key == "num_clients" and value is None):
+            raise UserError(f"{key}={kinds.shown(value)} must be a whole number, at least {least}")
+    host, port = (OmegaConf.select(cfg, f"rpc.{name}") for name in ("host", "port"))  # checked with all the rest
+    if is_torchruns:
         world_size = int(os.environ["WORLD_SIZE"])
         if world_size < 2:
             raise UserError("torchrun started 1 rank: a server and a client need --nproc-per-node 2 at least")
@@ -53,18 +61,16 @@ def place_from(cfg: DictConfig) -> Place | None:
             num_clients=world_size - 1,
             host=os.environ["MASTER_ADDR"],
             port=int(os.environ["MASTER_PORT"]),
-            desk_port=0 if str(cfg.rpc.port) == os.environ["MASTER_PORT"] else cfg.rpc.port,
+            desk_port=0 if str(port) == os.environ["MASTER_PORT"] else port,
             one_machine=os.environ["LOCAL_WORLD_SIZE"] == os.environ["WORLD_SIZE"],
         )
-    if cfg.role is None:
-        return None
     if cfg.num_clients is None:
         raise UserError(f"role={cfg.role} needs num_clients=<how many clients will come>")
     if cfg.role == "server":
-        return Place(0, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
-    if not 0 <= cfg.client.index < cfg.num_clients:
+        return Place(0, cfg.num_clients, host, port, is_fleet=False)
+    if cfg.client.index >= cfg.num_clients:
         raise UserError(f"client.index={cfg.client.index} is out of range: choose 0 to {cfg.num_clients - 1}")
-    return Place(1 + cfg.client.index, cfg.num_clients, cfg.rpc.host, cfg.rpc.port, is_fleet=False)
+    return Place(1 + cfg.client.index, cfg.num_clients, host, port, is_fleet=False)
 
 
 def run_rank(

@@ -178,6 +178,13 @@ def test_role_by_role_start(one_each):
         (["schedule.T_max=0"], ["schedule.T_max=0 must be a whole number, at least 1"]),
         (["optimizer._target_=torch.optim.Sgd"], ["optimizer._target_=torch.optim.Sgd is not found"]),
         (["+optimizer.foo=1"], ["optimizer.foo=1 does not fit torch.optim.SGD"]),
+        (["role=client", "num_clients=2", "client.index=abc"], ["client.index=abc must be a whole number, at least 0"]),
+        (["role=client", "num_clients=2", "client.index=null"], ["client.index=null must be a whole number"]),
+        (["role=client", "num_clients=2", "client.index=-1"], ["client.index=-1 must be a whole number"]),
+        (["role=client", "num_clients=abc"], ["num_clients=abc must be a whole number, at least 1"]),
+        (["role=client", "num_clients=2", "client=null"], ["client.index=null must be a whole number"]),
+        (["role=server", "num_clients=0"], ["num_clients=0 must be a whole number, at least 1"]),
+        (["role=server", "num_clients=1", "rpc=null"], ["rpc=null"]),
         (["hydra.run.dir=/proc/none"], ["/proc/none cannot be written to", "hydra.run.dir=<folder>"]),
     ],
     ids=lambda value: value[0] if "=" in value[0] else "",
@@ -263,6 +270,8 @@ def test_clients_of_torchrun_have_a_screen_where_the_server_has_another(rank, lo
         monkeypatch.setenv(name, str(value))
     place = worker.place_from(compose())
     assert worker._screen_of(place) and capfd.readouterr().out.strip() == shown
+    with pytest.raises(UserError, match="num_clients=abc must be a whole number"):
+        worker.place_from(compose("num_clients=abc"))
     assert place.desk_port == 0 and worker.place_from(compose("rpc.port=29501")).desk_port == 29501
 
 
