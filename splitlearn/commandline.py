@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -21,7 +22,8 @@ def read(argv: list[str]) -> list[str]:
         UserError: a word of it cannot be read, or a folder that it names cannot be used.
     """
     argv = [argv[0], *readable(go_on(argv)[1:])]
-    check_folders(argv)
+    if not is_client():  # which writes nowhere
+        check_folders(argv)
     is_sweep = any(word.startswith("sweep=") and word not in ("sweep=", "sweep=null") for word in argv)
     if is_sweep and not any(word.startswith("hydra.mode=") for word in argv):
         argv.append("hydra.mode=MULTIRUN")  # Hydra 1.4 takes it from no file that is chosen
@@ -46,10 +48,10 @@ def go_on(argv: list[str]) -> list[str]:
     if not folders or folders[-1] in ("auto", "never", ""):
         return argv
     folder = Path(os.path.expanduser(folders[-1]))
-    if not folder.exists() and folders[-1][0] == folders[-1][-1] in "'\"":
+    if not os.path.exists(folder) and folders[-1][0] == folders[-1][-1] in "'\"":
         folder = Path(folders[-1][1:-1])  # quoted for Hydra
-    overrides = folder / ".hydra" / "overrides.yaml"
-    if not is_client() and not overrides.exists():
+    overrides, found = folder / ".hydra" / "overrides.yaml", _started_with(folder)
+    if found is None and not is_client():
         if (folder / "config.yaml").exists():
             raise UserError(
                 f"resume={folder}: there is no {overrides} any more, with the options that this run was started with:"
@@ -58,11 +60,25 @@ def go_on(argv: list[str]) -> list[str]:
         raise UserError(f"resume={folder}: no run was started in that folder; there is no {overrides}")
     now = [word for word in argv[1:] if not word.startswith("resume=")]
     given = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
-    before = OmegaConf.load(overrides) if overrides.exists() else []
+    before, number = found or ([], None)
     before = [word for word in before if word.split("=")[0] not in given]
     # A job of a sweep goes on alone, and stays the one that it is in that sweep's table.
-    number = [] if (number := job_number(folder)) is None else [f"hydra.job.num={number}"]
+    number = [] if number is None else [f"hydra.job.num={number}"]
     return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN", *number]
+
+
+def _started_with(folder: Path) -> tuple[Sequence[str], int | None] | None:
+    """The words that the run in a folder was started with, and which job of a sweep it is; None where none is there."""
+    try:
+        return OmegaConf.load(folder / ".hydra" / "overrides.yaml"), job_number(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if is_client():  # of whose machine the folder need not be
+            return None
+        raise UserError(
+            f"resume={folder} cannot be read ({error.strerror}): give a folder that this user may read and write"
+        ) from None
 
 
 def job_number(folder: Path) -> int | None:

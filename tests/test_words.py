@@ -102,6 +102,8 @@ def test_quotes_come_off_again():
             "resume=copied",
             ["there is no copied/.hydra/overrides.yaml any more", "give them again, with hydra.run.dir="],
         ),
+        (f"resume={'x' * 300}", ["cannot be read (File name too long)", "give a folder that this user may read"]),
+        ("resume=file", ["no run was started in that folder"]),
         ("hydra.run.dir=file", ["file is a file, not a folder"]),
         ("hydra.run.dir='file/below'", ["file is a file, not a folder"]),
     ],
@@ -112,3 +114,10 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(word, words, tmp_path, run
     (tmp_path / "copied" / "config.yaml").touch()
     status, out = run_here(ROOT / "launch.py", word)
     assert status and all(text in f"{status}{out}" for text in words) and "Traceback" not in out
+
+
+def test_a_client_may_be_given_folders_of_the_servers_machine(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    argv = ["launch.py", "role=client", f"resume={tmp_path / 'file' / 'run'}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert commandline.read(argv)[-1] == "hydra.mode=RUN"

@@ -122,7 +122,7 @@ def tls_of_files(rank: str, cert: str, key: str, ca: str, server_name: str) -> T
     Raises:
         UserError: a file cannot be used; names its key.
     """
-    paths = {name: Path(value).expanduser() for name, value in (("cert", cert), ("key", key), ("ca", ca))}
+    paths = {name: Path(os.path.expanduser(value)) for name, value in (("cert", cert), ("key", key), ("ca", ca))}
     texts = {}
     for name, path in paths.items():
         try:
@@ -145,10 +145,17 @@ def own_files(rank: str, folder: str) -> dict[str, str]:
     """The paths of a rank's certificate, key and authority in a folder of all ranks' or of its own.
 
     Raises:
-        UserError: it has none for this rank.
+        UserError: it has none for this rank, or this user may not look.
     """
-    for own in (Path(folder).expanduser() / rank, Path(folder).expanduser()):
-        if (own / FILES["cert"]).exists():
+    top = Path(os.path.expanduser(folder))
+    for own in (top / rank, top):
+        try:
+            is_there = (own / FILES["cert"]).exists()
+        except OSError as error:
+            raise UserError(
+                f"tls.folder={folder} cannot be read ({error.strerror}): give one that this user may read"
+            ) from None
+        if is_there:
             return {name: str(own / file) for name, file in FILES.items()}
     raise UserError(
         f"tls.folder={folder} has no certificate of {rank}: there is neither {rank}/{FILES['cert']} nor"

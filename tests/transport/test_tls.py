@@ -246,6 +246,12 @@ def test_auto_encrypts_between_machines_alone(folder):
         ({"cert": "a.pem"}, "tls.cert is given without tls.key: it takes tls.cert, tls.key and tls.ca"),
         ({"folder": "a", "key": "b"}, "tls.folder=a and tls.key are both given: leave one out"),
         ({"folder": "nowhere"}, "tls.folder=nowhere has no certificate of server: .* scripts/make_certificates.py"),
+        (
+            {"folder": "x" * 300},
+            r"tls.folder=x+ cannot be read \(File name too long\): give one that this user may read",
+        ),
+        ({"folder": "~nosuchuser/a"}, "tls.folder=~nosuchuser/a has no certificate of server"),
+        ({"cert": "~nosuchuser/a", "key": "b", "ca": "c"}, r"tls.cert=~nosuchuser/a cannot be read \(No such file"),
         ({"cert": "a", "key": "b", "ca": "c"}, r"tls.cert=a cannot be read \(No such file"),
     ],
 )
