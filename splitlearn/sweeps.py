@@ -1,4 +1,4 @@
-"""A sweep as a whole: its one folder, which way is better, and the table of its jobs at the end.
+"""A sweep as a whole: its one folder, which way is better, and what is shown of its jobs at the end.
 
 How it works: Hydra calls `Sweep` in the process that starts the sweep, before its first job. What became of the jobs,
 whichever launcher ran them, wherever, is read from their folders.
@@ -7,31 +7,24 @@ whichever launcher ran them, wherever, is read from their folders.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
-from rich.table import Table
 
-from splitlearn.commandline import job_number
 from splitlearn.console import Console
 from splitlearn.errors import UserError, typed
-from splitlearn.measure.costs import size
-from splitlearn.measure.summary import saving_both_ways, sent_both_ways
+from splitlearn.jobs import FAILED, Job, table
 from splitlearn.tasks import task_from
 from splitlearn.words import quoted
 
-FAILED = "failed.txt"  # in a job's folder: why
 FILE_WIDTH = 160  # of the table, where nobody's terminal is narrower
 REPORT = Path(__file__).parents[1] / "scripts" / "report.py"
 current: Sweep | None = None  # of this process
@@ -96,7 +89,7 @@ class Sweep(Callback):
         if not jobs:
             return not self.has_failed
         console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
-        console.print(_table(jobs))
+        console.print(table(jobs))
         for job in jobs:
             if why := job.failure:
                 console.print(f"[red]job {escape(job.name)} failed:[/] ", end="")
@@ -106,43 +99,6 @@ class Sweep(Callback):
         if failed := sum(job.failure is not None for job in jobs):
             print(f"{failed} job{'s' * (failed > 1)} of the sweep failed", file=sys.stderr)
         return not self.has_failed and all(job.summary for job in jobs)
-
-
-@dataclass
-class Job:
-    """A job of a sweep, as its folder has it.
-
-    Attributes:
-        number: from 0; None where its folder does not say it.
-        overrides: what it was given, {"cut": "deep"}.
-        summary: of its run; None if that has not finished.
-        failure: why it did not, where the user can mend it.
-    """
-
-    number: int | None
-    folder: Path
-    overrides: dict[str, str]
-    summary: dict[str, Any] | None
-    failure: str | None
-
-    @property
-    def name(self) -> str:
-        return self.folder.name if self.number is None else str(self.number)
-
-    @classmethod
-    def read(cls, folder: Path) -> Job:
-        about = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
-        pairs = (word.partition("=") for word in about.overrides.task)
-        failure = (folder / FAILED).read_text() if (folder / FAILED).exists() else None
-        failure = "there was no room to say why" if failure == "" else failure
-        try:
-            summary = None if failure else json.loads((folder / "summary.json").read_text())
-        except (FileNotFoundError, ValueError):
-            summary = None
-        number = job_number(folder)
-        if number is None and folder.name.isdecimal():  # as conf/config.yaml names it
-            number = int(folder.name)
-        return cls(number, folder, {key: value for key, _, value in pairs}, summary, failure)
 
 
 def note_failure(folder: Path, error: UserError) -> None:
@@ -158,39 +114,6 @@ def begin_job(folder: Path) -> None:
     (folder / FAILED).unlink(missing_ok=True)
     if (about := folder / ".hydra" / "hydra.yaml").exists():
         os.utime(about)
-
-
-def _table(jobs: list[Job]) -> Table:
-    """A row a job: what it was given that others were not, and what came of it."""
-    keys = dict.fromkeys(key for job in jobs for key in job.overrides)
-    varied = [key for key in keys if len({job.overrides.get(key) for job in jobs}) > 1]
-    first = task_from(OmegaConf.load(jobs[0].folder / ".hydra" / "config.yaml")).metrics[0]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("job", overflow="fold")
-    for name in varied:  # on a narrow terminal a header, rather than its values, goes over several lines
-        widest = max(len(_short(job.overrides.get(name, "–"))) for job in jobs)
-        table.add_column(name, overflow="fold", min_width=min(widest, 8))
-    for name in (first.title, "best", "sent", "uplink", "both ways", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for job in jobs:
-        given = [escape(_short(job.overrides.get(key, "–"))) for key in varied]
-        if not (found := job.summary):
-            table.add_row(escape(job.name), *given, "failed" if job.failure else "not finished", *["–"] * 5)
-            continue
-        result, best = (first.form(found[f"{which}test_{first.name}"]) for which in ("", "best_"))
-        uplink = f"{found['uplink']['saving']:.2f} ×" if "uplink" in found else "–"
-        sent = size(sent_both_ways(found)) if "all_bytes" in found else "–"  # of a run by an older version
-        figures = sent, uplink, f"{saving_both_ways(found):.2f} ×", f"{found['seconds']:.1f} s"
-        table.add_row(escape(job.name), *given, result, best, *figures)
-    return table
-
-
-def _short(value: str) -> str:
-    """A number that a search has drawn has many digits."""
-    try:
-        return f"{float(value):.4g}" if len(value) > 8 else value
-    except ValueError:
-        return value
 
 
 def one_folder(config: DictConfig) -> Path:

@@ -13,6 +13,7 @@ FLOORS = [
     {"__main__"},
     {"launch"},
     {"sweeps"},
+    {"jobs"},
     {"local"},
     {"worker"},
     {"checks"},

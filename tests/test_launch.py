@@ -34,7 +34,7 @@ from runs import (
 )
 from simulation import compose
 
-from splitlearn import commandline, launch, sweeps, worker
+from splitlearn import commandline, jobs, launch, sweeps, worker
 from splitlearn.errors import UserError
 from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
@@ -416,22 +416,40 @@ def test_a_sweep_ends_with_a_table_in_one_folder(run_here, tmp_path, monkeypatch
     assert status == 1 and f"scripts/report.py {folder.relative_to(tmp_path)}" in out
 
 
-def finished(folder: Path, accuracy: float) -> float:
+def finished(folder: Path, result: float, metric: str = "top1") -> float:
     """What a run leaves for the table."""
     ways = {"uplink": 100_000, "downlink": 1_000_000}
     about = {key: {"bytes": sent, "uncompressed_bytes": 10**6, "saving": 10**6 / sent} for key, sent in ways.items()}
-    about |= {"test_top1": accuracy, "best_test_top1": accuracy, "seconds": 6.0}
+    about |= {f"test_{metric}": result, f"best_test_{metric}": result, "seconds": 6.0}
     about["all_bytes"] = {"up": 100_000, "down": 1_000_000}
     (folder / "summary.json").write_text(json.dumps(about))
-    return accuracy
+    return result
+
+
+def test_a_table_of_jobs_has_the_first_metric_of_each(run_here, monkeypatch):
+    def run(cfg, folder, **_):
+        if cfg.task._target_.endswith("CausalLM"):
+            return finished(folder, 12.5, "perplexity")
+        return finished(folder, 0.5)
+
+    monkeypatch.setattr("splitlearn.local.run", run)
+    status, out = run_here(ROOT / "launch.py", "-m", "task=image_classification,causal_lm", "seed=0,-1")
+    rows = [line.split()[:6] for line in out.splitlines() if re.match(r" ([0-3]|job) ", line)]
+    assert rows[0] == ["job", "task", "seed", "accuracy", "perplexity", "best"] and status == 1
+    assert [row[3:] for row in rows[1:]] == [
+        ["50.00%", "–", "50.00%"],
+        ["failed", "–", "–"],
+        ["–", "12.5000", "12.5000"],
+        ["failed", "–", "–"],
+    ]
 
 
 def test_a_table_of_jobs_shows_lists_in_their_brackets(tmp_path):
     OmegaConf.save(compose(), tmp_path / "config.yaml")
     (tmp_path / ".hydra").symlink_to(tmp_path)
-    jobs = [sweeps.Job(n, tmp_path, {"defence": given}, None, None) for n, given in enumerate(("[]", "[noise]"))]
+    found = [jobs.Job(n, tmp_path, {"defence": given}, None, None) for n, given in enumerate(("[]", "[noise]"))]
     console = Console(width=100, file=io.StringIO())
-    console.print(sweeps._table(jobs))
+    console.print(jobs.table(found))
     assert "[noise]" in console.file.getvalue()
 
 
@@ -469,7 +487,7 @@ def test_a_disk_that_fills_during_a_sweep_ends_it_with_its_table(run_here, tmp_p
     write = Path.write_text
     monkeypatch.setattr("splitlearn.local.run", run)
     monkeypatch.setattr(
-        Path, "write_text", lambda path, text: full() if path.name == sweeps.FAILED else write(path, text)
+        Path, "write_text", lambda path, text: full() if path.name == jobs.FAILED else write(path, text)
     )
     status, out = run_here(ROOT / "launch.py", "-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
     assert status == 1 and "the sweep goes on: the disk is full" in out and "Traceback" not in out
