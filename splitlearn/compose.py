@@ -19,6 +19,7 @@ from splitlearn.kinds import CONF
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # as omegaconf calls them
 MANY = 12  # choices that a sentence lists
+NO_NAME = "Config group override must be"  # how Hydra's ValueError begins where a group is null or a number
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -29,7 +30,9 @@ def compose(*overrides: str) -> DictConfig:
     """
     try:
         return _compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        if not is_hydras(error):
+            raise
         raise UserError(in_words(error, overrides)) from None
 
 
@@ -51,6 +54,11 @@ def compose_group(group: str, overrides: Sequence[str]) -> tuple[str, DictConfig
         raise UserError(in_words(error, options)) from None
 
 
+def is_hydras(error: Exception) -> bool:
+    """Whether Hydra or omegaconf has found a mistake in a configuration."""
+    return isinstance(error, (HydraException, OmegaConfBaseException)) or str(error).startswith(NO_NAME)
+
+
 def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
     """What Hydra or omegaconf has to say of the configuration that these overrides make, in one sentence."""
     cause = error.__cause__ or error
@@ -61,6 +69,8 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
         return f"{group}={name} is unknown: {_suggestion(name, error.options)}{extra}"
     if isinstance(error, MissingConfigException) and "hydra/" in text:
         return f"{text.split(' Config search path')[0]} (pip install -e '.[sweep]' brings Hydra's plugins)"
+    if text.startswith(NO_NAME):
+        return _unnamed_choice(overrides)
     if text.startswith("Ambiguous value for argument"):
         key, _, value = text.split("'")[1].partition("=")
         return (
@@ -89,6 +99,16 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
         return hydra.compose("config", list(overrides))
+
+
+def _unnamed_choice(overrides: Sequence[str]) -> str:
+    """Of a group that is given null or a number."""
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} | {"compressor"}
+    for word in overrides:
+        key, _, value = word.lstrip("+").partition("=")
+        if key.partition("@")[0] in groups and re.match(r"null|true|false|[\d.+-]", value):
+            return f"{word} names no choice: leave {key} out, or name one of those that python launch.py --help lists"
+    return "a group of options is given something else than the name of a choice"
 
 
 def _unchosen_group(group: str) -> str:

@@ -102,10 +102,13 @@ def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
     """The object that config group `key` describes, made with these arguments and the group's options.
 
     Raises:
-        UserError: there is no such class, or it does not take these options.
+        UserError: there is no such class, or it does not take these options; or the key is no group of options.
     """
+    if not isinstance(node := cfg.get(key), DictConfig):
+        hint = f": compressor@{key}={node} chooses a codec" if node in PRESETS else ""
+        raise UserError(f"{key}={kinds.shown(node)} must be a group of options, as in conf/{hint}")
     try:
-        return instantiate(cfg[key], *arguments, _convert_="all")
+        return instantiate(node, *arguments, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__ or error
         if "Error locating target" in str(error):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from splitlearn import checks, hydras, local, sweeps, worker
 from splitlearn.checkpoints import write_texts
 from splitlearn.commandline import is_client, read, write_nothing
-from splitlearn.compose import in_words
+from splitlearn.compose import in_words, is_hydras
 from splitlearn.console import drop_output, forgive, is_unread
 from splitlearn.errors import Interrupted, Stopped, UserError, writing_to
 from splitlearn.exchange import listing, network
@@ -59,17 +58,10 @@ def start() -> int:
             raise
         drop_output()
         code = 1
-    except (HydraException, OmegaConfBaseException) as error:
-        code = tell(UserError(in_words(error, sys.argv[1:])), all_ranks_see_it=True)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not sweeps.current:
+    except Exception as error:
+        if (found := mistake(error)) is None:
             raise
-        code = tell(sweeps.current.without_room(error), all_ranks_see_it=True)  # for a file of Hydra's
-    except (RuntimeError, ValueError) as error:
-        if not (sweeps.current and sweeps.current.is_search and sweeps.current.has_failures()):
-            raise
-        print(f"the search ends without a best job: {error}", file=sys.stderr)  # Optuna's, where its last job has none
-        code = 1
+        code = tell(found, all_ranks_see_it=True)
     try:
         if sweeps.current and not is_client() and not sweeps.current.show():
             code = code or 1
@@ -112,6 +104,18 @@ def main(cfg: DictConfig) -> float | None:
             print(f"this job failed, and the sweep goes on: {error}", file=sys.stderr)
             return None
         sys.exit(tell(error, all_ranks_see_it))
+
+
+def mistake(error: Exception) -> UserError | None:
+    """What to tell the user of what ended Hydra; None where it is no mistake of his."""
+    sweep = sweeps.current
+    if is_hydras(error):
+        return UserError(in_words(error, sys.argv[1:]))
+    if sweep and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # for a file of Hydra's
+        return sweep.without_room(error)
+    if sweep and sweep.is_search and isinstance(error, (RuntimeError, ValueError)) and sweep.has_failures():
+        return UserError(f"the search ends without a best job: {error}")  # Optuna's, where its last job has none
+    return None
 
 
 def origin_of(cfg: DictConfig) -> dict[str, str]:
