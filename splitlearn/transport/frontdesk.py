@@ -30,7 +30,7 @@ from splitlearn.transport.token import is_signed, sign
 from splitlearn.transport.visits import Visit, Visits
 
 BACKLOG = 1024  # connections that the system holds until they are accepted: all clients may come at once
-MAX_WHY = 400  # characters of why the server ends
+MAX_WHY_NBYTES = 4096  # of why the server ends
 
 
 class FrontDesk:
@@ -89,9 +89,13 @@ class FrontDesk:
         """Lets nobody in any more, and tells those who are why the server has ended, if it says so."""
         self._server.shutdown()
         self._server.server_close()
-        for visit in self.visits.here() if why is not None else ():
+        if why is None:
+            return
+        why = why.encode(errors="replace")[:MAX_WHY_NBYTES].decode(errors="ignore")  # without half a character
+        last_line = json.dumps({"ended": why}, ensure_ascii=False).encode() + b"\n"
+        for visit in self.visits.here():
             with suppress(OSError):
-                visit.connection.sendall(json.dumps({"ended": why[:MAX_WHY]}).encode() + b"\n")
+                visit.connection.sendall(last_line)
 
     def _serve(self, raw: socket.socket, peer: str) -> None:
         visit = None

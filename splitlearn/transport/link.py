@@ -21,6 +21,7 @@ import torch.distributed.rpc as rpc
 from splitlearn.errors import PeerError
 from splitlearn.transport.agent import has_agent, start_agent, stop_agent
 from splitlearn.transport.delivery import PROOF, deliver, value_of
+from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.entry import Entry, Unreachable, Way, enter, open_rpc
 from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES
 from splitlearn.transport.place import SERVER, Patience, Place
@@ -175,7 +176,7 @@ class Link:
     def _watch(self, entry: Entry) -> None:
         """Signs in again where the front desk's connection breaks, unless `renew` does."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            self._ended = str(json.loads(entry.connection.recv(LINE_NBYTES))["ended"])
+            self._ended = str(json.loads(_last_line(entry.connection))["ended"])
         while not (self._is_closed or self._ended):
             with self._lock:
                 if self._entry is not entry or self._is_closed:
@@ -207,3 +208,11 @@ class Link:
         if self._is_broken:
             self._is_broken = False
             self.tell("the connection to the server is back")
+
+
+def _last_line(connection: Connection) -> bytes:
+    """What the server says when it ends, as a whole; nothing where the connection breaks."""
+    line = b""
+    while not line.endswith(b"\n") and (part := connection.recv(LINE_NBYTES)):
+        line += part
+    return line

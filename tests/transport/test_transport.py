@@ -15,7 +15,7 @@ from splitlearn import worker
 from splitlearn.errors import Interrupted, PeerError, UserError
 from splitlearn.measure.screen import Screen
 from splitlearn.transport import Inbox, Patience, Place, agent, connect, connection, entry, host_store, link, store
-from splitlearn.transport.frontdesk import FrontDesk
+from splitlearn.transport.frontdesk import MAX_WHY_NBYTES, FrontDesk
 from splitlearn.transport.proxy import ServerProxy
 
 TOKEN = b"secret"  # as in conftest.py
@@ -164,14 +164,17 @@ def test_a_network_that_answers_nothing_is_told_of_in_time():
         assert time.monotonic() < started + 5
 
 
-def test_the_server_says_that_it_has_ended_and_why(desk):
+@pytest.mark.parametrize("why", ["interrupted", "grüße " * 200, 'two\n"lines"\0' * 200, "語" * 3000])
+def test_the_server_says_that_it_has_ended_and_why(desk, why):
     place = Place(rank=1, num_clients=2, host="127.0.0.1", port=desk.port, is_fleet=False)
     made = link.Link(place, desk.way, Patience(60, 30, 5), TOKEN, print)
     made._sign_in(1, 5)
-    desk.close("interrupted")
-    with pytest.raises(PeerError, match="has ended: interrupted"):
-        made.renew(0, time.monotonic() + 60)
+    desk.close(why)
+    with pytest.raises(PeerError, match="has ended: ") as caught:
+        made.renew(0, time.monotonic() + 5)
     made.close()
+    said = str(caught.value).partition("has ended: ")[2]
+    assert why.strip().startswith(said) and len(said.encode()) >= min(len(why.strip().encode()), MAX_WHY_NBYTES - 3)
 
 
 def test_a_client_that_is_interrupted_does_not_wait_for_a_server_that_is_gone(desk, monkeypatch, tmp_path):
