@@ -215,8 +215,13 @@ class Roster(Rounds):
             self.answer(self.waiting(), "stop")
         if not self.is_open:
             for client in self.in_round() if directive else ():
-                if client not in told:
-                    self.inbox.take(client, Weights.kind).reply(WeightsReply(None, directive, False).body())
+                if client in told:
+                    continue
+                request = self.inbox.take(client, Weights.kind, Round.kind)
+                if request.kind == Round.kind:  # it has had its turn, and handed on what there is of it
+                    request.reply(self.host.part(client, "stop").body())
+                else:
+                    request.reply(WeightsReply(None, directive, False).body())
                     told.add(client)
             for client in sorted(told):
                 self.keep(client)

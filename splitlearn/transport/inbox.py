@@ -146,8 +146,8 @@ class Inbox:
                     raise PeerError(self._failure)
         return [self.take(client, "hello") for client in range(self.num_clients)]
 
-    def take(self, client: int, kind: str) -> Request:
-        """Waits for the client's next request, which must be of this kind.
+    def take(self, client: int, *kinds: str) -> Request:
+        """Waits for the client's next request, which must be of one of these kinds.
 
         Raises:
             PeerError: a client failed, is gone, or sent nothing for `timeout_s`.
@@ -160,8 +160,8 @@ class Inbox:
                     raise PeerError(self._failure)
                 if self._is_new(client):
                     request = self._latest[client]
-                    if request.kind != kind:
-                        raise PeerError(f"client {client} sent {request.kind} where {kind} was due")
+                    if request.kind not in kinds:
+                        raise PeerError(f"client {client} sent {request.kind} where {' or '.join(kinds)} was due")
                     request.is_taken = True
                     return request
             gone_at = None if self.is_alive(client) else gone_at or time.monotonic()
@@ -169,7 +169,8 @@ class Inbox:
                 raise PeerError(f"client {client} is gone: its process ended or its connection broke")
             if time.monotonic() > deadline:
                 raise PeerError(
-                    f"client {client} did not send its {kind} within {self.timeout_s:.0f} s (rpc.timeout_s)"
+                    f"client {client} did not send its {' or '.join(kinds)} within {self.timeout_s:.0f} s"
+                    " (rpc.timeout_s)"
                 )
 
     def new_requests(self) -> dict[int, Request]:

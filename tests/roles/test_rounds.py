@@ -146,6 +146,23 @@ def test_one_that_waits_is_asked_to_end(is_open, tmp_path, monkeypatch):
         assert Checkpoints(tmp_path / "checkpoints", 1).latest()["progress"]["step"] == server.progress.step
 
 
+@pytest.mark.parametrize("options", [["evaluate.on=server"], ["evaluate.every=2"]], ids=" ".join)
+def test_a_run_in_turns_is_asked_to_end_while_one_that_had_its_turn_asks(options, tmp_path):
+    cfg = compose(*OPTIONS, *TINY, "topology=sequential", "early_stopping.patience=3", "batch_size=4", *options)
+    cfg.epochs = 2
+
+    def meanwhile(server, clients):
+        while server.progress.step < 9 or 0 not in server.inbox.new_requests():
+            time.sleep(0.005)
+        server.stop.request(signal.SIGINT)
+
+    play(tmp_path / "whole", cfg)
+    _, _, errors = play(tmp_path / "part", cfg, meanwhile=meanwhile)
+    assert all(isinstance(error, Stopped) for error in errors) and "with a checkpoint" in str(errors[0])
+    assert play(tmp_path / "part", cfg)[-1] == [None] * 3
+    assert_same(tmp_path / "part", tmp_path / "whole")
+
+
 def roster_of(cfg, folder, here):
     """An open run's roster, in an epoch that begins with these clients."""
     server = Server(cfg, CPU, Recorder(cfg, folder, Display()), Checkpoints(folder, 1))
