@@ -104,7 +104,11 @@ class Checkpoints:
         self.folder.mkdir(exist_ok=True)  # the run's own is there, or was removed
         for path in self.folder.glob("*.unfinished"):  # of a process that was killed
             path.unlink()
-        write(self.folder / PATTERN.replace("*", f"{step:09}"), state)
+        newest = self.folder / PATTERN.replace("*", f"{step:09}")
+        write(newest, state)
+        for path in self.folder.glob(PATTERN):
+            if path.name > newest.name:  # `latest` has passed it over: it must not stay in the place of a whole one
+                path.rename(path.with_suffix(".damaged"))
         for path in sorted(self.folder.glob(PATTERN))[: -self.keep]:
             path.unlink()
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -224,6 +225,25 @@ def test_a_damaged_one_is_told_of_and_the_one_before_is_used(kept, damage):
     path.write_bytes({"torn": content[:-100], "flipped": content, "empty": b"", "foreign": b"x" * 5000}[damage])
     with pytest.warns(UserWarning, match=r"step-000000003.pt: .*the checkpoint before it is used"):
         assert kept.latest()["step"] == 2
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_what_comes_after_a_damaged_one_is_kept_and_that_one_can_be_looked_at(keep, tmp_path):
+    kept = checkpoints.Checkpoints(tmp_path / "checkpoints", keep)
+    kept.folder.mkdir()
+    for step in (1, 20):
+        checkpoints.write(kept.folder / f"step-{step:09}.pt", state(step))
+    damaged = kept.folder / "step-000000020.pt"
+    damaged.write_bytes(content := damaged.read_bytes()[:-100])
+    for step in (2, 3):
+        with pytest.warns(UserWarning) if step == 2 else nullcontext():
+            assert kept.latest()["step"] == step - 1
+        kept.save(step, state(step))
+        kept.wait()
+    assert kept.latest()["step"] == 3 and len(list(kept.folder.glob("*.pt"))) == keep
+    assert damaged.with_suffix(".damaged").read_bytes() == content
+    kept.clear()
+    assert not list(kept.folder.iterdir())
 
 
 def test_what_a_killed_process_left_unfinished_is_not_read_and_goes(kept):
