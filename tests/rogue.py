@@ -49,7 +49,7 @@ def main() -> None:
             "a step of one part": lambda: server.call("step", 1),
             "a step without labels": lambda: server.call("step", (wire, None), {}, False),
             "float64": lambda: server.call("step", (wide, labels), {}, False),
-            "weights": lambda: (client.train_batches(), server.call("weights", {"a": torch.zeros(3)}, {})),
+            "weights": lambda: (client.train_batches(), server.call("weights", {"a": torch.zeros(3)}, {}, None, False)),
             "a state": lambda: server.call("state", torch.zeros(3), False),
         }
         for name, misdeed in misdeeds.items():

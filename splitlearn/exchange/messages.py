@@ -169,6 +169,7 @@ class Weights(Message):
     state: Any
     seconds: dict[str, float]  # where time went since the last one, by phase
     own: dict | None  # of the batches since then, samples and sums by a loss of the client's own, if it has one
+    wants_to_stop: bool
 
     def check(self, agreement: Agreement, holds: str | None = None) -> None:
         """
@@ -182,6 +183,8 @@ class Weights(Message):
             raise Unfit("its times are no numbers of seconds")
         if self.own is not None:
             require_sums("its own sums", self.own, agreement.own_sums)
+        if type(self.wants_to_stop) is not bool:
+            raise Unfit("whether it wants to stop is no bool")
         if holds == "trainable":
             agreement.check_trainable(self.state)
         elif holds == "segment":

@@ -2,7 +2,7 @@
 
 That is, where clients take turns in epochs (membership.sample), where a run may end before its last epoch
 (early_stopping.patience), or where the server plans epochs as it goes (Exchange.phases). A request may wait for as long
-as others train. So that it is not lost, a client sends it again after a while, and is told to `WAIT` and to ask anew.
+as others train.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from splitlearn.exchange.agreement import Agreement, Unfit
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import Message
 
-PARTS = ("train", "evaluate", "wait", "over", "stop")
+PARTS = ("train", "evaluate", "over", "stop")
 
 
 def asks(cfg: DictConfig) -> bool:
@@ -39,7 +39,7 @@ class Round(Message):
 @dataclass
 class RoundReply(Message):
     kind = "answer for its round"
-    part: str  # train in the epoch, evaluate after it, wait and ask again; or the run is over, or stops
+    part: str  # train in the epoch, or evaluate after it; or the run is over, or stops
     epoch: int  # the current one, from 1
     num_steps: int  # of all clients, in this epoch
     state: dict[str, Any] | None  # of segment and optimizer, to begin with; None: what the client has
@@ -55,6 +55,3 @@ class RoundReply(Message):
         if self.state is not None:
             agreement.check_trainable(self.state)
         agreement.check_phase(self.phase)
-
-
-WAIT = RoundReply("wait", 0, 0, None, None)

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 
 from splitlearn.errors import PeerError
 from splitlearn.exchange.agreement import Agreement
-from splitlearn.exchange.messages import Message
-from splitlearn.exchange.rounds import WAIT, Round
+from splitlearn.exchange.messages import Message, Weights
+from splitlearn.exchange.rounds import Round
 from splitlearn.roles.member import Member
 from splitlearn.roles.progress import Progress
 from splitlearn.tasks.origin import Origin
@@ -45,7 +45,7 @@ class Attendance:
         self.is_open: bool = cfg.membership.open
         self.quorum = cfg.membership.quorum if self.is_open else cfg.num_clients
         self.deadline_s = cfg.membership.step_deadline_s
-        self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open, {Round.kind: WAIT.body()})
+        self.inbox = Inbox(cfg.num_clients, cfg.rpc.timeout_s, self.is_open)
         self.members: dict[int, Member] = {}
         self.about: dict[str, Any] | None = None  # of the data that the network was built for
         self.has_noted_same = False  # that clients have the same data
@@ -107,6 +107,11 @@ class Attendance:
     def is_leaving(self, client: int) -> bool:
         """Whether it is there, and was asked to end."""
         return client in self.here() and self.members[client].is_leaving
+
+    def wants_to_stop(self, request: Request) -> bool:
+        """Whether the client that waits with it was asked to end, which it tells last; `take` checks the rest."""
+        tells = request.kind in (Round.kind, Weights.kind) and isinstance(request.body, tuple)
+        return tells and any(one is True for one in request.body[-1:])
 
     # What they send
 

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from splitlearn.roles.firstmaps import help_fit
 from splitlearn.roles.fit import check_numbered
 from splitlearn.roles.progress import ClientProgress
 from splitlearn.roles.schedule import schedule_from
-from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, in_background
+from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, ask_and_tell, in_background
 from splitlearn.segments.trainable import Trainable
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
@@ -185,14 +186,13 @@ class Client:
 
     # The conversation
 
-    def ask(self, message: Message, reply: type[Message], *context: Any) -> Any:
-        """Sends a message and waits for its answer."""
-        return reply.parse(self.server.call(message.kind, *message.body()), "the server", self.agreement, *context)
+    def ask(self, message: Message, reply: type[Message], *context: Any, anew: bool = False) -> Any:
+        """Sends a message and waits for its answer; `anew`, in the place of the one before."""
+        call = self.server.call_anew if anew else self.server.call
+        return reply.parse(call(message.kind, *message.body()), "the server", self.agreement, *context)
 
     def ask_patiently(self, message: Message, reply: type[Message]) -> Any:
-        """The same, of what may have to wait for other clients (see `result`)."""
-        if not self.may_leave():
-            return self.ask(message, reply)
+        """The same before this client has joined, which may leave meanwhile (see `result`)."""
         return self.result(in_background(self.ask, message, reply))
 
     def ask_timed(self, message: Message, reply: type[Message], *context: Any) -> Any:
@@ -215,13 +215,11 @@ class Client:
 
     def exchange_weights(self, state: Any) -> WeightsReply:
         """Weights up, and what all go on with down."""
-        message = Weights(state, self.stopwatch.take(), dict(self._own) or None)
+        message = partial(Weights, state, self.stopwatch.take(), dict(self._own) or None)
         self._own.clear()
-        while True:
-            reply = self.ask_patiently(message, WeightsReply)
-            if reply.is_answer:
-                return reply
+        while not (reply := ask_and_tell(self, message, WeightsReply)).is_answer:
             self.obey(reply.directive)  # others are not as far, and this client's state is wanted meanwhile
+        return reply
 
     def obey(self, directive: str | None) -> None:
         """Hands in this client's state where the server asks for it: to "save" it, before a "stop", or to "leave"."""

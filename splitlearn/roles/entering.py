@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-from concurrent.futures import wait
 from typing import Any
 
 from splitlearn.errors import Stopped
 from splitlearn.exchange.rounds import Round, RoundReply, asks
 from splitlearn.roles.evaluation import evaluate
 from splitlearn.roles.progress import ClientProgress
-from splitlearn.roles.waiting import LISTEN_EVERY_S, in_background
+from splitlearn.roles.waiting import ask_and_tell
 
 
 def enters(client: Any) -> bool:
@@ -22,11 +21,9 @@ def enters(client: Any) -> bool:
     """
     if not asks(client.cfg):
         return client.progress.epoch <= client.cfg.epochs
-    while (reply := _ask(client)).part != "over":
+    while (reply := ask_and_tell(client, Round, RoundReply)).part != "over":
         if reply.part == "stop":
             raise Stopped("stopped with the run", client.stop.asked_by or signal.SIGTERM)
-        if reply.part == "wait":
-            continue
         if reply.epoch > client.progress.epoch:
             client.progress = ClientProgress(reply.epoch, 0, 0)
         client.progress.phase = reply.phase
@@ -37,15 +34,3 @@ def enters(client: Any) -> bool:
             return True
         evaluate(client)
     return False
-
-
-def _ask(client: Any) -> RoundReply:
-    while True:
-        is_told = client.wants_to_stop()
-        answer = in_background(client.ask, Round(is_told), RoundReply)
-        if client.may_leave():
-            return client.result(answer)
-        while client.wants_to_stop() == is_told:
-            if answer in wait([answer], LISTEN_EVERY_S).done:
-                return answer.result()
-        # It was asked to end meanwhile, and asks again, so that the server knows.

@@ -13,7 +13,7 @@ import torch
 
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.plan import Plan
-from splitlearn.exchange.rounds import Round, asks
+from splitlearn.exchange.rounds import asks
 from splitlearn.roles.attendance import Attendance
 from splitlearn.seeds import generator
 
@@ -54,8 +54,9 @@ class Rounds(Attendance):
         return [client for client in self.in_round() if self.members[client].batch < self.members[client].num_due]
 
     def start_epoch(self) -> None:
-        """An epoch begins, or goes on. While the clients train alone, they are not late."""
+        """An epoch begins, or goes on. While one end trains alone, nobody is late."""
         self.deadline_s = self.cfg.membership.step_deadline_s if self.plan.every else math.inf
+        self.inbox.timeout_s = self.cfg.rpc.timeout_s if self.plan.every else math.inf
         for member in self.members.values():
             member.start(self.progress.epoch, self.plan)
         if self.sample is not None and not self.progress.drawn:
@@ -79,9 +80,6 @@ class Rounds(Attendance):
 
     def hear_waiting(self) -> None:
         """One that waits may have been asked to end, which ends the run of a fixed fleet."""
-        if not self.asks or self.is_open:
-            return
-        asking = {client: one for client, one in self.inbox.new_requests().items() if one.kind == Round.kind}
-        for client, request in asking.items():
-            if Round.parse(request.body, f"client {client}", self.agreement).wants_to_stop:
+        for client, request in () if self.is_open else self.inbox.new_requests().items():
+            if self.wants_to_stop(request):
                 self.let_go(client)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from functools import partial
 from typing import Any
+
+from splitlearn.exchange.message import Message
 
 TELL_EVERY_S = 5.0
 LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
@@ -28,6 +31,28 @@ def in_background(function: Callable[..., Any], *args: Any) -> Future:
 
     threading.Thread(target=run, daemon=True).start()
     return future
+
+
+def ask_and_tell(client: Any, message_of: Callable[[bool], Message], reply: type[Message]) -> Any:
+    """Asks for what may take as long as others train; where this client is asked to end meanwhile, the server is told.
+
+    Args:
+        client: who asks.
+        message_of: what it sends, by whether it is asked to end.
+        reply: what comes back.
+
+    Raises:
+        Overdue: it was asked to end, and the run can go on without it.
+    """
+    is_told = client.wants_to_stop()
+    answer = in_background(client.ask, message_of(is_told), reply)
+    if client.may_leave():
+        return client.result(answer)
+    while answer not in wait([answer], LISTEN_EVERY_S).done:
+        if client.wants_to_stop() and not is_told:
+            is_told = True
+            answer = in_background(partial(client.ask, message_of(True), reply, anew=True))
+    return answer.result()
 
 
 class Repeated:

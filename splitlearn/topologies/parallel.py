@@ -84,14 +84,19 @@ class Parallel(Topology):
             server.client_states = [server.client_states[0] | mean]  # with what is frozen
         keeps = self.keeps_own and server.runstate.keeps_own(epoch)
         directive = "save" if keeps or server.runstate.saves_epoch(epoch) else None
-        if plan.is_alone and server.stop.asked_by is not None:
-            directive, server.is_stopping = "stop", True  # there was no step to say so
+        if plan.is_alone:  # there was no step to say so
+            for client in done:
+                if roster.wants_to_stop(done[client][0]):
+                    roster.let_go(client)
+            if server.stop.asked_by is not None:
+                directive, server.is_stopping = "stop", True
         # Those that were drawn get the newest weights when they are again, and before only to evaluate with.
         is_wanted = sends and not self.keeps_own and (server.cfg.membership.sample is None or is_evaluated(server))
-        for request, _ in done.values():
-            send_weights(server, request, sent if is_wanted else None, directive)
-        if directive:
-            roster.hear_states(done)
+        leaving = [client for client in done if plan.is_alone and directive != "stop" and roster.is_leaving(client)]
+        for client, (request, _) in done.items():
+            send_weights(server, request, sent if is_wanted else None, "leave" if client in leaving else directive)
+        if directive or leaving:
+            roster.hear_states(done if directive else leaving)
         if keeps:
             server.own_states = [self._own(server, client, {}) for client in range(server.cfg.num_clients)]
 

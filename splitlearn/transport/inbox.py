@@ -54,15 +54,13 @@ class Inbox:
     """At most one request a client, since a client waits for its answer.
 
     A client process has a session, and numbers its calls. A repeated number gets the first one's answer, from memory,
-    so that a call that is sent again is never applied twice. A new session under the same client takes its place; the
-    front desk sees to it that an old one does not come back.
+    so that a call that is sent again is never applied twice; the body counts that came last. A new session under the
+    same client takes its place; the front desk sees to it that an old one does not come back.
 
     Args:
         num_clients: how many there can be.
         timeout_s: how long a request may take to come.
         is_open: the failure of one client is not the run's: it is a request like others.
-        meanwhile: by kind of request that may wait for longer than a call, what it is answered when the client sends it
-            again, so that the client knows that the server is there, and asks anew.
 
     Attributes:
         is_alive: whether a client, that nothing was heard of, is still there; given by the transport.
@@ -70,11 +68,8 @@ class Inbox:
         where: the address that clients on other machines have to reach; likewise.
     """
 
-    def __init__(
-        self, num_clients: int, timeout_s: float, is_open: bool = False, meanwhile: dict[str, Any] | None = None
-    ):
+    def __init__(self, num_clients: int, timeout_s: float, is_open: bool = False):
         self.num_clients, self.timeout_s, self.is_open = num_clients, timeout_s, is_open
-        self.meanwhile = meanwhile or {}
         self.is_alive: Callable[[int], bool] = lambda client: True
         self.troubles: dict[int, str] = {}
         self.where: str | None = None
@@ -91,9 +86,7 @@ class Inbox:
             latest = self._latest[client]
             if session == self._sessions[client] and latest is not None and number <= latest.number:
                 if number == latest.number:
-                    if kind in self.meanwhile and not latest.is_taken:
-                        latest.is_taken = True
-                        latest.reply(self.meanwhile[kind])
+                    latest.body = body
                     return latest.future
                 request.fail("was answered before")  # a straying copy, that nobody waits for
                 return request.future

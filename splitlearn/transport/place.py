@@ -50,7 +50,7 @@ class Patience:
     """How long what may take, in seconds.
 
     Attributes:
-        call_s: a call until its answer, waiting for others included.
+        call_s: a call until its answer, waiting for others included, unless these train alone (see proxy.py).
         retry_s: until a call without an answer is sent again; doubles each time.
         connect_s: until all ranks, or the server, are there.
     """

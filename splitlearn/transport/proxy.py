@@ -16,6 +16,7 @@ from splitlearn.transport.token import sign
 
 LAST_WORD_S = 2.0
 PROOF_S = 10.0  # how long the server may take to say that it is there
+PATIENT = ("hello", "round", "weights")  # kinds of call that wait for others, who may train for as long as they like
 
 
 class ServerProxy:
@@ -23,16 +24,21 @@ class ServerProxy:
 
     def __init__(self, link: Link):
         self.link, self.client, self.patience = link, link.client, link.patience
-        self._number = 0
+        self._number, self._body = 0, ()
 
     def call(self, kind: str, *body: Any) -> Any:
-        """Sends one request and waits for its answer.
+        """Sends one request and waits for its answer: of a patient kind for as long as the server is there.
 
         Raises:
             PeerError: the server ended the run, is gone, or did not answer in time.
             Rejoin: the server does not know this client any more, and waits for its hello.
         """
         self._number += 1
+        return self.call_anew(kind, *body)
+
+    def call_anew(self, kind: str, *body: Any) -> Any:
+        """The same request with another body, while another thread waits for its answer; both get it. Raises alike."""
+        self._body = body
         what = self.client, self.link.session, self._number, kind
         deadline = time.monotonic() + self.patience.call_s
         wait_s = min(self.patience.retry_s, self.patience.call_s / 4)
@@ -41,7 +47,7 @@ class ServerProxy:
             remaining_s, renewals = deadline - time.monotonic(), self.link.renewals
             try:
                 timeout_s = max(0.1, min(wait_s, remaining_s))
-                arguments = (*what, sign(self.link.key, *what), body)
+                arguments = (*what, sign(self.link.key, *what), self._body)
                 status, value = value_of(rpc.rpc_async(SERVER, deliver, args=arguments, timeout=timeout_s))
                 if status != "unsigned":
                     break
@@ -56,7 +62,9 @@ class ServerProxy:
                 if not is_told:
                     self.link.tell(f"the server has not answered for {timeout_s:.0f} s: it waits for other clients")
                 is_told = True
-                wait_s *= 2  # or the call or its answer was lost: it is sent again, and applied once
+                wait_s = min(2 * wait_s, self.patience.call_s / 4)  # or call or answer was lost: it is sent again,
+                if kind in PATIENT:  # and applied once
+                    deadline = time.monotonic() + self.patience.call_s
             else:
                 self.link.renew(renewals, deadline)
         if status == "rejoin":

@@ -102,9 +102,9 @@ def test_what_an_honest_client_sends_is_fine(optimizer, exchange):
     for part, body in zip(parts_of(agreement, "evaluation_rounds"), evaluation, strict=True):
         assert Evaluate.parse((body,), "client 1", agreement, part).part.body() == body
     own = {"samples": 3, "loss": 2.5, "top1": 1.0}
-    Weights.parse((state, seconds, None), "client 1", agreement, "segment")
-    Weights.parse((whole, seconds, own), "client 1", agreement, "trainable")
-    Weights.parse((None, {}, None), "client 1", agreement)
+    Weights.parse((state, seconds, None, False), "client 1", agreement, "segment")
+    Weights.parse((whole, seconds, own, True), "client 1", agreement, "trainable")
+    Weights.parse((None, {}, None, False), "client 1", agreement)
 
 
 @pytest.mark.parametrize(
@@ -156,18 +156,29 @@ def malformed() -> dict[str, tuple]:
         "hello with half a sample": (Hello, hello(cfg, origin=ORIGIN | {"num_test": 0.5}), None, "num_test of its"),
         "gradients in a dict": (Gradients, ({},), None, "no list"),
         "gradients of another shape": (Gradients, ([torch.zeros(1)] * len(agreement.gradients),), None, "shapes"),
-        "weights of another name": (Weights, ({"a": torch.zeros(3)}, {}, None), "segment", "names"),
-        "weights of another shape": (Weights, (long, {}, None), "segment", name),
-        "weights of another dtype": (Weights, ({k: v.double() for k, v in segment.items()}, {}, None), "segment", name),
-        "weights for nobody": (Weights, (segment, {}, None), None, "nobody asked"),
-        "no weights": (Weights, (None, {}, None), "segment", "names"),
-        "weights without the optimizer": (Weights, (segment, {}, None), "trainable", "optimizer"),
-        "times of other names": (Weights, (segment, {"lunch": 1.0}, None), "segment", "times are not those"),
-        "times of NaN": (Weights, (segment, {"codec": math.nan}, None), "segment", "seconds"),
-        "times without an end": (Weights, (segment, {"codec": 10**400}, None), "segment", "seconds"),
-        "times of tensors": (Weights, (segment, {"codec": torch.zeros(2)}, None), "segment", "seconds"),
-        "sums of other names": (Weights, (segment, {}, {"loss": 1.0}), "segment", "its own sums are not those"),
-        "sums of NaN": (Weights, (segment, {}, {"samples": 1, "loss": math.nan, "top1": 1}), "segment", "numbers"),
+        "weights of another name": (Weights, ({"a": torch.zeros(3)}, {}, None, False), "segment", "names"),
+        "weights of another shape": (Weights, (long, {}, None, False), "segment", name),
+        "weights of another dtype": (
+            Weights,
+            ({k: v.double() for k, v in segment.items()}, {}, None, False),
+            "segment",
+            name,
+        ),
+        "weights for nobody": (Weights, (segment, {}, None, False), None, "nobody asked"),
+        "no weights": (Weights, (None, {}, None, False), "segment", "names"),
+        "weights without the optimizer": (Weights, (segment, {}, None, False), "trainable", "optimizer"),
+        "times of other names": (Weights, (segment, {"lunch": 1.0}, None, False), "segment", "times are not those"),
+        "times of NaN": (Weights, (segment, {"codec": math.nan}, None, False), "segment", "seconds"),
+        "times without an end": (Weights, (segment, {"codec": 10**400}, None, False), "segment", "seconds"),
+        "times of tensors": (Weights, (segment, {"codec": torch.zeros(2)}, None, False), "segment", "seconds"),
+        "sums of other names": (Weights, (segment, {}, {"loss": 1.0}, False), "segment", "its own sums are not those"),
+        "sums of NaN": (
+            Weights,
+            (segment, {}, {"samples": 1, "loss": math.nan, "top1": 1}, False),
+            "segment",
+            "numbers",
+        ),
+        "weights that want to stop once": (Weights, (segment, {}, None, 1), "segment", "is no bool"),
         "a state of one tensor": (State, (torch.zeros(3), False), None, "optimizer"),
         "a state that leaves twice": (State, (whole, 2), None, "leaves"),
         "an optimizer of another shape": (State, (whole | {"optimizer": kept}, False), None, "other shapes"),

@@ -75,6 +75,9 @@ class Proxy:
 
     def call(self, kind: str, *body):
         self.number += 1
+        return self.call_anew(kind, *body)
+
+    def call_anew(self, kind: str, *body):
         body = self.change(kind, body)
         status, value = self.server.inbox.deliver(self.client, self.session, self.number, kind, body).wait()
         if status == "rejoin":
@@ -99,7 +102,9 @@ class Thread(threading.Thread):
 @pytest.fixture
 def built_before(monkeypatch):
     """The networks, as torch.fx cannot trace in several threads."""
-    overrides = {name: compose(*OPTIONS, f"exchange={name}") for name in ("labels_up", "u_shaped", "local_loss")}
+    overrides = {
+        name: compose(*OPTIONS, f"exchange={name}") for name in ("labels_up", "u_shaped", "local_loss", "send_once")
+    }
     built = {cfg.exchange._target_: network.build(cfg, TEN) for cfg in overrides.values()}
     lock = threading.Lock()
 
@@ -156,7 +161,7 @@ def instead(wanted: str, body_of, after: int = 1):
 MISDEEDS = {
     "hello": lambda body: (),
     "step": lambda body: (1,),
-    "weights": lambda body: ({"a": torch.zeros(3)}, {}, None),
+    "weights": lambda body: ({"a": torch.zeros(3)}, {}, None, False),
     "evaluate": lambda body: ((body[0][0], None),),
     "state": lambda body: (torch.zeros(3), False),
     "goodbye": lambda body: (1,),

@@ -43,20 +43,16 @@ def test_a_repeated_call_is_answered_from_memory_and_not_taken_twice(make):
     assert stray.wait()[0] == "failed"
 
 
-def test_a_request_that_may_wait_for_long_is_told_so_when_it_is_sent_again():
-    box = Inbox(1, timeout_s=5, meanwhile={"round": "wait"})
-    deliver(box, 0, 0, "hello")
-    deliver(box, 0, 0, "hello")
-    box.take(0, "hello").reply("welcome")
-    first = deliver(box, 0, 1, "round")
-    assert not first.done() and list(box.new_requests()) == [0]
-    again = deliver(box, 0, 1, "round")
-    assert first.wait() == again.wait() == ("done", "wait") and not box.new_requests()
-    deliver(box, 0, 2, "round")
-    request = box.take(0, "round")
-    again = deliver(box, 0, 2, "round")  # the server answers in a moment
-    request.reply("train")
-    assert again.wait() == ("done", "train")
+def test_a_call_that_is_sent_again_with_another_body_is_one_request(make):
+    box = make(1)
+    first = deliver(box, 0, 1, "weights", "stays")
+    again = deliver(box, 0, 1, "weights", "wants to stop")
+    request = box.take(0, "weights")
+    assert request.body == ("wants to stop",)
+    deliver(box, 0, 1, "weights", "wants more")  # the server waits for others
+    assert request.body == ("wants more",) and not box.new_requests()
+    request.reply("answer")
+    assert first.wait() == again.wait() == deliver(box, 0, 1, "weights", "late").wait() == ("done", "answer")
 
 
 def test_requests_are_taken_in_the_order_that_the_server_asks_for(make):
