@@ -1,20 +1,6 @@
-"""The conversation of a client and the server, and what each message holds: nobody is trusted to send what was agreed.
+"""What the messages of a client and the server hold: nobody is trusted to send what was agreed.
 
-    client                                  server
-      │  Hello ───────────────────────────►    configuration, and what the data are
-      │  ◄─────────────────────────── Welcome    where the run is, and the state to go on from
-      │  Moments, Maps ◄────► Fitted            a bottleneck's start (see firstmaps.py)
-      │
-      │  Round ◄────► RoundReply               before an epoch, where not all train in it (see rounds.py)
-      │  Step ────────────────────────────►    once a round of the exchange, such as payload and targets;
-      │  ◄────────────────────────── StepReply    cut gradient, and whether to hand in a State or to end
-      │  Gradients ◄──► GradientsReply         each step, with topology.average=step
-      │  Weights ◄────► WeightsReply           at the end of an epoch, or of a client's turn
-      │  Evaluate ◄───► StepReply              once a round, for each batch of test samples
-      │
-      │  State ───────────────────────────►    where a reply asks to "save", "stop" or "leave"; or on leaving
-      │  Failed ──────────────────────────►    what ends this client
-      │  Goodbye ◄────► GoodbyeReply           the run's result
+Who sends which when is in docs/architecture.md; there are more of them in firstmaps.py and rounds.py.
 
 On the wire are tuples of plain fields, so that unpickling names no classes. A client that has the token may still be
 broken, or not be ours. So each end looks at each message before anything uses it: how many parts there are, of what
