@@ -216,9 +216,9 @@ class Client:
     def exchange_weights(self, state: Any) -> WeightsReply:
         """Weights up, and what all go on with down."""
         message = partial(Weights, state, self.stopwatch.take(), dict(self._own) or None)
-        self._own.clear()
         while not (reply := ask_and_tell(self, message, WeightsReply)).is_answer:
             self.obey(reply.directive)  # others are not as far, and this client's state is wanted meanwhile
+        self._own.clear()  # which the server has now
         return reply
 
     def obey(self, directive: str | None) -> None:
