@@ -156,8 +156,8 @@ class Server:
         if member.state and member.state_epoch != progress.epoch and not self.topology.keeps_own:
             state = {**member.state, "segment": self.client_states[0]}
         latest = self.codecs.welcome(client, state, member.num_numbered)
-        start = num_steps(self), progress.epoch, progress.epoch_step, member.batch, self.topology.told(self, state)
-        return Welcome(self.agreement.about, *start, progress.phase, list(self.unfitted), latest)
+        place = progress.epoch, progress.epoch_step, member.batch, self.topology.told(self, client, state)
+        return Welcome(self.agreement.about, num_steps(self), *place, progress.phase, list(self.unfitted), latest)
 
     def finish(self) -> None:
         """Writes the weights and the summary, and lets the clients go."""

@@ -100,7 +100,7 @@ class Parallel(Topology):
         if keeps:
             server.own_states = [self._own(server, client, {}) for client in range(server.cfg.num_clients)]
 
-    def told(self, server: Any, state: dict[str, Any]) -> dict[str, Any]:
+    def told(self, server: Any, client: int, state: dict[str, Any]) -> dict[str, Any]:
         average = server.client_states[0]
         if not self.changes or "segment" not in state or state["segment"] is average:
             return state

@@ -16,7 +16,7 @@ class Sequential(Topology):
     hands_on = True
 
     def __init__(self, name: str = "sequential"):
-        pass
+        self._has_done_all = False  # of a turn, but has not handed it on
 
     # The server's end
 
@@ -31,12 +31,18 @@ class Sequential(Topology):
             while member.batch < member.num_due:
                 server.step([client])
             request, state = take_weights(server, client, "trainable")
+            state.pop("own", None)  # sums that came beside it, and are booked
             server.client_states = [server.codecs.completed(client, state)]
             send_weights(server, request, None)
 
     def order(self, server: Any) -> list[int]:
-        """Whose turns are left in the epoch."""
-        return server.roster.unfinished()
+        """Whose turns are left in the epoch, where it begins or goes on.
+
+        A checkpoint is of a step: the last of those that have begun has not handed on, be it that it has done all.
+        """
+        members, clients = server.roster.members, server.roster.in_round()
+        *_, last = None, *(client for client in clients if members[client].batch)
+        return [client for client in clients if client == last or members[client].batch < members[client].num_due]
 
     def end_epoch(self, server: Any) -> None:
         if is_evaluated(server):
@@ -53,10 +59,19 @@ class Sequential(Topology):
         server.codecs.load(client, server.client_states[0])
         send_weights(server, request, server.agreement.changing_of(server.client_states[0]))
 
+    def told(self, server: Any, client: int, state: dict[str, Any]) -> dict[str, Any]:
+        member = server.roster.members[client]
+        has_done_all = 0 < member.num_due <= member.batch and client in self.order(server)
+        return {**state, "has_done_all": True} if has_done_all else state
+
     # A client's end
 
+    def begin(self, client: Any, state: dict[str, Any]) -> None:
+        self._has_done_all = "has_done_all" in state
+
     def train_client(self, client: Any) -> None:
-        if client.progress.batch < client.num_batches:
+        if client.progress.batch < client.num_batches or self._has_done_all:
+            self._has_done_all = False
             if client.progress.batch == 0:
                 client.load(client.exchange_weights(None).state)
             client.train_batches()

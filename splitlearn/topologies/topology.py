@@ -52,8 +52,8 @@ class Topology:
     def take_states(self, server: Any, participants: list[int]) -> None:
         """After the participants of a step have handed in their states for a checkpoint."""
 
-    def told(self, server: Any, state: dict[str, Any]) -> dict[str, Any]:
-        """A client's state, as one that joins is told it."""
+    def told(self, server: Any, client: int, state: dict[str, Any]) -> dict[str, Any]:
+        """A client's state, as it is told it when it joins."""
         return state
 
     # A client's end

@@ -1,12 +1,13 @@
 """Epochs in which clients, or the server, train alone: whole runs in this process."""
 
 import math
+import shutil
 import signal
 import threading
 import time
 
 import pytest
-from runs import TINY
+from runs import TINY, summary
 from simulation import compose
 from test_malformed import CPU, OPTIONS, built_before  # noqa: F401  a fixture
 from test_resume import assert_same
@@ -113,3 +114,30 @@ def test_the_server_waits_for_those_that_train_alone_for_as_long_as_it_takes(is_
     given = cfg.rpc.timeout_s, cfg.membership.step_deadline_s
     without_end = math.inf, math.inf
     assert waits == [without_end, without_end, given, without_end]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        (["partition=dirichlet", "partition.alpha=0.1", "last_batch=merge"], [2]),  # 9 and 55 samples: one waits
+        (["topology=sequential"], [2, 4, 6]),  # of a turn's last batches, and of an epoch's end
+        (["topology=sequential", "evaluate.every=2", "exchange.send_every=2"], [1, 2]),
+        (["topology=sequential", "exchange=labels_up"], [2]),
+    ],
+    ids=lambda value: " ".join(map(str, value)),
+)
+def test_a_run_that_goes_on_counts_nothing_twice_and_leaves_nothing_out(overrides, steps, tmp_path):
+    options = ["exchange=local_loss", "epochs=2", "checkpoint.every_steps=1", "checkpoint.keep=1000"]
+    cfg = compose(*OPTIONS, *TINY, *options, *overrides)
+    play(tmp_path / "whole", cfg)
+    for step in steps:
+        part = shutil.copytree(tmp_path / "whole", tmp_path / str(step))
+        for path in part.glob("checkpoints/*"):
+            if int(path.stem.split("-")[1]) > step:
+                path.unlink()
+        for path in (part / "summary.json", *part.glob("*_segment*.pt")):
+            path.unlink()
+        assert play(part, cfg)[-1] == [None] * 3
+        assert_same(part, tmp_path / "whole")
+        found, expected = (summary(folder) for folder in (part, tmp_path / "whole"))
+        assert found["all_bytes"] == expected["all_bytes"] and found["other_bytes"] == expected["other_bytes"]
