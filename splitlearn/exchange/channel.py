@@ -145,6 +145,12 @@ def rms(x: Tensor) -> float:
     return x.detach().double().square().mean().sqrt().item()
 
 
+def learn_from(loss: Tensor) -> None:
+    """Adds to the gradients of what trains on this end, if anything does."""
+    if loss.requires_grad:
+        loss.backward()
+
+
 def require_finite(loss: Tensor) -> Tensor:
     """
     Raises:

@@ -66,6 +66,7 @@ class Exchange:
         evaluation_rounds: the same of a batch of test samples.
         answers_early: the server's half answers its last message before it computes, so that the client goes on.
         phases: of a run whose epochs the server plans as it goes, the first one first (see next_phase).
+        alone_in_epochs: the ends that train without the other in some epochs, "client" or "server".
         auxiliary: channels of the auxiliary network that the client has as its last part (see segments/auxiliary.py);
             None for none.
         warning: of an exchange that attacks the clients: what it does. It is told, and is for one machine.
@@ -77,6 +78,7 @@ class Exchange:
     evaluation_rounds: ClassVar[tuple[tuple[type[Part], type[Part]], ...]]
     answers_early: ClassVar[bool] = False
     phases: ClassVar[tuple[str, ...]] = ()
+    alone_in_epochs: ClassVar[tuple[str, ...]] = ()
     auxiliary: int | None = None
     warning: ClassVar[str | None] = None
 

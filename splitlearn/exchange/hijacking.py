@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.config import check_goes_with
-from splitlearn.exchange.channel import require_finite
+from splitlearn.exchange.channel import learn_from, require_finite
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.exchange.labels_up import Gradient, LabelsUp
 from splitlearn.seeds import generator
@@ -66,7 +66,7 @@ class Hijacking(LabelsUp):
             received.tensor.backward(steering.to(received.tensor.dtype))
         outputs = parts[0](received.tensor.detach())
         loss = require_finite(task.loss(outputs, targets))
-        loss.backward()
+        learn_from(loss)
         self._learn(mirror, smashed.detach(), channels)
         yield Gradient(loss.item(), received.gradient_wire)
         return Outcome(num_samples, task.score(outputs, targets, task.train_metrics), loss.item())

@@ -18,7 +18,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from splitlearn.config import check_goes_with
-from splitlearn.exchange.channel import ChannelSpec, require_finite
+from splitlearn.exchange.channel import ChannelSpec, learn_from, require_finite
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.exchange.labels_up import LabelsUp, Smashed
 from splitlearn.exchange.parts import Nothing
@@ -56,12 +56,12 @@ class LocalLoss(LabelsUp):
         loss, outcome = local_loss(parts, task, smashed, targets, lengths)
         sent = channels["smashed"].send(smashed, lengths)
         yield Smashed(sent.wire, task.pack(targets), sent.lengths)
-        loss.backward()
+        learn_from(loss)
         return outcome
 
     def alone(self, parts, task, inputs, targets):
         loss, outcome = local_loss(parts, task, parts[0](inputs), targets, task.lengths(inputs))
-        loss.backward()
+        learn_from(loss)
         return outcome
 
     def server(self, parts, channels, task):
@@ -71,7 +71,7 @@ class LocalLoss(LabelsUp):
         yield Nothing()
         outputs = parts(received.tensor, received.lengths)
         loss = require_finite(task.loss(outputs, targets))
-        loss.backward()
+        learn_from(loss)
         return Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())
 
 

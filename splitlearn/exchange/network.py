@@ -139,6 +139,12 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     unfitted = [number for number, point in enumerate(points) if point.channels and number < FITTED and fits]
     network = Network(client, server, points, first, notes, model, unfitted, {name: own for name, own, _ in untied})
     freeze(network, cfg.get("freeze"))
+    for end in exchange.alone_in_epochs:
+        if not trained(getattr(network, end)):
+            raise UserError(
+                f"exchange={exchange.name} has epochs in which the {end} trains alone, and none of its weights train:"
+                " let freeze or lora.sides leave it some, or use exchange=labels_up"
+            )
     return network
 
 

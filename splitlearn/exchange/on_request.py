@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from splitlearn.exchange.channel import require_finite
+from splitlearn.exchange.channel import learn_from, require_finite
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.exchange.labels_up import LabelsUp
 from splitlearn.exchange.parts import Flag, Lengths, Loss, MaybeWire, Part, Targets, Wire
@@ -33,6 +33,6 @@ class OnRequest(LabelsUp):
         received = channels["smashed"].receive(step.wire, task.num_samples(targets), step.lengths)
         outputs = parts(received.tensor if step.wants_gradient else received.tensor.detach(), received.lengths)
         loss = require_finite(task.loss(outputs, targets))
-        loss.backward()
+        learn_from(loss)
         yield Answer(loss.item(), received.gradient_wire if step.wants_gradient else None)
         return Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())

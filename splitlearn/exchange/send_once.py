@@ -37,6 +37,7 @@ class SendOnce(LocalLoss):
     """
 
     name = "send_once"
+    alone_in_epochs = ("client", "server")
 
     def __init__(
         self, local_epochs: int = 10, auxiliary: int = 64, resend_every: int | None = None, hold_mb: float = 1000

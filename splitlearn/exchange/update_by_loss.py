@@ -33,6 +33,7 @@ class UpdateByLoss(OnRequest):
     """
 
     name = "update_by_loss"
+    alone_in_epochs = ("server",)
     phases = tuple(PLANS)
 
     def __init__(self, threshold: float = 0.1, hold_mb: float = 1000):

@@ -9,6 +9,7 @@ from runs import TINY, metrics, summary
 from simulation import compose
 from test_malformed import play
 
+from splitlearn.errors import UserError
 from splitlearn.exchange import network
 
 OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", *TINY, "epochs=2"]
@@ -66,3 +67,29 @@ def test_what_is_frozen_of_it_stays_and_the_rest_trains(overrides, run):
         if "topology.average=step" in overrides:  # two steps an epoch
             weights += 2 * 2 * 2 * sum(p.nbytes for p in built.client.parameters() if p.requires_grad)
         assert summary(folder)["other_bytes"]["weights_up"] == weights
+
+
+@pytest.mark.parametrize("frozen", ["client", "[block3,classifier]"], ids=["client", "server"])
+@pytest.mark.parametrize("exchange", ["local_loss", "aligned", "hijacking"])
+def test_the_other_end_trains_where_one_is_frozen(exchange, frozen, run):
+    folder, built = run(f"exchange={exchange}", f"freeze={frozen}", *["evaluate.on=server"] * (exchange == "hijacking"))
+    changed = {}
+    for end, parts in (("client", built.client), ("server", built.server)):
+        state, before = torch.load(folder / f"{end}_segment.pt"), parts.state_dict()
+        names = before.keys() & dict(built.model.named_parameters()).keys()
+        changed[end] = {name for name in names if not torch.equal(state[name], before[name])}
+    assert changed["server" if frozen == "client" else "client"]
+    assert not changed["client" if frozen == "client" else "server"]
+
+
+@pytest.mark.parametrize(
+    ("exchange", "frozen", "end"),
+    [
+        ("send_once", "client", "client"),
+        ("send_once", "[block3,classifier]", "server"),
+        ("update_by_loss", "[block3,classifier]", "server"),
+    ],
+)
+def test_an_end_that_is_to_train_alone_needs_something_to_train(exchange, frozen, end):
+    with pytest.raises(UserError, match=rf"exchange={exchange} has epochs in which the {end} trains alone.*freeze"):
+        network.check(compose(*OPTIONS, f"exchange={exchange}", "epochs=20", f"freeze={frozen}"))
