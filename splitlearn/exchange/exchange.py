@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -27,10 +27,6 @@ from splitlearn.exchange.passage import Passage
 from splitlearn.exchange.plan import Plan
 from splitlearn.segments.parts import Parts
 from splitlearn.tasks import Task
-
-if TYPE_CHECKING:
-    pass
-
 
 EVERY_BATCH = Plan()
 
