@@ -30,6 +30,10 @@ class End:
         x = self.passage.defended(self.channel, x)
         return Sent(self.passage, self.channel, x, lengths if self.channel.is_ragged else None)
 
+    def keep(self, x: Tensor) -> None:
+        """Does not send `x`: of defences, what they add to the loss is left of it (see Passage.defended)."""
+        self.passage.defended(self.channel, x)
+
     def receive(self, wire: Tensor, num_samples: int | None = None, lengths: Tensor | None = None) -> Received:
         """Decodes what came, so that its gradient can be sent back.
 

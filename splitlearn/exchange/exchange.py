@@ -125,7 +125,7 @@ class Exchange:
         """
         raise NotImplementedError
 
-    def alone(self, parts: Parts, task: Task, inputs: Tensor, targets: Tensor) -> Outcome:
+    def alone(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> Outcome:
         """A batch of the client that is not sent: leaves gradients in its parts' parameters."""
         raise NotImplementedError
 

@@ -59,8 +59,10 @@ class LocalLoss(LabelsUp):
         learn_from(loss)
         return outcome
 
-    def alone(self, parts, task, inputs, targets):
-        loss, outcome = local_loss(parts, task, parts[0](inputs), targets, task.lengths(inputs))
+    def alone(self, parts, channels, task, inputs, targets):
+        smashed = parts[0](inputs)
+        loss, outcome = local_loss(parts, task, smashed, targets, task.lengths(inputs))
+        channels["smashed"].keep(smashed)
         learn_from(loss)
         return outcome
 

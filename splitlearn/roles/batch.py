@@ -64,21 +64,11 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
     cfg, progress, plan = client.cfg, client.progress, client.plan
     with client.stopwatch("client compute"):
         inputs, targets = _take(client, loaded)
-        place = client.index, progress.epoch, progress.batch
         may_be_undone = cfg.nonfinite == "skip" or cfg.membership.open or isinstance(parts, Older)
         step = (progress.epoch - 1) * plan.num_sent(client.num_batches) + plan.num_sent(progress.batch)
-        passage = Passage(
-            client.codecs,
-            place,
-            client.device,
-            "the server",
-            client.agreement.max_samples,
-            measures_error=measures_error(cfg, step),
-            is_trained=plan.is_trained,
-            inputs=inputs,
-            stopwatch=client.stopwatch,
-            samples=client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None,
-        )
+        passage = _passage(client, inputs)
+        passage.measures_error = measures_error(cfg, step)
+        passage.samples = client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
         num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
@@ -86,6 +76,19 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         batch = Batch(half, passage, parts, num_samples, given, buffers, mark, share)
         _advance(client, batch, None)
     return batch
+
+
+def _passage(client: Any, inputs: Any) -> Passage:
+    return Passage(
+        client.codecs,
+        (client.index, client.progress.epoch, client.progress.batch),
+        client.device,
+        "the server",
+        client.agreement.max_samples,
+        is_trained=client.plan.is_trained,
+        inputs=inputs,
+        stopwatch=client.stopwatch,
+    )
 
 
 def _given(client: Any, inputs: Any, targets: Any) -> dict[str, Any] | None:
@@ -105,8 +108,9 @@ def alone(client: Any, loaded: Any) -> None:
     with client.stopwatch("client compute"):
         inputs, targets = _take(client, loaded)
         buffers = buffers_of(client.trainable.segment) if client.cfg.nonfinite == "skip" else None
+        batch = client.trainable.segment, _passage(client, inputs), client.task, inputs, targets
         try:
-            client.learned(client.exchange.alone(client.trainable.segment, client.task, inputs, targets))
+            client.learned(client.exchange.alone(*batch))
         except NonFiniteError as error:
             _refuse(client, error)
             return load_buffers(client.trainable.segment, buffers)

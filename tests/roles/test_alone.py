@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+import torch
 from runs import TINY, summary
 from simulation import compose
 from test_malformed import CPU, OPTIONS, built_before  # noqa: F401  a fixture
@@ -141,3 +142,21 @@ def test_a_run_that_goes_on_counts_nothing_twice_and_leaves_nothing_out(override
         assert_same(part, tmp_path / "whole")
         found, expected = (summary(folder) for folder in (part, tmp_path / "whole"))
         assert found["all_bytes"] == expected["all_bytes"] and found["other_bytes"] == expected["other_bytes"]
+
+
+def test_what_a_defence_adds_to_the_loss_trains_with_batches_that_are_not_sent_too(tmp_path):
+    options = [*OPTIONS, *TINY, "defence=nopeek", "schedule=constant", "batch_size=8"]
+    segments = {}
+    for overrides in (
+        ["exchange=local_loss"],
+        ["exchange=local_loss", "exchange.send_every=3"],
+        ["exchange=send_once", "exchange.local_epochs=1", "epochs=2"],
+        ["exchange=send_once", "exchange.local_epochs=1", "epochs=2", "defence.nopeek.weight=0"],
+    ):
+        folder = tmp_path / " ".join(overrides)
+        assert play(folder, compose(*options, *overrides))[-1] == [None] * 3
+        segments[folder.name] = torch.load(folder / "client_segment.pt")
+    *same, without = segments.values()
+    for one in same:  # the maps that go up train nothing on the clients
+        assert all(torch.equal(one[name], same[0][name]) for name in one)
+    assert not all(torch.equal(without[name], same[0][name]) for name in without)
