@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 
 from splitlearn.config import differences
 from splitlearn.errors import UserError, typed
-from splitlearn.rates import Rates
+from splitlearn.exchange.exchange import exchange_from
+from splitlearn.rates import Clock
 
 LATER = ("epochs", "schedule", "warmup")  # what these say of epochs to come may change
 
@@ -58,5 +59,6 @@ def rates(config: dict[str, Any], num_epochs: int, num_steps: int) -> list[dict[
     cfg = OmegaConf.create()
     for key, value in config.items():
         OmegaConf.update(cfg, key, value, force_add=True)
-    clock = Rates(cfg, num_steps)
-    return [clock.at(epoch, step) for epoch in range(1, num_epochs + 1) for step in range(num_steps)]
+    clock, exchange = Clock(cfg, num_steps), exchange_from(cfg)
+    parts = {epoch: exchange.plan(epoch).part for epoch in range(1, num_epochs + 1)}
+    return [clock.at(part, epoch, step) for epoch, part in parts.items() for step in range(num_steps)]

@@ -66,3 +66,12 @@ def test_epochs_that_are_done_stay(epoch, epoch_step, done):
 def test_nothing_else_may_change(change):
     with pytest.raises(UserError, match=f"configured differently: .*{change.split('=')[0]}"):
         check(["schedule=constant", "epochs=30"], ["schedule=constant", "epochs=60", change], 31)
+
+
+def test_rates_go_over_the_parts_of_a_run_that_have_schedules_of_their_own():
+    once = ["exchange=send_once", "exchange.local_epochs=4"]
+    check([*once, "epochs=10"], [*once, "epochs=20"], 5)  # the local epochs are four of either
+    check([*once, "epochs=10", "schedule=constant"], [*once, "epochs=20", "schedule=constant"], 11)
+    for options, epoch in ([], 7), (["schedule.T_max=10 epochs"], 5):  # which is a share of each part
+        with pytest.raises(UserError, match="other learning rates"):
+            check([*once, *options, "epochs=10"], [*once, *options, "epochs=20"], epoch)
