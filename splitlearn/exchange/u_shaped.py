@@ -19,11 +19,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omegaconf import DictConfig
+from torch import Tensor
 
-from splitlearn.errors import UserError
+from splitlearn.errors import NonFiniteError, UserError
+from splitlearn.exchange.agreement import MAX_SUM
 from splitlearn.exchange.channel import ChannelSpec, require_finite
 from splitlearn.exchange.exchange import Exchange, Outcome, is_one
 from splitlearn.exchange.parts import Lengths, Loss, Nothing, Part, Sums, TestSums, Wire
+from splitlearn.tasks import Task
 
 
 @dataclass
@@ -74,7 +77,7 @@ class UShaped(Exchange):
         outputs = parts[1](received.tensor, received.lengths)
         loss = require_finite(task.loss(outputs, targets))
         loss.backward()
-        sums = task.score(outputs, targets, task.train_metrics)
+        sums = _scored(task, outputs, targets, task.train_metrics)
         answer = yield FeatureGradient(received.gradient_wire, loss.item(), sums)
         sent.backward(answer.wire)
 
@@ -94,7 +97,7 @@ class UShaped(Exchange):
         answer = yield Smashed(sent.wire, sent.lengths)
         received = channels["features"].receive(answer.wire, task.num_samples(targets), lengths)
         outputs = parts[1](received.tensor, received.lengths)
-        yield Scores(task.score(outputs, targets, task.evaluated))
+        yield Scores(_scored(task, outputs, targets, task.evaluated))
         return task.told_apart(outputs, targets)  # which does not cross
 
     def server_evaluation(self, parts, channels, task):
@@ -104,3 +107,12 @@ class UShaped(Exchange):
         step = yield Payload(channels["features"].send(features, received.lengths).wire)
         yield Nothing()
         return Outcome(len(features), step.sums)
+
+
+def _scored(task: Task, outputs: Tensor, targets: Tensor, names: tuple[str, ...]) -> dict[str, float]:
+    """Task.score, of what has not diverged, so that the server takes it."""
+    sums = task.score(outputs, targets, names)
+    for name, value in sums.items():
+        if not abs(value) <= MAX_SUM:  # which NaN is not
+            raise NonFiniteError(f"its {name} is {value / task.num_samples(targets)}")
+    return sums

@@ -20,6 +20,7 @@ from splitlearn.exchange.messages import Evaluate, Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.measure.ledger import Measured
+from splitlearn.roles.evaluation import diverged
 from splitlearn.roles.held import Kept
 from splitlearn.roles.progress import share_of
 from splitlearn.seeds import derive
@@ -197,10 +198,12 @@ class Conversation:
                 trial.undo()
             raise
 
-    def _diverged(self, client: int, error: NonFiniteError) -> UserError:
-        """What to raise where a client's part of a step is not finite."""
+    def _diverged(self, client: int, error: NonFiniteError, what: str = "gradient") -> UserError:
+        """What to raise where what a client is to get back is not finite: in evaluation the features."""
         if self.server.roster.is_open and are_finite(self.server.trainable.segment.parameters()):
-            return PeerError(f"the gradient for what client {client} sent is not finite ({error})")  # and by it alone
+            return PeerError(f"the {what} for what client {client} sent is not finite ({error})")  # and by it alone
+        if what == "features":
+            return diverged(self.server.progress.epoch, f"the features for client {client}", error)
         return UserError(
             f"step {self.server.progress.step}: the cut gradient for client {client} is not finite ({error}): training"
             " diverged; lower optimizer.lr, or leave out batches whose loss is not finite with nonfinite=skip"
@@ -217,8 +220,7 @@ class Conversation:
             self.server.codecs[client].start_evaluation()
         outcomes = []
         while remaining := {client: number for client, number in remaining.items() if number}:
-            half = self.exchange.server_evaluation
-            talks = {client: self._begin(client, half, in_evaluation=True) for client in remaining}
+            talks = {one: self._begin(one, self.exchange.server_evaluation, in_evaluation=True) for one in remaining}
             for number, (sent, _) in enumerate(rounds, start=1):
                 for client in roster.due(talks, Evaluate, too_late):
                     talk = talks[client]
@@ -237,7 +239,10 @@ class Conversation:
         started = time.perf_counter()
         with server.stopwatch("server compute"):
             talk.targets_bytes += message.part.targets_bytes()
-            answer = talk.half.send(message.part)
+            try:
+                answer = talk.half.send(message.part)
+            except NonFiniteError as error:
+                raise self._diverged(client, error, "features") from None
             if is_last:
                 talk.outcome = conclude(talk.half)
                 server.recorder.ledger.evaluated(talk.passage.transfers, talk.targets_bytes)

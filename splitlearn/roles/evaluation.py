@@ -15,6 +15,13 @@ from splitlearn.exchange.passage import Passage
 from splitlearn.roles.waiting import in_background
 
 
+def diverged(epoch: int, what: str, error: NonFiniteError) -> UserError:
+    """What to raise where an evaluation comes to something that is not finite."""
+    return UserError(
+        f"evaluation after epoch {epoch}: {what} are not finite ({error}): training diverged; lower optimizer.lr"
+    )
+
+
 @torch.no_grad()
 def evaluate(client: Any) -> None:
     """Takes all test batches of a client through the exchange."""
@@ -28,10 +35,7 @@ def evaluate(client: Any) -> None:
         try:
             message = next(half)
         except NonFiniteError as error:
-            raise UserError(
-                f"evaluation after epoch {client.progress.epoch}: the smashed data are not finite ({error}): training"
-                " diverged; lower optimizer.lr"
-            ) from None
+            raise diverged(client.progress.epoch, "the smashed data", error) from None
         if before:
             _finish_evaluation(client, *before)
         before = half, _ask_evaluation(client, message, 0)
@@ -52,5 +56,7 @@ def _finish_evaluation(client: Any, half: ClientHalf, answer: Future) -> None:
             message = half.send(reply.part)
         except StopIteration:
             return
+        except NonFiniteError as error:
+            raise diverged(client.progress.epoch, "the values", error) from None
         number += 1
         answer = _ask_evaluation(client, message, number)

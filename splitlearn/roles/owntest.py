@@ -10,6 +10,7 @@ from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import Outcome, converse
 from splitlearn.exchange.passage import Passage
+from splitlearn.roles.evaluation import diverged
 from splitlearn.segments.parts import Parts
 
 
@@ -55,8 +56,5 @@ class OwnTest:
                 other = server.exchange.server_evaluation(server.trainable.segment, ends[1], server.task)
                 outcomes.append((None, converse(client, other)))
             except NonFiniteError as error:
-                raise UserError(
-                    f"evaluation after epoch {server.progress.epoch}: the smashed data are not finite ({error}):"
-                    " training diverged; lower optimizer.lr"
-                ) from None
+                raise diverged(server.progress.epoch, "the values", error) from None
         return outcomes

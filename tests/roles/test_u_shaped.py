@@ -62,6 +62,14 @@ def test_codecs_are_of_all_four_channels():
         codecs("codecs=klt", "compressor@features=qu")
 
 
+@pytest.mark.parametrize("frozen", ["[block1,block2]", "[block1,block2,block3]"], ids=["features", "loss"])
+def test_divergence_that_an_evaluation_sees_first_is_one_sentence(frozen, tmp_path, capfd):
+    options = ["data.max_train_samples=16", "epochs=1", "compressor@features=none", "optimizer.lr=1e30"]
+    with pytest.raises(UserError, match=r"^evaluation after epoch 1: .* not finite .*: training diverged; lower"):
+        run(tmp_path, *options, f"freeze={frozen}")
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     return run(tmp_path_factory.mktemp("run"), "partition=dirichlet")
