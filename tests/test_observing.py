@@ -11,6 +11,7 @@ from test_resume import SMALL, results
 from splitlearn import local
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
+from splitlearn.exchange.exchange import exchange_from
 from splitlearn.privacy import observing
 from splitlearn.privacy.observing import Observer, known_segment, observed
 
@@ -70,3 +71,19 @@ def test_a_full_disk_names_the_run_to_go_on_with(tmp_path, monkeypatch):
             observer.write(0, 1, 0, {})
         told = f"{tmp_path / folder} cannot be written to (No space left on device): make room there, then go on with"
         assert str(error.value) == f"{told} resume={tmp_path / 'run'}"
+
+
+@pytest.mark.parametrize(
+    ("exchange", "overrides"),
+    [
+        ("send_once", ["exchange.local_epochs=3", "exchange.resend_every=2"]),
+        ("local_loss", ["exchange.send_every=2"]),
+        ("labels_up", []),
+    ],
+)
+def test_so_many_are_kept_of_those_that_are_sent(exchange, overrides):
+    cfg = compose(f"exchange={exchange}", *overrides, "observe.batches=4", "observe.every=3")
+    observer, exchange = Observer(cfg, None), exchange_from(cfg)
+    epochs = {epoch: exchange.plan(epoch).num_sent(5) for epoch in range(1, 20)}
+    kept = [observer.keeps(exchange, epoch, 5, sent) for epoch, number in epochs.items() for sent in range(number)]
+    assert [number for number, is_kept in enumerate(kept) if is_kept] == [0, 3, 6, 9]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from splitlearn.checkpoints import serialized, write_whole
 from splitlearn.errors import writing_to
-from splitlearn.exchange.plan import Plan
+from splitlearn.exchange.exchange import Exchange
 
 FOLDER = "observed"
 INPUTS = "-inputs"
@@ -49,9 +49,11 @@ class Observer:
         beside = " and the inputs of these" if self.options.inputs else ""
         return f"the server keeps what it sees of {number} batches of each client{beside} (observe.batches)"
 
-    def keeps(self, plan: Plan, epoch: int, num_batches: int, num_sent: int) -> bool:
+    def keeps(self, exchange: Exchange, epoch: int, num_batches: int, num_sent: int) -> bool:
         """Whether a client's next batch to be sent is kept, after so many that it has sent of this epoch's."""
-        number = (epoch - 1) * plan.num_sent(num_batches) + num_sent
+        if not self.options.batches:
+            return False
+        number = sum(exchange.plan(before).num_sent(num_batches) for before in range(1, epoch)) + num_sent
         return number % self.options.every == 0 and number // self.options.every < self.options.batches
 
     def start(self) -> None:

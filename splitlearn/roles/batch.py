@@ -92,11 +92,10 @@ def _passage(client: Any, inputs: Any) -> Passage:
 
 
 def _given(client: Any, inputs: Any, targets: Any) -> dict[str, Any] | None:
-    plan, progress = client.plan, client.progress
-    num_sent = plan.num_sent(progress.batch - 1)
-    if not client.observer.folder or not client.observer.keeps(plan, progress.epoch, client.num_batches, num_sent):
+    epoch, num_sent = client.progress.epoch, client.plan.num_sent(client.progress.batch - 1)
+    if not client.observer.folder or not client.observer.keeps(client.exchange, epoch, client.num_batches, num_sent):
         return None
-    place = client.index, progress.epoch, num_sent
+    place = client.index, epoch, num_sent
     return {"place": place, "inputs": inputs.cpu(), "targets": client.task.pack(targets)}
 
 

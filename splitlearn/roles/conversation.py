@@ -71,7 +71,7 @@ class Conversation:
         for client, talk in talks.items():
             member = roster.members[client]
             place = self.server.progress.epoch, member.num_batches, member.batch
-            talk.passage.observes = self.server.observer.keeps(roster.plan, *place)
+            talk.passage.observes = self.server.observer.keeps(self.exchange, *place)
             talk.share = share_of(member.batch + 1, member.num_train, self.cfg)
         for number, (sent, _) in enumerate(self.exchange.rounds, start=1):
             due = roster.due(talks, Step, "is too late for its step") if number > 1 else participants
