@@ -92,7 +92,7 @@ class Recorder:
         self._boards = boards(self.cfg, self.folder, self.step_number)
         texts = self.origin | {"config.yaml": OmegaConf.to_yaml(self.cfg, resolve=True)}
         weights = self.folder.glob("[!b]*_segment*.pt" if state else "*_segment*.pt")  # the best are still the best
-        stale = self.folder / "summary.json", self.folder / CONFUSION, *weights
+        stale = self.folder / "summary.json", *weights, *([] if state else [self.folder / CONFUSION])
         write_texts(self.folder, texts, removed=stale)  # which are not this run's, or not its last
         self._lines = lines.open()
 

@@ -232,6 +232,7 @@ def test_a_run_ends_where_it_gets_no_better(overrides, tmp_path, capfd):
         assert all(set(calls) == {"hello", "round", "goodbye"} for calls in noted.values())
         assert_same(again, tmp_path)
         assert summary(again)["stopped_early"] == found["stopped_early"]
+        assert (again / "confusion.csv").read_text() == (tmp_path / "confusion.csv").read_text()
 
 
 def test_what_counts_as_better(tmp_path):
