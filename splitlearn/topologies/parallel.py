@@ -75,7 +75,8 @@ class Parallel(Topology):
             server.client_states = [self._own(server, client, done) for client in range(server.cfg.num_clients)]
         elif states and not self.keeps_own:
             members = [roster.members[client] for client in done]
-            num_samples = [member.num_samples if roster.is_open else member.num_train for member in members]
+            counts = roster.is_open and not plan.is_alone  # else each has done all batches, be it that none was sent
+            num_samples = [member.num_samples if counts else member.num_train for member in members]
             by_samples = self.weighting == "samples" and any(num_samples)
             mean = sent = average_states(states, num_samples if by_samples else None)
             if is_coded:

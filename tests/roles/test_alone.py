@@ -160,3 +160,12 @@ def test_what_a_defence_adds_to_the_loss_trains_with_batches_that_are_not_sent_t
     for one in same:  # the maps that go up train nothing on the clients
         assert all(torch.equal(one[name], same[0][name]) for name in one)
     assert not all(torch.equal(without[name], same[0][name]) for name in without)
+
+
+def test_local_epochs_are_weighed_by_samples_in_an_open_run_too(tmp_path):
+    dirichlet = ["partition=dirichlet", "partition.alpha=0.1", "last_batch=merge"]  # 9 and 55 samples
+    options = [*ONCE, *dirichlet, "exchange.local_epochs=2", "epochs=3", "topology.weighting=samples"]
+    for name in ("false", "true"):
+        cfg = compose(*options, f"membership.open={name}", "membership.quorum=2", "membership.step_deadline_s=60")
+        assert play(tmp_path / name, cfg)[-1] == [None] * 3
+    assert_same(tmp_path / "true", tmp_path / "false")
