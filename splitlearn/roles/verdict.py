@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from splitlearn.checkpoints import Writer, serialized, write_whole
+from splitlearn.checkpoints import Writer, serialized, write_all
 from splitlearn.errors import cannot_write
 
 
@@ -57,8 +57,8 @@ class Verdict:
         )
 
     def _write(self, files: dict[str, Any]) -> None:
-        for name, state in files.items():
-            write_whole(self.server.recorder.folder / name, serialized(state))
+        folder = self.server.recorder.folder
+        write_all({folder / name: [serialized(state)] for name, state in files.items()})  # which belong together
 
     def wait(self) -> None:
         """Until the best weights are on the disk.

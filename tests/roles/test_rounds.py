@@ -291,6 +291,17 @@ def test_the_weights_of_the_best_evaluation_are_kept(overrides, tmp_path):
     assert run.step == found["best_weights"]["step"] < saved.load(tmp_path / "whole").step
 
 
+def test_the_best_weights_of_both_ends_are_replaced_together_or_not_at_all(tmp_path):
+    cfg = compose(*OPTIONS, "checkpoint.best=true")
+    verdict = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1)).verdict
+    names = "best_client_segment.pt", "best_server_segment.pt"
+    verdict._write({name: {"epoch": 1} for name in names})
+    (tmp_path / names[1]).with_suffix(".unfinished").mkdir()  # where there is no room for it
+    with pytest.raises(OSError):
+        verdict._write({name: {"epoch": 2} for name in names})
+    assert [torch.load(tmp_path / name) for name in names] == 2 * [{"epoch": 1}]
+
+
 # Real runs
 
 
