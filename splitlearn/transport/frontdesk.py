@@ -112,8 +112,6 @@ class FrontDesk:
                     if why := self.visits.admit(visit):
                         line.send({"refused": why})
                         raise ValueError(why)
-                    if visit.is_heard:
-                        self.tell(f"client {visit.client} connects anew from {peer}: its connection broke")
         except MALFORMED as error:
             return refuse("connection", f"{peer} does not sign in ({in_words(error)})")
         if visit is not None:
@@ -143,17 +141,25 @@ class FrontDesk:
 
     def _stay(self, visit: Visit, line: Line) -> None:
         """Until the client ends."""
-        connection = visit.connection
-        with suppress(OSError):
-            line.send({"address": self.address(), "id": visit.id})
-            connection.settimeout(None)
-            keep_alive(connection, self.silence_s)
-            while connection.recv(LINE_NBYTES):
-                visit.has_left = True
-        if self.visits.end(visit):
-            self.troubles[visit.client] = f"signed in from {visit.peer}, but none of its calls arrived"
-            self.tell(f"client {visit.client} {self.troubles[visit.client]}, and left")
-        self.on_change()
+        client, connection = visit.client, visit.connection
+        try:
+            if visit.is_heard:
+                self._tell(f"client {client} connects anew from {visit.peer}: its connection broke")
+            with suppress(OSError):
+                line.send({"address": self.address(), "id": visit.id})
+                connection.settimeout(None)
+                keep_alive(connection, self.silence_s)
+                while connection.recv(LINE_NBYTES):
+                    visit.has_left = True
+        finally:
+            if self.visits.end(visit):
+                self.troubles[client] = f"signed in from {visit.peer}, but none of its calls arrived"
+                self._tell(f"client {client} {self.troubles[client]}, and left")
+            self.on_change()
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError):  # a console that cannot be written to keeps nobody out
+            self.tell(text)
 
     def _check_rpc(self, line: Line, hello: dict, connection: Connection) -> None:
         self._check_certificate(line, hello["client"], connection)

@@ -171,3 +171,33 @@ def test_noise_at_the_front_desk_is_refused(desk, noise):
     connection.close()
     assert eventually(lambda: refusals["connection"] > before)
     assert enter(desk).id
+
+
+def test_a_client_is_gone_again_whatever_fails_in_its_welcome(desk, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("RPC cannot be started")
+
+    monkeypatch.setattr(desk._server, "handle_error", lambda *_: None)  # which would print it
+    address, changes = desk.address, []
+    desk.address, desk.on_change = fails, lambda: changes.append(1)
+    with pytest.raises(PeerError, match="ends the connection"):
+        enter(desk)
+    assert eventually(lambda: not desk.visits.is_present(0) and changes)
+    desk.address = address
+    assert enter(desk, session="another process").id
+
+
+def test_a_console_that_cannot_be_written_to_keeps_nobody_out(desk):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    changes = []
+    desk.tell, desk.on_change = full, lambda: changes.append(1)
+    enter(desk).connection.close()  # before any of its calls arrived, which is told
+    assert eventually(lambda: not desk.visits.is_present(0) and changes)
+    first = enter(desk)
+    desk.hears(0)
+    again = enter(desk, number=first.id)  # which is told too
+    first.connection.close()
+    again.connection.close()
+    assert eventually(lambda: not desk.visits.is_present(0)) and enter(desk, session="two").id
