@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from splitlearn.errors import PeerError
 from splitlearn.exchange.agreement import Agreement
-from splitlearn.exchange.messages import Message, Weights
+from splitlearn.exchange.messages import Hello, Message, Weights
 from splitlearn.exchange.rounds import Round
 from splitlearn.roles.member import Member
 from splitlearn.roles.progress import Progress
@@ -49,6 +49,7 @@ class Attendance:
         self.members: dict[int, Member] = {}
         self.about: dict[str, Any] | None = None  # of the data that the network was built for
         self.has_noted_same = False  # that clients have the same data
+        self.untold: dict[int, str] = {}  # why clients were sent away, that learn it with what they send next
         self._seen: dict[int, Request] = {}  # see `look`
 
     # Who is there
@@ -91,11 +92,15 @@ class Attendance:
         except PeerError as error:
             if not self.is_open:
                 raise
-            self._seen[client].fail(str(error))
-            if client not in self.inbox.new_requests():  # else a new process of this client came this very moment
-                if client in self.members:
-                    self.members[client].is_in = False
-                self.tell(client, f"is sent away: {error}")
+            is_told = self._seen[client].fail(str(error))
+            newer = self.inbox.new_requests().get(client)
+            if newer and (is_told or newer.kind == Hello.kind):
+                return  # a new process of this client came this very moment
+            if not is_told:  # its step was answered before it was computed
+                self.untold[client] = str(error)
+            if client in self.members:
+                self.members[client].is_in = False
+            self.tell(client, f"is sent away: {error}")
 
     def let_go(self, client: int) -> None:
         """A client was asked to end: it leaves an open run after this step, and ends that of a fixed fleet."""

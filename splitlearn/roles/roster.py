@@ -86,6 +86,7 @@ class Roster(Rounds):
 
     def _admit(self, client: int) -> None:
         request, hello = self.take(client, Hello)
+        self.untold.pop(client, None)
         is_first = self.about is None
         try:
             compare(self, client, hello)
@@ -135,7 +136,10 @@ class Roster(Rounds):
                     self.see_off(client, f"stopped: {failed.why}")
                 elif client not in self.here():
                     request.is_taken = True
-                    request.send_back()
+                    if why := self.untold.pop(client, None):
+                        request.fail(why)
+                    else:
+                        request.send_back()
                 elif request.kind == State.kind:
                     self.keep(client)
                 elif request.kind == Round.kind and client in self.in_round():

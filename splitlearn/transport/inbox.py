@@ -41,13 +41,15 @@ class Request:
         """Tells the client to join again, since the run has gone on without it."""
         self._answer("rejoin", None)
 
-    def fail(self, why: str) -> None:
-        self._answer("failed", why)
+    def fail(self, why: str) -> bool:
+        """Returns whether the client is told, which it is not where it was answered before."""
+        return self._answer("failed", why)
 
-    def _answer(self, status: str, value: Any) -> None:
+    def _answer(self, status: str, value: Any) -> bool:
         with self._lock:
-            if not self.future.done():
+            if is_first := not self.future.done():
                 self.future.set_result((status, value))
+            return is_first
 
 
 class Inbox:
