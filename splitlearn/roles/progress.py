@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -37,6 +38,10 @@ class Progress:
     drawn: list[int] = field(default_factory=list)
     mark: float | None = None
     misses: int = 0
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint keeps; later steps do not change it."""
+        return {**vars(self), "drawn": list(self.drawn)}
 
     def begin_step(self) -> None:
         self.epoch_step += 1

@@ -109,7 +109,7 @@ class RunState:
             server.progress.step,
             {
                 "config": shared(self.cfg),
-                "progress": dict(vars(server.progress)),
+                "progress": server.progress.saved(),
                 "about": server.agreement.about,
                 "server": server.trainable.state(),
                 "latest": server.codecs.latest_states(),

@@ -196,6 +196,15 @@ def test_a_round_that_begins_with_few_has_room(tmp_path):
     assert roster.in_round() == [4, 6]
 
 
+def test_what_a_checkpoint_keeps_of_a_round_is_as_it_was_then(tmp_path):
+    cfg = compose("num_clients=10", "membership.sample=3", "membership.open=true")
+    roster = roster_of(cfg, tmp_path, [4, 5])
+    saved = roster.progress.saved()
+    assert saved == vars(roster.progress)
+    roster.progress.drawn.append(6)
+    assert set(saved["drawn"]) == {4, 5}
+
+
 # Runs that end early
 
 
