@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.kernels.bits import pack, packed_nbytes, unpack
+from splitlearn.kernels.sampling import stride
 
 EXACT_UP_TO = 256  # channels; beyond, eigenvectors are found from those before
 ROUNDS = 2
@@ -26,7 +27,7 @@ ROUNDS = 2
 
 def second_moments(matrix: Tensor, most_columns: int) -> Tensor:
     """(C, C) float32 on the CPU: x xᵀ over columns of `matrix` (C, M), over its trace: each batch counts alike."""
-    columns = matrix[:, :: max(1, matrix.shape[1] // most_columns)]
+    columns = matrix[:, :: stride(matrix.shape[1], most_columns)]
     moments = columns @ columns.t()
     return (moments / moments.trace().clamp_min(1e-30)).cpu()
 

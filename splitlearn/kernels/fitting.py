@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.kernels.jit import compiled
+from splitlearn.kernels.sampling import stride
 from splitlearn.kernels.threshold import ranked
 
 SAMPLE = 1 << 14
@@ -23,17 +24,13 @@ NUM_RUNS = 8
 
 def sample_of(x: Tensor, by_magnitude: bool) -> np.ndarray:
     """About SAMPLE of the values of a 1-D tensor, or their magnitudes, evenly spread over it, sorted, as float64."""
-    return np.sort(ranked(x[:: _stride(x.numel())], by_magnitude).double().cpu().numpy())
+    return np.sort(ranked(x[:: stride(x.numel(), SAMPLE)], by_magnitude).double().cpu().numpy())
 
 
 def runs_of(x: Tensor, by_magnitude: bool) -> list[np.ndarray]:
     """A few runs of at most RUN neighbours, spread over a 1-D tensor, or their magnitudes, as float64."""
     starts = np.linspace(0, max(0, x.numel() - RUN), NUM_RUNS if x.numel() > NUM_RUNS * RUN else 1).astype(int)
     return [ranked(x[start : start + RUN], by_magnitude).double().cpu().numpy() for start in starts.tolist()]
-
-
-def _stride(numel: int) -> int:
-    return max(1, numel // SAMPLE) | 1  # odd, so as not to run along one column of the maps
 
 
 def lloyd_max(values: np.ndarray, num_levels: int, from_zero: bool = False) -> np.ndarray:
@@ -93,8 +90,8 @@ def fitted_levels(
         by_magnitude: the levels are for |x|.
         from_zero: the first of them is 0.
     """
-    stride = _stride(x.numel())
-    rows = torch.arange(0, x.numel(), stride, device=x.device) // x.shape[1]
-    shares = ranked(x.view(-1)[::stride], by_magnitude).double() / thresholds.view(-1).double()[rows]
+    every = stride(x.numel(), SAMPLE)
+    rows = torch.arange(0, x.numel(), every, device=x.device) // x.shape[1]
+    shares = ranked(x.view(-1)[::every], by_magnitude).double() / thresholds.view(-1).double()[rows]
     shares = np.sort(shares[shares < 1].cpu().numpy())
     return torch.from_numpy(lloyd_max(shares, num_levels, from_zero)).float()
