@@ -51,8 +51,8 @@ class KarhunenLoeve(Compressor):
     whether no element is negative; basis_bits.
 
     Args:
-        bits: an element, bases included: those are paid for over the `refresh` payloads that follow them. None where
-            `error` is given.
+        bits: an element, bases included: those are paid for over the `refresh` payloads that follow them. A small map
+            takes more, as by uq. None where `error` is given.
         error: ‖decoded - x‖₂ / ‖x‖₂, at most. None where `bits` is given.
         block: side of the blocks of places that are transformed, 1, 2, 4 or 8; the largest up to it that H and W are
             multiples of. 1 for none.
@@ -129,13 +129,14 @@ class KarhunenLoeve(Compressor):
         """The components of a map, as many as its target leaves beside other sections, and these packed."""
         part, part_shape = some_samples(shape, matrix)
         few = project(part, part_shape, plan.basis, plan.most, block)
-        target = self._target(matrix, plan, 0).less(apart)
+        most = components_shape(shape, plan.most, block)
+        target = self._target(matrix, plan, 0).less(apart).beside(most, HEAD.size)
         tried = stepping.find_step(few, target.of_part(few.numel() / matrix.numel()))
         share = few.numel() / matrix.numel() / (self._basis.life() if plan.kind == KEPT else 1)
         number = num_worthwhile(plan, tried.symbols, share * self._bits_of_vector(plan) / SYMBOL_BITS)
         while True:
             values = project(matrix, shape, plan.basis, number, block)
-            target = self._target(matrix, plan, number).less(apart)
+            target = self._target(matrix, plan, number).less(apart).beside(values.shape, HEAD.size)
             if self.error is not None:
                 missing = matrix.double().square().sum() - values.double().square().sum()
                 target = replace(target, squared_error=target.squared_error - max(0.0, float(missing)))
@@ -151,7 +152,7 @@ class KarhunenLoeve(Compressor):
         if self.bits is None:
             return target
         spent = min(self._basis.cost_bits(plan, number), target.bits / 2)
-        return replace(target, bits=target.bits - spent - 8 * HEAD.size)
+        return replace(target, bits=target.bits - spent)
 
     def _bits_of_vector(self, plan: Plan) -> int:
         return plan.vectors(0, 1).numel() * self.basis_bits

@@ -34,7 +34,8 @@ class EntropyCodedQuantizer(Compressor):
 
     Args:
         bits: an element, of all sections; a payload takes at most that, and at least .97 of it where the tensor has so
-            much to say. None where `error` is given.
+            much to say. A tensor so small that half of it would not be for its values takes more, by up to what goes
+            beside these: 33 bytes, and half a byte a channel and sample. None where `error` is given.
         error: ‖decoded - x‖₂ / ‖x‖₂, at most, without the rows that go apart. None where `bits` is given.
 
     Source: Sullivan, "Efficient scalar quantization of exponential and Laplacian random variables", IEEE Transactions

@@ -52,6 +52,11 @@ def levels_nbytes(shape: Shape) -> int:
     return 1 + (sum(shape[:3]) + 1) // 2
 
 
+def fixed_bits(shape: Shape) -> int:
+    """What `encode` takes whatever the symbols are."""
+    return 8 * levels_nbytes(shape) + 16 * ans.HEAD
+
+
 @dataclass(frozen=True)
 class Counted:
     """What there is to know of symbols before they are coded.
@@ -78,7 +83,7 @@ class Counted:
             seen = self.counts[k][self.counts[k] > 0]
             own = float((seen * np.log2(seen.sum() / seen)).sum()) + 9 * len(seen)
             bits += 8 + min(own, _bits(self.counts[k], KNOWN[k]))
-        return bits + 8 * levels_nbytes(self.shape) + 16 * ans.HEAD
+        return bits + fixed_bits(self.shape)
 
     @property
     def num_escaped(self) -> int:

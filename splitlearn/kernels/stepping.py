@@ -25,6 +25,7 @@ CLOSE = 0.97  # of the target, from below, is near enough
 AIM = 0.985
 FINEST, COARSEST = 1e-12, 2.0  # steps, where the largest magnitude is 1; the coarsest leaves nothing
 HEAD_NBYTES = 16  # scale and step, float64
+LEAST_BITS = 64  # for symbols, which the largest values fit in
 NUM_SECTIONS = 5
 Whole = Callable[[], Tensor] | None
 
@@ -73,6 +74,17 @@ class Target:
             return (error / self.squared_error) ** 0.5 if self.squared_error > 0 else math.inf if error else 0.0
         bits = 8 * HEAD_NBYTES + tried.counted.cost_bits + self.whole_bits * tried.counted.num_escaped
         return bits / self.bits if self.bits > 0 else math.inf
+
+    def beside(self, shape: coded.Shape, more_nbytes: int = 0) -> Target:
+        """The target for values of this shape, beside `more_nbytes`.
+
+        What there is whatever the values are takes at most half of the bits. Where it is more, as of a small tensor,
+        there are more bits: for symbols as many again, but not more than there were in all.
+        """
+        if self.bits is None:
+            return self
+        fixed = 8 * (HEAD_NBYTES + more_nbytes) + coded.fixed_bits(shape)
+        return replace(self, bits=max(self.bits, fixed + min(fixed, max(self.bits, LEAST_BITS))) - 8 * more_nbytes)
 
     def less(self, sections: list[Tensor]) -> Target:
         """The target for what is left beside other sections."""
@@ -177,7 +189,7 @@ def pack_within(tried: Try, target: Target, scale: float, whole: Whole = None, t
 
 def coded_within(values: Tensor, target: Target, scale: float, whole: Whole = None) -> Packed:
     """Values packed with the step that meets the target. Arguments as for `pack`."""
-    part = part_of(values)
+    part, target = part_of(values), target.beside(values.shape)
     step = find_step(part, target.of_part(part.numel() / values.numel())).step
     return pack_within(find_step(values, target, step), target, scale, whole)
 

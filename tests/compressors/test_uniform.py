@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from splitlearn.compressors import Payload
+from splitlearn.compressors.klt import KarhunenLoeve
 from splitlearn.compressors.uniform import RAW, EntropyCodedQuantizer
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import coded, steps
-from splitlearn.kernels.channels import by_channel, from_channels
+from splitlearn.kernels.channels import by_channel, cells_shape, from_channels
 from splitlearn.kernels.sections import MOST_A_BYTE
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -92,6 +93,29 @@ def test_small_tensors_are_sent_as_they_are():
         assert payload.params[0] == RAW and torch.equal(compressor.decode(payload), x)
     finest = EntropyCodedQuantizer(None, 0.002).encode(noise(150).half())  # whose tables would take more than they save
     assert finest.nbytes <= 2 * 150 + 100
+
+
+SMALL = [(128,), (300,), (1, 128), (1, 512), (2, 512), (8, 512), (1, 128, 2, 2), (1, 64, 4, 4), (1, 16, 64), (64, 10)]
+
+
+@pytest.mark.parametrize("bits", [0.15, 0.65, 1.5, 4.0])
+@pytest.mark.parametrize("compressor", [EntropyCodedQuantizer, KarhunenLoeve])
+def test_a_small_tensor_has_about_the_error_of_a_large_one_for_some_bytes_more(compressor, bits):
+    large = noise(64, 64, 8, 8)
+    expected = error_of(decoded(compressor(bits), large)[0], large)
+    for shape in SMALL:
+        codec, x = compressor(bits), noise(*shape)
+        payload = codec.encode(x)
+        assert error_of(codec.decode(payload), x) < min(0.99, expected + 0.3), shape
+        taken = sum(section.numel() for section in payload.sections) - codec.basis_nbytes(payload)
+        rows, _, samples, _ = cells_shape(shape)
+        beside = 33 + 12 + (rows + 16 + samples + 1) / 2  # scale, step, coder, a basis' head; levels
+        assert taken <= max(8, bits * x.numel() / 8) + beside, shape
+
+
+@pytest.mark.parametrize("shape", [(16, 512), (2, 64, 4, 4), (4, 8, 64)], ids=str)
+def test_a_rate_is_met_where_half_of_it_is_enough_for_what_goes_beside_the_values(shape):
+    assert decoded(EntropyCodedQuantizer(0.65), noise(*shape))[1] <= 0.65
 
 
 def test_what_decodes_is_bounded_by_the_bytes():
