@@ -179,8 +179,8 @@ class Compressor:
         if x.numel() == 0:
             raise ValueError("cannot encode a tensor without elements")
         x = x.detach().contiguous()
-        if not self.checks_itself:
-            check_finite(x)
+        if self.transform != "none" or not self.checks_itself:
+            check_finite(x)  # before a transform, which would hide what is not
         with torch.autocast(x.device.type, enabled=False):
             y, of_transform = self._transform.forward(x, self.formula_bits(x.shape, 8 * x.itemsize) / x.numel())
         sections, params, shrunk = self.to_wire(y)

@@ -7,7 +7,7 @@ from torch import Tensor
 from splitlearn.compressors import REGISTRY, Compressor, MaskSparsifier, Payload, UniformQuantizer
 from splitlearn.compressors.transform import TRANSFORMS, hadamard
 from splitlearn.compressors.uniform import EntropyCodedQuantizer
-from splitlearn.errors import PayloadError
+from splitlearn.errors import NonFiniteError, PayloadError
 
 NAMES = ["dct", "hadamard", "klt"]
 SHAPES = [(16, 24, 8, 12), (4, 48, 6, 5), (4, 30, 64), (64, 40), (300,), (), (8, 7, 3)]
@@ -49,6 +49,20 @@ def test_extremes_stay_finite(name, value):
     x[0, 0, 0, 0] = -value
     compressor = EntropyCodedQuantizer(transform=name)
     assert compressor.decode(compressor.encode(x)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("compressor", [MaskSparsifier, UniformQuantizer])
+def test_what_is_not_finite_is_refused_before_it_is_transformed(compressor, value, name):
+    codec, bad = compressor(transform=name), correlated(2)
+    bad[3, 5, 1, 1] = value
+    for seed in range(2):
+        codec.encode(correlated(seed))
+    before = codec.state_dict()
+    with pytest.raises(NonFiniteError):
+        codec.encode(bad)
+    assert codec.state_dict() is before or before == {}
 
 
 def test_hadamard_is_orthonormal_and_spreads_one_channel_over_all():
