@@ -166,6 +166,8 @@ class SharedBasis:
         integers = bases.unpack_integers(section[HEAD.size :], num_channels, bits)
         if integers is None or (kind == NONE and (len(integers) or number or first)):
             raise PayloadError("brings no whole vectors of a basis that it goes by")
+        if first + len(integers) > num_channels:
+            raise PayloadError(f"goes by {first + len(integers)} vectors of a basis of {num_channels} channels")
         if kind == NONE:
             return Plan(kind, num_used)
         whole, count = integers, len(integers)  # the vectors are the first of these

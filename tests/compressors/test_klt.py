@@ -8,7 +8,7 @@ from torch import Tensor
 import splitlearn
 from splitlearn.compressors import Payload
 from splitlearn.compressors import klt as module
-from splitlearn.compressors.basis import KEPT, NONE, OWN, flaw
+from splitlearn.compressors.basis import HEAD, KEPT, NONE, OWN, SharedBasis, checksum, flaw
 from splitlearn.compressors.klt import KarhunenLoeve
 from splitlearn.compressors.linked import Linked
 from splitlearn.compressors.uniform import RAW, EntropyCodedQuantizer
@@ -198,6 +198,16 @@ def test_a_wrong_or_missing_basis_is_refused_and_never_decoded():
     narrow.decode(sent(KarhunenLoeve(0.65), correlated(32, 12, 8, 8)))
     with pytest.raises(PayloadError, match="of 24 channels, where this end has another"):
         narrow.decode(second)
+
+
+@pytest.mark.parametrize("kind", [OWN, KEPT])
+@pytest.mark.parametrize(("number", "first"), [(25, 0), (5000, 0), (5, 20), (0, 25)])
+def test_more_vectors_than_channels_are_refused(kind, number, first):
+    receiver = SharedBasis(50, 5)
+    integers = torch.ones(number, 24, dtype=torch.int8)
+    head = torch.frombuffer(bytearray(HEAD.pack(1, checksum(integers), 1, first)), dtype=torch.uint8)
+    with pytest.raises(PayloadError, match=f"{number + first} vectors of a basis of 24 channels"):
+        receiver.received(kind, torch.cat([head, bases.pack_integers(integers, 5)]), 24, 5)
 
 
 def test_what_is_refused_changes_nothing():
