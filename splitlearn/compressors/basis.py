@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors import moments
+from splitlearn.compressors.checking import is_as_sent
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import bases
 from splitlearn.kernels.channels import matrix_shape
@@ -101,7 +102,7 @@ class SharedBasis:
         self.state = state or None
 
     def flaw_of(self, state: Any, shape: tuple[int, ...]) -> str | None:
-        return flaw(state, matrix_shape(shape)[0]) if state else None
+        return flaw(state, matrix_shape(shape)[0], self.bits) if state else None
 
     # The sender's
 
@@ -213,29 +214,34 @@ def checksum(integers: Tensor) -> int:
     return zlib.crc32(integers.contiguous().numpy())
 
 
-def flaw(state: Any, num_channels: int) -> str | None:
-    """What is wrong with what somebody sent as a state; None where nothing is."""
+def flaw(state: Any, num_channels: int, bits: int) -> str | None:
+    """What is wrong with what somebody sent as a state, with so many bits a number; None where nothing is."""
     if not isinstance(state, dict) or not {"number", "sent", "integers"} <= state.keys():
         return "it is no basis"
     rest = {name: value for name, value in state.items() if name not in ("number", "sent", "integers")}
     if rest and rest.keys() - {"gradients"} != SENDER:
         return f"beside its basis it has {', '.join(map(str, rest))}"
     numbers = [state["number"], state["sent"], *(state[name] for name in ("step",) if rest)]
-    if not all(type(value) is int and 0 <= value < 1 << 32 for value in numbers):
+    if not all(type(value) is int and 0 <= value < 1 << 31 for value in numbers):  # which goes on, in 32 bits
         return "its basis has no number"
     integers = state["integers"]
-    if not isinstance(integers, Tensor) or integers.dtype != torch.int8 or integers.dim() != 2:
+    if not _is_plain(integers, torch.int8) or integers.dim() != 2:
         return "its basis is no int8 matrix"
     rows = num_channels if rest else state["sent"]
-    if tuple(integers.shape) != (rows, num_channels) or state["sent"] > rows or integers.device.type != "cpu":
+    if tuple(integers.shape) != (rows, num_channels) or state["sent"] > num_channels:
         return f"its basis is of shape {tuple(integers.shape)}, where there are {num_channels} channels"
     if rest:
-        wanted = torch.float32, (num_channels, num_channels)
+        if (integers.short().abs() >= 1 << (bits - 1)).any():
+            return f"its basis is of numbers of more than {bits} bits"
         for one in (state["moments"], state.get("gradients", state["moments"])):
-            if not isinstance(one, Tensor) or (one.dtype, tuple(one.shape)) != wanted:
+            if not _is_plain(one, torch.float32) or one.shape != (num_channels, num_channels):
                 return "its moments are no float32 matrix of the channels"
             if not one.isfinite().all():
                 return "its moments are not finite"
         if type(state["debt"]) is not float or not 0 <= state["debt"] < 1e15:
             return "its debt is not finite"
     return None
+
+
+def _is_plain(value: Any, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and is_as_sent(value) and value.dtype == dtype

@@ -21,6 +21,11 @@ def check_finite(x: Tensor, witness: float | None = None) -> None:
         raise NonFiniteError(f"{int(x.isnan().sum())} NaN and {int(x.isinf().sum())} Inf in a tensor of {x.numel()}")
 
 
+def is_as_sent(tensor: Tensor) -> bool:
+    """Whether a tensor that arrived is plain: dense, on the CPU, and without a gradient."""
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.requires_grad
+
+
 def check_lengths(sections: list[Tensor], *lengths: int) -> None:
     """Raises PayloadError unless the sections have these lengths in bytes."""
     found = tuple(section.numel() for section in sections)

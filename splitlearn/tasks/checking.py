@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-
-def is_as_sent(tensor: Tensor) -> bool:
-    """Whether a tensor that arrived is plain: dense, on the CPU, and without a gradient."""
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided and not tensor.requires_grad
+from splitlearn.compressors.checking import is_as_sent  # noqa: F401  what tasks import from here
 
 
 def check_smoothing(label_smoothing: Any) -> None:

@@ -280,9 +280,15 @@ def test_which_basis_a_map_has_is_a_matter_of_its_size():
     ("changes", "why"),
     [
         ({"number": -1}, "no number"),
+        ({"number": 2**32 - 1}, "no number"),  # after which the next one has no room in a payload
         ({"sent": 25}, "of shape"),
         ({"sent": 1.5}, "no number"),
         ({"integers": torch.zeros(24, 24)}, "no int8"),
+        ({"integers": torch.zeros(24, 24, dtype=torch.int8).to_sparse()}, "no int8"),
+        ({"integers": torch.full((24, 24), -16, dtype=torch.int8)}, "of more than 5 bits"),
+        ({"integers": torch.full((24, 24), -128, dtype=torch.int8)}, "of more than 5 bits"),
+        ({"moments": torch.zeros(24, 24).to_sparse()}, "no float32 matrix"),
+        ({"moments": torch.zeros(24, 24, requires_grad=True)}, "no float32 matrix"),
         ({"integers": torch.zeros(24, 23, dtype=torch.int8)}, "of shape"),
         ({"moments": torch.zeros(24, 23)}, "no float32 matrix"),
         ({"moments": torch.full((24, 24), torch.nan)}, "not finite"),
@@ -297,8 +303,10 @@ def test_what_is_no_state_is_found(changes, why):
     receiver.decode(sent(sender, MAPS["image"]()))
     for codec in (sender, receiver):
         assert codec.flaw_of(codec.state_dict(), (1, 24, 8, 8)) is None
-    assert why in flaw({**sender.state_dict(), **changes}, 24)
-    assert flaw([], 24) == "it is no basis" == flaw({"number": 1}, 24)
+    assert why in sender.flaw_of({**sender.state_dict(), **changes}, (1, 24, 8, 8))
+    assert flaw([], 24, 5) == "it is no basis" == flaw({"number": 1}, 24, 5)
+    more = {"number": 1, "sent": 25, "integers": torch.zeros(25, 24, dtype=torch.int8)}  # than there are channels
+    assert "of shape" in flaw(more, 24, 5)
     assert KarhunenLoeve().flaw_of({}, (1, 24, 8, 8)) is None
 
 
