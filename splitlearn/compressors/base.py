@@ -212,8 +212,8 @@ class Compressor:
         """Restores the tensor of `payload` on `device`.
 
         Any bytes that `Payload.parse` took are safe to decode: what comes out has the payload's shape and dtype, though
-        its values may be any, NaN and Inf among them. The memory that it takes is in proportion to the bytes that
-        arrived, whatever their header says, by a factor that the compressor's options set, such as 1/(1-ratio).
+        its values may be any, NaN and Inf among them. The memory that it takes is in proportion to that shape, which
+        the sender chooses where none is expected: a few kilobytes may then stand for gigabytes.
 
         Args:
             payload: what was received.

@@ -22,6 +22,8 @@ from torch import Tensor
 from splitlearn.compressors import Compressor, Identity, MaskSparsifier, Payload
 from splitlearn.exchange.wayback import check_backward, check_linked, encode
 
+Expected = tuple[tuple[int, ...], torch.dtype] | None
+
 
 class Sender(Protocol):
     """The sending end, for one tensor."""
@@ -130,12 +132,15 @@ class Received:
         gradient_wire: after a backward pass, what crosses back, a 1-D uint8 tensor on the CPU.
     """
 
-    def __init__(self, wire: Tensor, uplink: Compressor, downlink: Compressor, device: torch.device | str):
+    def __init__(
+        self, wire: Tensor, uplink: Compressor, downlink: Compressor, device: torch.device | str, expected: Expected
+    ):
         self._wire, self._uplink, self._downlink, self._device = wire, uplink, downlink, torch.device(device)
+        self._expected = expected
         self.tensor: Tensor = Receive.apply(torch.zeros((), requires_grad=True), self)
 
     def decode(self) -> Tensor:
-        decoded = self._uplink.decode(Payload.parse(self._wire), self._device)
+        decoded = self._uplink.decode(Payload.parse(self._wire), self._device, self._expected)
         self._trace = self._uplink.trace
         return decoded
 
@@ -163,7 +168,11 @@ def send(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, back
 
 
 def receive(
-    wire: Tensor, uplink: Compressor, downlink: Compressor | None = None, device: torch.device | str = "cpu"
+    wire: Tensor,
+    uplink: Compressor,
+    downlink: Compressor | None = None,
+    device: torch.device | str = "cpu",
+    expected: Expected = None,
 ) -> Received:
     """Decodes what `send` gave on the other side: `.tensor`, and after its backward pass `.gradient_wire` to send back.
 
@@ -172,11 +181,13 @@ def receive(
         uplink: the other side's, which compressed it.
         downlink: compresses the gradient; None leaves it as it is.
         device: where the tensor is wanted.
+        expected: the shape and dtype that the tensor has to have. Without it the sender chooses them, and a few
+            kilobytes may decode to gigabytes: give it where the other side is not to be trusted.
 
     Raises:
-        PayloadError: it is no payload of this compressor.
+        PayloadError: it is no payload of this compressor, or of another shape or dtype than is expected.
     """
-    return Received(wire, uplink, _way_back(uplink, downlink), device)
+    return Received(wire, uplink, _way_back(uplink, downlink), device, expected)
 
 
 def compress(x: Tensor, uplink: Compressor, downlink: Compressor | None = None, backward: str = "auto") -> Tensor:

@@ -192,6 +192,23 @@ def test_send_and_receive_are_compress_with_a_wire_between(backward, downlink, n
     assert torch.equal(other.grad, one.grad)
 
 
+def test_another_shape_or_dtype_than_is_expected_is_refused_before_memory_is_taken(noise, monkeypatch):
+    up, x = UniformQuantizer(lossless="zstd"), noise(4, 8)
+    wire = splitlearn.send(x.clone().requires_grad_(), up).wire
+    received = splitlearn.receive(wire, up, expected=((4, 8), torch.float32))
+    assert torch.equal(received.tensor, splitlearn.receive(wire, up).tensor)
+    large = splitlearn.send(torch.zeros(1 << 22, requires_grad=True), up).wire
+    assert large.numel() < 1 << 10
+    monkeypatch.setattr(UniformQuantizer, "from_sections", None)
+    for sent, expected in (
+        (large, ((4, 8), torch.float32)),
+        (wire, ((8, 4), torch.float32)),
+        (wire, ((4, 8), torch.half)),
+    ):
+        with pytest.raises(PayloadError, match="is expected"):
+            splitlearn.receive(sent, up, expected=expected)
+
+
 def test_what_is_no_payload_is_refused_at_both_ends(noise):
     up = MaskSparsifier(0.7)
     sent = splitlearn.send(noise(4, 8).requires_grad_(), up)
