@@ -23,6 +23,7 @@ from splitlearn.kernels.sections import view_as
 from splitlearn.kernels.threshold import largest
 
 BITMAP, INDICES = 0, 1
+MOST_INDEXED = 1 << 31  # elements that an int32 index reaches
 
 
 @register("sp")
@@ -30,7 +31,7 @@ class TopKSparsifier(Compressor):
     """Keeps the k = ⌊(1-ratio)·d⌋ values of largest magnitude (at least one) of a tensor of d elements.
 
     Sections: the values, in their order in the tensor; their positions as a bitmap of d bits or as k int32 indices,
-    whichever is smaller.
+    whichever is smaller; beyond 2^31 elements always a bitmap.
 
     Args:
         ratio: share of the values that is dropped, 0 ≤ ratio < 1.
@@ -52,7 +53,7 @@ class TopKSparsifier(Compressor):
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         x = x.view(-1)
         positions = self.positions(x)
-        if _bitmap_is_smaller(positions.numel(), x.numel()):
+        if _takes_bitmap(positions.numel(), x.numel()):
             bitmap = pack_spans(_marks(positions, x.numel()), x.numel(), 1, x.device)
             return [x.index_select(0, positions), bitmap], (BITMAP,)
         return [x.index_select(0, positions), positions.to(torch.int32)], (INDICES,)
@@ -60,7 +61,7 @@ class TopKSparsifier(Compressor):
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         numel = payload.numel
         k = num_kept(self.ratio, numel)
-        kind = BITMAP if _bitmap_is_smaller(k, numel) else INDICES
+        kind = BITMAP if _takes_bitmap(k, numel) else INDICES
         if payload.params[0] != kind:
             raise PayloadError("gives the positions in another form than its shape and ratio ask for")
         check_lengths(sections, k * payload.dtype.itemsize, packed_nbytes(numel, 1) if kind == BITMAP else 4 * k)
@@ -82,7 +83,7 @@ class TopKSparsifier(Compressor):
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         numel = prod(shape)
         k = num_kept(self.ratio, numel)
-        return value_bits * k + min(numel, 32 * k)
+        return value_bits * k + (numel if _takes_bitmap(k, numel) else 32 * k)
 
 
 def _marks(positions: Tensor, numel: int) -> Iterator[Tensor]:
@@ -92,8 +93,8 @@ def _marks(positions: Tensor, numel: int) -> Iterator[Tensor]:
         yield marks.index_fill_(0, here, 1)
 
 
-def _bitmap_is_smaller(k: int, numel: int) -> bool:
-    return packed_nbytes(numel, 1) <= 4 * k
+def _takes_bitmap(k: int, numel: int) -> bool:
+    return numel > MOST_INDEXED or packed_nbytes(numel, 1) <= 4 * k
 
 
 @register("rt")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from wires import to_bytes, with_checksum
 
-from splitlearn.compressors import Payload, RandomTopKSparsifier, TopKSparsifier
+from splitlearn.compressors import Payload, RandomTopKSparsifier, TopKSparsifier, sparse
 from splitlearn.errors import PayloadError
 
 
@@ -28,6 +28,15 @@ def test_positions_take_the_smaller_form(ratio, positions_nbytes):
     values, positions = TopKSparsifier(ratio=ratio).encode(randn(10_000)).sections
     assert positions.numel() == positions_nbytes
     assert values.numel() == 4 * int((1 - ratio) * 10_000 + 1e-6)
+
+
+def test_beyond_what_an_index_reaches_positions_are_a_bitmap(monkeypatch):
+    assert TopKSparsifier(ratio=0.99).formula_bits((1 << 16, 1 << 16)) == 32 * (0.01 * 2**32 // 1) + 2**32
+    monkeypatch.setattr(sparse, "MOST_INDEXED", 9_999)
+    compressor, x = TopKSparsifier(ratio=0.99), randn(10_000)
+    payload = compressor.encode(x)
+    assert payload.sections[1].numel() == 1250
+    assert int((compressor.decode(payload) == x).sum()) == 100
 
 
 def test_indices_that_are_out_of_range_or_not_ascending_are_refused():
