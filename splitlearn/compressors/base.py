@@ -2,7 +2,7 @@
 
 To add one, put a file beside this one with a class that is decorated with `@register("name")`: its name becomes a
 choice of the config groups `compressor` (uplink) and `compressor@downlink`, its fields become config keys, and the
-tests that run over all registered compressors take it in. README.md shows a whole one.
+tests that run over all registered compressors take it in. docs/extending.md shows a whole one.
 """
 
 from __future__ import annotations

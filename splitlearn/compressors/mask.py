@@ -238,5 +238,6 @@ class MaskSparsifier(Compressor):
         return self.bits * numel + top_bits
 
 
-# Chosen by scripts/compression_error.py: at most the error of the paper's setting, in 1.5 bits an element, not 2.32.
+# Chosen by scripts/benchmarks/compression_error.py: at most the error of the paper's setting, in 1.5 bits an element,
+# not 2.32.
 offer("ms_best", MaskSparsifier, levels="fitted", values="uint8", lossless="zstd")

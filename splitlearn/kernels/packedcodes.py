@@ -23,11 +23,12 @@ from torch import Tensor
 from splitlearn.errors import PayloadError
 from splitlearn.kernels import ans, classed, tables
 from splitlearn.kernels.bits import pack, packed_nbytes, unpack
+from splitlearn.kernels.channels import channel_axis
 from splitlearn.kernels.jit import compiled
+from splitlearn.kernels.sections import MOST_A_BYTE
 
 KIND = 1  # the first byte of a frame, which no zstd frame begins with
 HEAD = struct.Struct("<BBBBIIII")
-MOST_A_BYTE = 1 << 10  # codes that a byte of a frame may stand for, so that what is decoded has a bound
 MOST_SINGLE = 1 << 20  # codes that are also tried one a symbol
 FEWEST = 1 << 8  # codes that are worth a head and a table
 TOTAL, WIDE = ans.TOTAL, tables.WIDE
@@ -103,7 +104,7 @@ def _layouts(shape: tuple[int, ...], joined: int) -> Iterator[tuple[int, int]]:
         if run % joined == 0:
             yield prod(shape) // run, run // joined
     if len(shape) > 1:
-        axis = 2 if len(shape) == 3 else 1  # of the channels
+        axis = channel_axis(shape)
         run = prod(shape[axis + 1 :])
         if run % joined == 0 and shape[axis] > 1 and prod(shape[:axis]) > 1:
             yield shape[axis], run // joined

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from splitlearn.errors import PayloadError
 
-MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for
+MOST_A_BYTE = 1 << 10  # elements that a byte of a payload may stand for, so that what is decoded has a bound
 
 
 def as_bytes(tensor: Tensor) -> Tensor:
