@@ -14,9 +14,7 @@ BEGIN = f"import sys; sys.path[0] = {str(ROOT / 'scripts')!r}; from script impor
 def started(*lines: str) -> subprocess.Popen:
     """A script whose main is these lines."""
     text = "\n".join([BEGIN, "def main():", *(f"    {line}" for line in lines), "start(main)"])
-    return subprocess.Popen(
-        [sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.batches import largest_batch
+from splitlearn.compressors.checking import is_as_sent
 from splitlearn.config import made_from
 from splitlearn.rates import SCHEDULED
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import trained
 from splitlearn.tasks import Task
-from splitlearn.tasks.checking import is_as_sent
 from splitlearn.tasks.origin import Origin
 
 MAX_SUM = 1e30  # so that a run's totals stay finite

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors import Payload
+from splitlearn.compressors.checking import is_as_sent
 from splitlearn.errors import PayloadError
 from splitlearn.exchange.channel import Channel
 from splitlearn.kernels import bits, keeping
 from splitlearn.kernels.sections import view_as
-from splitlearn.tasks.checking import is_as_sent
 
 HEAD = struct.Struct("<I")  # checksum of how often the samples were sent before; numbers follow, and a bit of each
 NARROW = 1 << 16  # up to so many samples, a number takes two bytes

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from splitlearn.compressors.checking import is_as_sent
 from splitlearn.segments.forward import valid
-from splitlearn.tasks.checking import is_as_sent
 
 DTYPE = torch.uint16  # of lengths on the wire, which are up to forward.LONGEST
 

@@ -1,10 +1,8 @@
-"""What tasks check alike: an option, and a tensor that arrived."""
+"""What tasks check alike."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from splitlearn.compressors.checking import is_as_sent  # noqa: F401  what tasks import from here
 
 
 def check_smoothing(label_smoothing: Any) -> None:

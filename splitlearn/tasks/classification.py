@@ -13,9 +13,10 @@ from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from splitlearn.compressors.checking import is_as_sent
 from splitlearn.errors import UserError
 from splitlearn.tasks import classes
-from splitlearn.tasks.checking import check_smoothing, is_as_sent
+from splitlearn.tasks.checking import check_smoothing
 from splitlearn.tasks.loading import client_data
 from splitlearn.tasks.partition import labels
 from splitlearn.tasks.task import ClientData, Metric, Task

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from splitlearn.compressors.checking import is_as_sent
 from splitlearn.errors import UserError
-from splitlearn.tasks.checking import check_smoothing, is_as_sent
+from splitlearn.tasks.checking import check_smoothing
 from splitlearn.tasks.language import hf, networks, texts, tokens
 from splitlearn.tasks.language.gpt import generate
 from splitlearn.tasks.language.tokens import Bytes, tokenizer_from
