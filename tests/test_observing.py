@@ -65,6 +65,8 @@ def test_a_full_disk_names_the_run_to_go_on_with(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(observing, "write_whole", full)
+    (tmp_path / "run" / ".hydra").mkdir(parents=True)
+    (tmp_path / "run" / ".hydra" / "overrides.yaml").write_text("[]\n")  # it has begun
     for options, inputs, folder in (([], False, "run/observed"), ([f"observe.inputs={tmp_path}/seen"], True, "seen")):
         observer = Observer(compose(*KEEPING, *options), tmp_path / "run", inputs)
         with pytest.raises(UserError) as error:
