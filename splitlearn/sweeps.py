@@ -25,7 +25,7 @@ from splitlearn.jobs import FAILED, Job, table
 from splitlearn.tasks import task_from
 from splitlearn.words import quoted
 
-FILE_WIDTH = 160  # of the table, where nobody's terminal is narrower
+WIDTH = 160  # of the table at most, also where a terminal is narrower: it would lose columns there
 REPORT = Path(__file__).parents[1] / "scripts" / "report.py"
 current: Sweep | None = None  # of this process
 
@@ -88,7 +88,7 @@ class Sweep(Callback):
         jobs = self.jobs()
         if not jobs:
             return not self.has_failed
-        console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else FILE_WIDTH)
+        console = Console(highlight=False, width=WIDTH)
         console.print(table(jobs))
         for job in jobs:
             if why := job.failure:
