@@ -10,6 +10,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+MODE = "training"  # a module's attribute
+
 
 class Refusal(Exception):
     """Why a cut is not possible."""
@@ -101,7 +103,12 @@ class _Tracer(fx.Tracer):
         self.outputs: dict[str, fx.Node] = {}
 
     def create_args_for_root(self, root_fn, is_module, concrete_args=None):
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]  # the others have their defaults
+        arguments = [self.root, self.create_proxy("placeholder", "x", (), {})]  # the others have their defaults
+        nodes = self.root.graph.nodes if isinstance(self.root, fx.GraphModule) else ()
+        for target in {node.target for node in nodes if node.op == "get_attr" and node.target.endswith(f".{MODE}")}:
+            owner = self.root.get_submodule(target.rpartition(".")[0])  # that was opened before: it keeps its mode
+            owner.training = self.create_proxy("get_attr", target, (), {})
+        return root_fn, arguments
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         if self.opened is None:
@@ -128,8 +135,15 @@ class _Tracer(fx.Tracer):
         return output
 
 
+def _owner(node: fx.Node) -> str:
+    """The path of the module in whose forward it was recorded; "" is the model."""
+    stack = node.meta.get("nn_module_stack")
+    return next(reversed(stack.values()))[0] if stack else ""
+
+
 def _unite(model: nn.Module, node: fx.Node | None, evaluated: fx.Node | None) -> None:
-    """Makes what is True in a node of the training's graph, and False in that of evaluation, depend on the mode."""
+    """Makes what is True in a node of the training's graph, and False in that of evaluation, depend on the mode of the
+    module that computes it, which may be frozen where others are not."""
     different = Refusal(
         "the modules around it do something else in training than in evaluation: put that into a module of its own"
     )
@@ -146,7 +160,7 @@ def _unite(model: nn.Module, node: fx.Node | None, evaluated: fx.Node | None) ->
     for index, (leaf, other) in enumerate(zip(leaves, others, strict=True)):
         if leaf is True and other is False:
             with node.graph.inserting_before(node):
-                leaves[index] = node.graph.get_attr("training")
+                leaves[index] = node.graph.get_attr(f"{_owner(node)}.{MODE}".lstrip("."))
         elif not isinstance(leaf, fx.Node) and repr(leaf) != repr(other):
             raise different
     node.args, node.kwargs = pytree.tree_unflatten(leaves, spec)

@@ -1,6 +1,7 @@
 """Cuts of networks that are not torchvision's: optional arguments, tuples, recurrence, shared weights, odd forwards."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,6 +12,9 @@ from torch import nn
 
 from splitlearn.errors import UserError
 from splitlearn.segments import split, valid_cuts
+from splitlearn.segments.bottleneck import with_bottleneck
+from splitlearn.segments.cutting import run
+from splitlearn.segments.parts import Parts
 
 
 class Optional(nn.Module):
@@ -24,6 +28,17 @@ class Optional(nn.Module):
     def forward(self, x, scale=2.0, *, mask=None):
         x = F.dropout(self.first(x - torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)) * scale, 0.5, self.training)
         return self.head(F.dropout(self.second(x) * self.scales, training=self.training).mean((2, 3)))
+
+
+class Dropping(nn.Module):
+    """Drops half of what each of its layers gives, as a function."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return F.dropout(self.b(F.dropout(self.a(x), 0.5, self.training)), 0.5, self.training)
 
 
 class Recurrent(nn.Module):
@@ -145,6 +160,36 @@ def test_what_cannot_be_is_one_sentence(model, cut, reason, noise):
     torch.manual_seed(0)
     with pytest.raises(UserError, match=f"^cut={cut} is not possible: .*{reason}"):
         split(model(), cut, noise(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("frozen", [["one"], ["two"], ["one", "two"], []], ids=str)
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("cuts", [["one.a"], ["one.a", "two.a"], ["one", "two.a"]], ids=str)
+def test_a_module_that_a_cut_opens_drops_nothing_where_it_is_frozen(cuts, narrow, frozen, noise):
+    model, x = nn.Sequential(OrderedDict(one=Dropping(), two=Dropping(), head=nn.Linear(6, 10))), noise(4, 6)
+    if narrow:
+        model = with_bottleneck(model, cuts[0], 2, x)
+        cuts = [f"bottleneck_{cuts[0].replace('.', '_')}.reduce", *cuts[1:]]
+    rest, reached, parts = model, x, []
+    for cut in cuts:
+        part, rest = split(rest, cut, reached)
+        reached = run(part, reached)
+        parts.append(Parts([part]))
+    parts.append(Parts([rest]))
+    for part in (one := Parts([model])), *parts:
+        part.freeze(frozen)
+        part.train()
+    drawn = set()
+    for seed in range(4):
+        torch.manual_seed(seed)
+        expected = one(x)
+        torch.manual_seed(seed)
+        found = x
+        for part in parts:
+            found = part(found)
+        assert torch.equal(found, expected)
+        drawn.add(found.sum().item())
+    assert len(drawn) == (1 if len(frozen) == 2 else 4)
 
 
 def test_sequences_before_samples_are_no_cut(noise):
