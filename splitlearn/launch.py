@@ -32,6 +32,8 @@ from splitlearn.folder import new_folder, started_at
 from splitlearn.kinds import CONF
 from splitlearn.stopping import tidy_up
 
+OF_ONE_RANK = ("rpc.host=", "rpc.port=", "client.index=")  # options that nothing heeds where this starts all ranks
+unheeded: list[str] = []  # such words of the command line; not those that a run which goes on was started with
 TELLING_S = 5  # how long another rank leaves the server to tell the user what happened
 
 
@@ -40,6 +42,8 @@ def start() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in a sentence
     forgive(sys.stdout, sys.stderr)
     sys.path.append(os.getcwd())  # a user's own data set, network or exchange is found there, by all ranks
+    global unheeded
+    unheeded = [word for word in sys.argv if word.lstrip("+").startswith(OF_ONE_RANK)]
     try:
         sys.argv = read(sys.argv)
     except UserError as error:
@@ -80,7 +84,12 @@ def main(cfg: DictConfig) -> float | None:
     try:
         place = worker.place_from(cfg)
         if cfg.cut == "?":
-            return listing.print_cuts(cfg) if place is None or place.rank == 0 else None
+            is_silent = place is not None and place.is_fleet and place.rank > 0
+            return None if is_silent else listing.print_cuts(cfg)
+        if place is None and unheeded:
+            raise UserError(
+                f"{unheeded[-1]} is for a rank that is started alone: add role=server or role=client, or leave it out"
+            )
         if not is_client() and not any((folder / name).exists() for name in (".hydra", "config.yaml")):
             with writing_to(folder):
                 write_texts(folder, origin)

@@ -178,6 +178,8 @@ def test_role_by_role_start(one_each):
         (["schedule.T_max=0"], ["schedule.T_max=0 must be a whole number, at least 1"]),
         (["optimizer._target_=torch.optim.Sgd"], ["optimizer._target_=torch.optim.Sgd is not found"]),
         (["+optimizer.foo=1"], ["optimizer.foo=1 does not fit torch.optim.SGD"]),
+        (["rpc.host=10.0.0.9", "rpc.port=1234"], ["rpc.port=1234 is for a rank that is started alone: add role="]),
+        (["client.index=7"], ["client.index=7 is for a rank that is started alone"]),
         (["role=client", "num_clients=2", "client.index=abc"], ["client.index=abc must be a whole number, at least 0"]),
         (["role=client", "num_clients=2", "client.index=null"], ["client.index=null must be a whole number"]),
         (["role=client", "num_clients=2", "client.index=-1"], ["client.index=-1 must be a whole number"]),
@@ -577,8 +579,9 @@ def test_training_that_diverges_stops_or_goes_on_without_those_batches(run_here,
     assert all(line["clients"] == [] for line in steps[2:])
 
 
-def test_cuts_are_listed(run_here, tmp_path):
-    status, out = run_here(ROOT / "launch.py", "arch=resnet18", "cut=?")
+@pytest.mark.parametrize("role", [[], ["role=client", "num_clients=2"]])
+def test_cuts_are_listed(role, run_here, tmp_path):
+    status, out = run_here(ROOT / "launch.py", "arch=resnet18", "cut=?", *role)
     assert status == 0
     assert "layer2" in out and "128×16×16" in out and "131,072" in out
     assert not job_folders(tmp_path)
