@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,10 +27,14 @@ class Draws:
     """
 
     def __init__(self, secret: bytes, x: Tensor, *purpose: object):
-        digest = hashlib.blake2b(repr(purpose).encode(), digest_size=16, key=hashlib.sha256(secret).digest())
-        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        key = int.from_bytes(digest.digest(), "little")
-        self._generator = np.random.Generator(np.random.Philox(key=key))
+        self._key, self._x, self._purpose = hashlib.sha256(secret).digest(), x, repr(purpose).encode()
+
+    @cached_property
+    def _generator(self) -> np.random.Generator:
+        """Made at the first draw: it reads all of x, and some defences draw nothing."""
+        digest = hashlib.blake2b(self._purpose, digest_size=16, key=self._key)
+        digest.update(self._x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Of mean 0 and standard deviation 1: float32, on the CPU."""

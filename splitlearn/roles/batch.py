@@ -66,9 +66,8 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         inputs, targets = _take(client, loaded)
         may_be_undone = cfg.nonfinite == "skip" or cfg.membership.open or isinstance(parts, Older)
         step = (progress.epoch - 1) * plan.num_sent(client.num_batches) + plan.num_sent(progress.batch)
-        passage = _passage(client, inputs)
-        passage.measures_error = measures_error(cfg, step)
-        passage.samples = client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None
+        samples = client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None
+        passage = _passage(client, inputs, measures_error=measures_error(cfg, step), samples=samples)
         half = client.exchange.client(parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
         num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
@@ -78,7 +77,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
     return batch
 
 
-def _passage(client: Any, inputs: Any) -> Passage:
+def _passage(client: Any, inputs: Any, **options: Any) -> Passage:
     return Passage(
         client.codecs,
         (client.index, client.progress.epoch, client.progress.batch),
@@ -88,6 +87,7 @@ def _passage(client: Any, inputs: Any) -> Passage:
         is_trained=client.plan.is_trained,
         inputs=inputs,
         stopwatch=client.stopwatch,
+        **options,
     )
 
 
