@@ -13,7 +13,8 @@ from splitlearn.exchange.exchange import Exchange, exchange_from
 
 BASE = "labels_up"  # with topology=parallel: what all others are compared with
 USUAL = OmegaConf.load(ROOT / "conf" / "config.yaml")
-NO_RESULT = {"exchange.hold_mb", "evaluate.every", "channels_last"}  # bound a run, or say when a result is read, or how
+# They bound a run, or say when a result is read, or how it is computed, or what is kept of it for attacks.
+NO_RESULT = {"exchange.hold_mb", "evaluate.every", "channels_last", "observe.batches", "observe.every"}
 
 
 def way_of(cfg: DictConfig) -> str:

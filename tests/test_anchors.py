@@ -157,7 +157,12 @@ def test_images_that_are_sent_once_are_files_and_a_row_of_the_report(tmp_path, f
     "name, overrides, sentence",
     [
         ("images", [], "these images are in no files of their own, whose bytes would count: use data=image_folder"),
-        ("fedavg", ["bottleneck=8"], "bottleneck=8 does not go with a network that is not cut: use bottleneck=null"),
+        ("fedavg", ["bottleneck=8"], "bottleneck=8 is not offered of a network that is not cut: use bottleneck=null"),
+        (
+            "images",
+            ["early_stopping.patience=2"],
+            "early_stopping.patience=2 is not offered of a network that is not cut",
+        ),
         ("fedavg", ["optimizer.lr=1e9", "epochs=4"], "training diverged; lower optimizer.lr"),
         ("fedavg", ["epochs=0"], "epochs=0 must be a whole number, at least 1"),
         ("fedavg", ["epoch=1"], "epoch is unknown: did you mean"),

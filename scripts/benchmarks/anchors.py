@@ -53,7 +53,7 @@ from splitlearn.tasks.task import ClientData
 from splitlearn.topologies.averaging import average_states
 from splitlearn.worker import DEFAULT_NUM_CLIENTS
 
-PLAIN = {  # what would make it another training than the runs', or what they do with clients that come and go
+PLAIN = {  # what would make it another training than the runs', or how they go on or end
     "bottleneck": None,
     "freeze": None,
     "lora.rank": None,
@@ -62,6 +62,7 @@ PLAIN = {  # what would make it another training than the runs', or what they do
     "membership.open": False,
     "topology.name": "parallel",
     "nonfinite": "stop",
+    "early_stopping.patience": None,
 }
 WAYS = ("up", "down")
 
@@ -269,7 +270,7 @@ def check(cfg: DictConfig) -> None:
     checks.check(cfg)
     for key, value in PLAIN.items():
         if (given := OmegaConf.select(cfg, key)) != value:
-            raise UserError(f"{key}={given} does not go with a network that is not cut: use {key}={value or 'null'}")
+            raise UserError(f"{key}={given} is not offered of a network that is not cut: use {key}={value or 'null'}")
 
 
 def settings(overrides: list[str]) -> list[DictConfig]:
