@@ -13,20 +13,48 @@ batch.
 
 import argparse
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from script import start
 from tables import markdown
+from torch import Tensor
 
+from splitlearn import saved
+from splitlearn.compose import compose
+from splitlearn.errors import UserError
+from splitlearn.exchange.channels import Channel, channels_of, know
+from splitlearn.exchange.codecs import Codecs
+from splitlearn.exchange.exchange import Exchange, Outcome, converse, exchange_from
+from splitlearn.exchange.network import Network
+from splitlearn.exchange.passage import Passage
 from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of, told_apart
+from splitlearn.tasks import Metric, Task, task_from
+from splitlearn.tasks.task import ClientData
+from splitlearn.words import readable
 
 MOST_CLASSES = 30  # in a matrix
 MOST_MISTAKES = 20
 
 
-@torch.no_grad()
+@dataclass
+class Tested:
+    """What a test set came to by one set of channels.
+
+    Attributes:
+        outcomes: one a batch, with its client.
+        codec: of the exchange's first channel, in words.
+        num_bytes: of the payloads, both ways.
+    """
+
+    outcomes: list[tuple[int, Outcome]]
+    codec: str
+    num_bytes: int
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
@@ -35,83 +63,99 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_args()
 
-    from splitlearn import saved
-    from splitlearn.compose import compose
-    from splitlearn.errors import UserError
-    from splitlearn.exchange.channels import channels_of, know
-    from splitlearn.exchange.codecs import Codecs
-    from splitlearn.exchange.exchange import converse, exchange_from
-    from splitlearn.exchange.passage import Passage
-    from splitlearn.tasks import task_from
-    from splitlearn.words import readable
-
     run = saved.load(arguments.run, arguments.client, arguments.best)
-    cfg = run.cfg
-    if arguments.overrides:
-        started_with = arguments.run / ".hydra" / "overrides.yaml"
-        if not started_with.exists():
-            raise UserError(f"overrides need {started_with}, with what the run was started with, and it is not there")
-        before = OmegaConf.load(started_with)
-        cfg = OmegaConf.merge(compose(*before, *readable(arguments.overrides)), {"num_clients": cfg.num_clients})
+    cfg = overridden(run.cfg, arguments.run, arguments.overrides)
     task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
-    tested = saved.test_data(task, cfg)
-    task.know(task.tested(run.about, [data.about for data in tested]))
+    clients = saved.test_data(task, cfg)
+    task.know(task.tested(run.about, [data.about for data in clients]))
     plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
-    ways = {"as configured": channels_of(cfg, exchange), "no compression": channels_of(plain, exchange)}
-    rows, by_client, pairs, first = [], [], None, exchange.channels[0].name
-    names = task.class_names(run.about)
-    for title, channels in ways.items():
-        know(channels, network, cfg)
-        num_bytes = 0
-        outcomes = []
-        for client, data in enumerate(tested):
-            both = Codecs(channels, "up"), Codecs(channels, "down")
-            for batch in data.test:
-                inputs, targets = task.to_device(batch, torch.device("cpu"))
-                ends = [
-                    Passage(codecs, (), inputs.device, "the other end", cfg.batch_size, in_evaluation=True)
-                    for codecs in both
-                ]
-                outcome = converse(
-                    exchange.client_evaluation(network.client, ends[0], task, inputs, targets),
-                    exchange.server_evaluation(network.server, ends[1], task),
-                )
-                outcomes.append((client, outcome))
-                num_bytes += sum(transfer.num_bytes for transfer in ends[1].transfers)
-        if not outcomes:
-            raise UserError(
-                f"data={cfg.data.name} has no test samples at data.root={cfg.data.get('root')}: give another data.root"
-            )
-        found = evaluation_of(outcomes, None, task)
-        num_samples = found["samples"]
-        figures = [metric.form(found[metric.name]) for metric in task.metrics]
-        if not by_client:
-            by_client, pairs = found["by_client"], told_apart(one for _, one in outcomes)
-        codec = ends[0].codecs.of(channels[first], in_evaluation=True).label
-        rows.append([title, codec, *figures, f"{found['loss']:.4f}", f"{num_bytes / num_samples:,.0f}"])
+    ways = {}
+    for title, setting in {"as configured": cfg, "no compression": plain}.items():
+        channels = channels_of(setting, exchange)
+        know(channels, network, setting)
+        ways[title] = tested(network, channels, exchange, task, clients, cfg.batch_size)
+    if not any(way.outcomes for way in ways.values()):
+        root = cfg.data.get("root")
+        raise UserError(f"data={cfg.data.name} has no test samples at data.root={root}: give another data.root")
+    found = {title: evaluation_of(way.outcomes, None, task) for title, way in ways.items()}
+
+    its = found["as configured"]
     name, of_data = task.headline(cfg)
     of = f", bottleneck={cfg.bottleneck}" if cfg.get("bottleneck") else ""
-    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {num_samples:,} test samples of {of_data}\n")
+    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {its['samples']:,} test samples of {of_data}\n")
     titles = [metric.title for metric in task.metrics]
+    rows = [
+        [title, way.codec, *forms(found[title], task.metrics), f"{found[title]['loss']:.4f}", a_sample(way, its)]
+        for title, way in ways.items()
+    ]
     print(markdown(["", exchange.channels[0].title, *titles, "loss", "bytes a sample"], rows))
-    if len(by_client) > 1:
-        rows = [
-            [client, f"{its['samples']:,}", *(metric.form(its[metric.name]) for metric in task.metrics)]
-            for client, its in by_client.items()
-        ]
+    if len(its["by_client"]) > 1:
+        rows = [[one, f"{own['samples']:,}", *forms(own, task.metrics)] for one, own in its["by_client"].items()]
         print("\n" + markdown(["client", "test samples", *titles], rows))
+    names, pairs = task.class_names(run.about), told_apart(one for _, one in ways["as configured"].outcomes)
     if names and pairs is not None:
         confusion = confusion_of(pairs, len(names))
         of_confusion = {} if confusion is None else task.of_confusion(confusion)
         for metric in task.confusion_metrics if of_confusion else ():
             print(f"\n{metric.title} {metric.form(of_confusion[metric.name])}")
-        print("\n" + confusion_table(pairs, names))
+        print("\n" + confusion_table(pairs, confusion, names))
 
 
-def confusion_table(pairs: torch.Tensor, names: list[str]) -> str:
+def overridden(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfig:
+    """A run's configuration with overrides after those that it was started with, and with as many clients.
+
+    Raises:
+        UserError: its folder does not say what it was started with.
+    """
+    if not overrides:
+        return cfg
+    started_with = folder / ".hydra" / "overrides.yaml"
+    if not started_with.exists():
+        raise UserError(f"overrides need {started_with}, with what the run was started with, and it is not there")
+    own = compose(*OmegaConf.load(started_with), *readable(overrides))
+    return OmegaConf.merge(own, {"num_clients": cfg.num_clients})
+
+
+@torch.no_grad()
+def tested(
+    network: Network,
+    channels: dict[str, Channel],
+    exchange: Exchange,
+    task: Task,
+    clients: list[ClientData],
+    batch_size: int,
+) -> Tested:
+    """All clients' test samples through the network and the channels' codecs."""
+    outcomes, num_bytes = [], 0
+    for client, data in enumerate(clients):
+        both = Codecs(channels, "up"), Codecs(channels, "down")
+        for batch in data.test:
+            inputs, targets = task.to_device(batch, torch.device("cpu"))
+            ends = [
+                Passage(codecs, (), inputs.device, "the other end", batch_size, in_evaluation=True) for codecs in both
+            ]
+            outcome = converse(
+                exchange.client_evaluation(network.client, ends[0], task, inputs, targets),
+                exchange.server_evaluation(network.server, ends[1], task),
+            )
+            outcomes.append((client, outcome))
+            num_bytes += sum(transfer.num_bytes for transfer in ends[1].transfers)
+    codec = both[0].of(channels[exchange.channels[0].name], in_evaluation=True)
+    return Tested(outcomes, codec.label, num_bytes)
+
+
+def forms(evaluation: dict[str, Any], metrics: tuple[Metric, ...]) -> list[str]:
+    return [metric.form(evaluation[metric.name]) for metric in metrics]
+
+
+def a_sample(way: Tested, evaluation: dict[str, Any]) -> str:
+    return f"{way.num_bytes / evaluation['samples']:,.0f}"
+
+
+def confusion_table(pairs: Tensor, confusion: Tensor | None, names: list[str]) -> str:
     """Samples of each class (row) by what they were taken for (column); of many classes the most frequent mistakes."""
     if len(names) <= MOST_CLASSES:
-        shares, confusion = by_class(pairs, names), confusion_of(pairs, len(names))
+        shares = by_class(pairs, names)
         rows = [
             [name, *(str(count) if count else "·" for count in row), f"{shares[name]:.1%}" if name in shares else "–"]
             for name, row in zip(names, confusion.tolist(), strict=True)
