@@ -48,6 +48,13 @@ def test_noise_is_of_its_size_after_the_cut(kind, norm):
     assert noise.std().item() == pytest.approx(expected, rel=0.03) and abs(noise.mean().item()) < 0.05
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "laplace"])
+def test_what_is_cut_down_to_a_norm_is_rounded_after_the_noise(kind):
+    x = torch.randn(40, 500, generator=stream()).bfloat16()
+    noise = Noise(kind=kind, clip=3.0, scale=0.01)
+    assert noise.protect(x, draws()).equal(noise.protect(x.float(), draws()).bfloat16())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_noise_without_a_norm_is_as_large_as_each_tensor(dtype):
     x = (torch.randn(40, 50, 10, generator=stream()) * torch.logspace(-3, 2, 40).view(-1, 1, 1)).to(dtype)

@@ -63,15 +63,16 @@ class Noise(Defence):
         self.channel, self.kind, self.clip, self.scale, self.delta = channel, kind, clip, scale, delta
 
     def protect(self, x: Tensor, draws: Draws) -> Tensor:
-        rows, each = x.flatten(1).float(), (-1, *[1] * (x.dim() - 1))
-        norms = torch.linalg.vector_norm(rows, 2 if self.clip is None else KINDS[self.kind], dim=1).view(each)
+        values, rows = x.float(), x.flatten(1).float()
+        norms = torch.linalg.vector_norm(rows, 2 if self.clip is None else KINDS[self.kind], dim=1)
+        norms = norms.view(-1, *[1] * (x.dim() - 1))
         if self.clip is None:
             factors, scale = 1.0, self.scale * norms / rows.shape[1] ** 0.5
         else:
-            factors = (self.clip / norms.clamp_min(1e-30)).clamp(max=1.0).to(x.dtype)
-            scale = self.clip * self.scale
+            factors, scale = (self.clip / norms.clamp_min(1e-30)).clamp(max=1.0), self.clip * self.scale
         noise = {"gaussian": draws.normal, "laplace": draws.laplace}[self.kind](x.shape)
-        return x * factors + (noise.to(x.device) * scale).to(x.dtype)
+        # Rounded to the dtype of x at the end alone: before the noise, that could make a norm larger than clip.
+        return (values * factors + noise.to(x.device) * scale).to(x.dtype)
 
     def claims(self, num_epochs: int, most: int = 1) -> dict[str, float]:
         if self.delta is None:
