@@ -2,15 +2,17 @@
 
 import copy
 import importlib
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from runs import ROOT, metrics, summary
-from simulation import compose, cross_entropy, loader_of, optimizer_of, train_uncut
+from simulation import Averaged, compose, cross_entropy, loader_of, optimizer_of, train_uncut
 
 from splitlearn.errors import UserError
+from splitlearn.segments.parts import Parts
 from splitlearn.tasks.image_classification import networks
 
 BENCHMARKS = ROOT / "scripts" / "benchmarks"
@@ -25,11 +27,15 @@ def anchors(monkeypatch):
 
 
 def averaged(cfg) -> tuple[list[float], int]:
-    """Mean losses of the epochs of federated averaging as a plain program, and the bytes of the network."""
+    """Mean losses of the epochs of federated averaging as a plain program, and the bytes of the network.
+
+    With a codec of weights, what arrives of them is as in a run.
+    """
     loaders = [loader_of(cfg, number, cfg.num_clients)[0] for number in range(cfg.num_clients)]
     torch.manual_seed(cfg.seed)
     models = [networks.build(cfg.arch.name, 10, cfg.data.image_size)] * cfg.num_clients
     models = [copy.deepcopy(model) for model in models]
+    average = Averaged(cfg, Parts(models[:1]))
     optimizers, losses = [optimizer_of(model, cfg) for model in models], []
     schedules = [torch.optim.lr_scheduler.CosineAnnealingLR(one, cfg.epochs) for one in optimizers]
     for epoch in range(1, cfg.epochs + 1):
@@ -43,30 +49,34 @@ def averaged(cfg) -> tuple[list[float], int]:
                 optimizer.step()
                 total, samples = total + loss.item() * len(labels), samples + len(labels)
             schedule.step()
-        states = [model.state_dict() for model in models]
-        mean = {
-            name: sum(state[name] for state in states) / len(states) if value.is_floating_point() else value
-            for name, value in states[0].items()
-        }
+        mean = average({number: model.state_dict() for number, model in enumerate(models)}, epoch)
         for model in models:
             model.load_state_dict(copy.deepcopy(mean))
         losses.append(total / samples)
     return losses, sum(value.nbytes for value in mean.values())
 
 
-def test_federated_averaging_equals_a_plain_program_and_counts_its_weights(tmp_path, anchors):
-    cfg = compose(*OPTIONS, "epochs=3")
+@pytest.mark.parametrize("codec", [[], ["compressor@weights=uq", "weights.bits=3"]])
+def test_federated_averaging_equals_a_plain_program_and_counts_its_weights(codec, tmp_path, anchors):
+    cfg = compose(*OPTIONS, "epochs=3", *codec)
     anchors.train(anchors.FedAvg, cfg, tmp_path)
     lines, (losses, num_bytes) = metrics(tmp_path, "epoch"), averaged(cfg)
     assert [line["loss"] for line in lines] == pytest.approx(losses, rel=1e-6)
-    assert [line["weights_up_bytes"] for line in lines] == [2 * num_bytes] * 3
-    found = summary(tmp_path)
-    assert found["all_bytes"] == {"up": 6 * num_bytes, "down": 6 * num_bytes} and found["samples"] == 3 * 72
+    found, sent = summary(tmp_path), [line["weights_up_bytes"] for line in lines]
+    if codec:
+        assert all(2 * num_bytes / 11 < sent_in_epoch < 2 * num_bytes / 10 for sent_in_epoch in sent)
+    else:
+        assert sent == [2 * num_bytes] * 3 and found["all_bytes"]["down"] == 6 * num_bytes
+    assert found["all_bytes"]["up"] == sum(sent) and found["samples"] == 3 * 72
+    assert found["all_bytes"]["down"] == pytest.approx(sum(sent), rel=0.01)
     assert found["test_top1"] == metrics(tmp_path, "evaluation")[-1]["top1"]
+    label = "FedAvg, weights uq bits=3" if codec else "FedAvg"
+    assert json.loads((tmp_path / "anchor.json").read_text()) == {"method": label}
 
 
 def test_one_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, anchors, monkeypatch, capfd):
-    cfg = compose(*OPTIONS, "epochs=3", "accumulate=2", "topology.weighting=samples")
+    options = ["accumulate=2", "topology.weighting=samples", "compressor@weights=uq", "weights.bits=4"]
+    cfg = compose(*OPTIONS, "epochs=3", *options)
     anchors.train(anchors.FedAvg, cfg, tmp_path / "whole")
     evaluation, calls = anchors.FedAvg.evaluation, []
 
@@ -88,11 +98,11 @@ def test_one_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, anchors, mo
     assert whole == stopped and len(whole) == 6
     anchors.train(anchors.FedAvg, cfg, tmp_path / "stopped")
     assert "finished before" in capfd.readouterr().out
-    for kind, options, why in (
-        ("FedAvg", ["epochs=4"], "accumulate .there 2, now 1., epochs"),
+    for kind, its, why in (
+        ("FedAvg", [*options, "epochs=4"], "epochs .there 3, now 4"),
         ("Images", [], "of another"),
     ):
-        other = compose(*OPTIONS, *options) if options else cfg
+        other = compose(*OPTIONS, *its) if its else cfg
         with pytest.raises(UserError, match=rf"holds another training \({why}"):
             anchors.train(getattr(anchors, kind), other, tmp_path / "stopped")
 

@@ -4,13 +4,15 @@
     python scripts/benchmarks/anchors.py images --out multirun/cifar10/images sweep=cifar10 data.root=data seed=0,1
 
 The overrides are those of the runs to compare with: network, start weights, data, partition, loaders, augmentation,
-optimizer, schedule and evaluation are then theirs; compressor, exchange and cut do not matter. Each seed has a folder
-below --out, which scripts/report.py reads with the sweep's. A training that was stopped goes on after its last epoch.
+optimizer, schedule and evaluation are then theirs; exchange, cut and the codecs of maps and gradients do not matter.
+Each seed has a folder below --out, which scripts/report.py reads with the sweep's. A training that was stopped goes on
+after its last epoch.
 
 fedavg: each client trains the whole network for an epoch of its own samples; then the mean of the weights goes to all
 of them, as topology=parallel does it with client segments, by topology.weighting. Optimizers keep their state, as
 there. What crosses, counted from the tensors: all that training changes, batch norm's statistics included, of each
-client, up and down, each epoch. Source: McMahan et al. 2017, arXiv:1602.05629, with E=1.
+client, up and down, each epoch; with compressor@weights, payloads of what it has changed, as there. Source: McMahan et
+al. 2017, arXiv:1602.05629, with E=1.
 
 images: before the first epoch the files of all training images go up, as they are on the disk (data=image_folder), with
 their labels, and nothing crosses after that. The server then trains the uncut network on all of them, by batches as
@@ -29,12 +31,14 @@ from typing import Any
 import torch
 from common import start
 from omegaconf import DictConfig, OmegaConf
+from report_labels import choice
 
 from splitlearn import checks
 from splitlearn.checkpoints import Checkpoints, write_texts
 from splitlearn.compose import compose
 from splitlearn.config import device_from, differences, is_due, shared
 from splitlearn.errors import UserError
+from splitlearn.exchange.changes import Weights, changes_of
 from splitlearn.exchange.exchange import Outcome
 from splitlearn.folder import held
 from splitlearn.measure.display import epoch_line
@@ -74,11 +78,13 @@ class Anchor:
         cfg: of the runs to compare with.
 
     Attributes:
-        method: what the report calls it.
         ledger: what has crossed.
     """
 
-    method: str
+    @classmethod
+    def method(cls, cfg: DictConfig) -> str:
+        """What the report calls it."""
+        raise NotImplementedError
 
     def __init__(self, cfg: DictConfig):
         self.cfg, self.task, self.ledger = cfg, task_from(cfg), Ledger(())
@@ -106,8 +112,8 @@ class Anchor:
     def begin(self) -> None:
         """Books what crosses before the first epoch."""
 
-    def end_epoch(self) -> None:
-        """Books what crosses after an epoch, and what all go on with."""
+    def end_epoch(self, epoch: int) -> None:
+        """Books what crosses after an epoch, and gives all what they go on with."""
 
     def epoch(self, epoch: int) -> Tally:
         """All trainees' batches of an epoch; returns what they came to."""
@@ -155,22 +161,52 @@ class Anchor:
 
 
 class FedAvg(Anchor):
-    method = "FedAvg"
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.coders = [changes_of(cfg) for _ in range(len(self.data) + 1)]  # of each client, and the server's
+        self.average, trained = self._weights()[0], self.trainables[0].segment.trained_names()
+        self.parameters = [name for name in self.average if name in trained]
 
-    def end_epoch(self):
-        segments = [trainable.segment for trainable in self.trainables]
-        frozen = segments[0].frozen_state()
-        states = [{name: value for name, value in state_of(one).items() if name not in frozen} for one in segments]
-        by_samples = self.cfg.topology.weighting == "samples"
+    @classmethod
+    def method(cls, cfg):
+        return "FedAvg" if changes_of(cfg) is None else f"FedAvg, weights {choice(cfg.weights)}"
+
+    def end_epoch(self, epoch):
+        weights, by_samples = self._weights(), self.cfg.topology.weighting == "samples"
+        states = [self._sent(number, own, f"client {number}", "up", epoch) for number, own in enumerate(weights)]
         mean = average_states(states, [data.num_train for data in self.data] if by_samples else None)
-        for segment, state in zip(segments, states, strict=True):
-            self.ledger.book("weights_up", nbytes_of(state))
-            self.ledger.book("weights_down", nbytes_of(mean))
-            segment.load_state_dict(frozen | mean)
+        self.average = self._sent(-1, mean, "server", "down", epoch)
+        for trainable in self.trainables:
+            trainable.segment.load_state_dict(trainable.segment.frozen_state() | self.average)
+
+    def _weights(self) -> list[Weights]:
+        """All that training changes, of each client."""
+        segments, frozen = [one.segment for one in self.trainables], self.trainables[0].segment.frozen_state()
+        return [{name: value for name, value in state_of(one).items() if name not in frozen} for one in segments]
+
+    def _sent(self, number: int, weights: Weights, sender: str, way: str, epoch: int) -> Weights:
+        """What arrives of weights at the other end, where the average of before is."""
+        coder, sent = self.coders[number], weights
+        if coder:
+            sent, weights, coder.left_out = coder.encode(weights, self.average, self.parameters, sender, epoch)
+        self.ledger.book(f"weights_{way}", nbytes_of(sent) * (len(self.data) if way == "down" else 1))
+        return weights
+
+    def state(self):
+        return {**super().state(), "left_out": [coder and coder.left_out for coder in self.coders]}
+
+    def load(self, state):
+        super().load(state)
+        self.average = self._weights()[0]
+        for coder, left_out in zip(self.coders, state["left_out"], strict=True):
+            if coder:
+                coder.left_out = left_out
 
 
 class Images(Anchor):
-    method = "each image once, as its file"
+    @classmethod
+    def method(cls, cfg):
+        return "each image once, as its file"
 
     def of_trainees(self, cfg):
         pooled = {"num_clients": 1, "batch_size": cfg.batch_size * cfg.num_clients, "partition": {"name": "iid"}}
@@ -210,7 +246,7 @@ def train(kind: type[Anchor], cfg: DictConfig, folder: Path) -> None:
         UserError: it cannot be trained like this, or the folder holds another training.
     """
     check(cfg)
-    about = {"method": kind.method}
+    about = {"method": kind.method(cfg)}
     if (folder / "config.yaml").exists():
         before, path = OmegaConf.load(folder / "config.yaml"), folder / "anchor.json"
         difference = differences(shared(before), shared(cfg), "there", "now")
@@ -247,7 +283,7 @@ def one_epoch(anchor: Anchor, epoch: int, found: dict[str, Any], lines: Lines) -
     """Trains an epoch and writes its lines; returns what of `found` has changed."""
     started, task, step = time.perf_counter(), anchor.task, found["step"] + anchor.num_steps
     tally, changed = anchor.epoch(epoch), {"step": step}
-    anchor.end_epoch()
+    anchor.end_epoch(epoch)
     test = ""
     if is_due(anchor.cfg, epoch):  # whatever the exchange is
         evaluation, first = anchor.evaluation(), task.metrics[0]
@@ -291,8 +327,9 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="as for launch.py")
     arguments = parser.parse_intermixed_args()
     for cfg in settings(arguments.overrides):
-        print(f"{ANCHORS[arguments.anchor].method}, seed {cfg.seed}")
-        train(ANCHORS[arguments.anchor], cfg, arguments.out / f"seed-{cfg.seed}")
+        kind = ANCHORS[arguments.anchor]
+        print(f"{kind.method(cfg)}, seed {cfg.seed}")
+        train(kind, cfg, arguments.out / f"seed-{cfg.seed}")
 
 
 if __name__ == "__main__":
