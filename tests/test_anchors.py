@@ -99,7 +99,7 @@ def test_one_that_was_stopped_goes_on_after_its_last_epoch(tmp_path, anchors, mo
     anchors.train(anchors.FedAvg, cfg, tmp_path / "stopped")
     assert "finished before" in capfd.readouterr().out
     for kind, its, why in (
-        ("FedAvg", [*options, "epochs=4"], "epochs .there 3, now 4"),
+        ("FedAvg", [*options[2:], "epochs=4"], "accumulate .there 2, now 1., epochs"),
         ("Images", [], "of another"),
     ):
         other = compose(*OPTIONS, *its) if its else cfg
