@@ -16,9 +16,11 @@ def main() -> None:
     from splitlearn import forking  # after end_at_once, as all that takes long
 
     if not is_torchruns and forking.forks(sys.argv[1:]):
-        forking.start()  # and imports torch while this process does
-    from splitlearn import launch  # takes seconds, as torch does
-
+        with forking.no_threads():
+            from splitlearn import launch  # takes seconds, as torch does
+        forking.start_from_here()
+    else:
+        from splitlearn import launch
     sys.exit(launch.start())
 
 

@@ -1,6 +1,7 @@
 """The process that the ranks on this machine are forked from: it has imported torch for all, and has started no thread.
 
-Its imports take as many seconds as those of the process that starts it, which therefore starts it first.
+Where a command starts a run it is a copy of the command's own process (`start_from_here`), so that nothing is imported
+twice; else, as for who calls `local.run`, a new process (`start`).
 """
 
 from __future__ import annotations
@@ -8,8 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
-from multiprocessing import forkserver, resource_tracker
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 
 IMPORTS = ["splitlearn.orphan", "splitlearn.worker", "sklearn.datasets", "sklearn.model_selection"]  # of the digits
@@ -26,18 +30,65 @@ def start() -> multiprocessing.context.ForkServerContext:
     """Starts that process, which then imports on its own what ranks need; once is enough."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTS)
-    before = dict(os.environ)
     # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), before.get("PYTHONPATH")]))
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # or importing numpy starts threads; ranks set torch's for themselves
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     # Ctrl-C is the parent's business: in a process that starts Python it would be a traceback.
     resource_tracker.ensure_running()  # which unblocks it when it is started
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        forkserver.ensure_running()
+        with _set(PYTHONPATH=path), no_threads():
+            forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name in {"PYTHONPATH", "OMP_NUM_THREADS"} - before.keys():
-            del os.environ[name]
-        os.environ.update(before)
     return context
+
+
+def start_from_here() -> None:
+    """Forks that process from this one, which has imported what ranks need within `no_threads`, and started none."""
+    resource_tracker.ensure_running()  # by itself, as it needs none of this
+    spawn, util.spawnv_passfds = util.spawnv_passfds, _fork  # the one step that is another than in `start`
+    try:
+        start()
+    finally:
+        util.spawnv_passfds = spawn
+
+
+def no_threads():
+    """A context in which importing numpy starts no threads; ranks set torch's for themselves."""
+    return _set(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def _fork(_, command: Sequence[str], kept: Sequence[int]) -> int:
+    """As multiprocessing.util.spawnv_passfds(path, ["python", …, "-c", program], fds), in a copy of this process."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for before, after in pairwise([2, *sorted(kept), util.MAXFD]):
+            os.closerange(before + 1, after)
+        forkserver._forkserver.__init__()  # whose lock was held when this process was forked
+        exec(command[-1], {})
+        code = 0
+    except SystemExit:
+        code = 0
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
+
+
+@contextmanager
+def _set(**variables: str) -> Iterator[None]:
+    """Sets variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -311,6 +311,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         wait_for(tmp_path / "out.txt", "epoch ")
         forker = next(pid for pid in children(process.pid) if children(pid))
         ranks = children(forker)
+        command, its = (Path(f"/proc/{pid}/cmdline").read_bytes() for pid in (process.pid, forker))
+        assert command == its  # a copy, for which nothing was imported anew
         for rank in ranks:
             os.kill(rank, signal.SIGSTOP)  # so that they do nothing that they are asked for
         process.send_signal(signal.SIGINT)
