@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forked import LAUNCH, ROOT, Forked
 
 from splitlearn.saved import metrics  # noqa: F401  for tests, beside `summary`
 
-ROOT = Path(__file__).parents[1]
-LAUNCH = [sys.executable, str(ROOT / "launch.py")]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TINY = ["data.max_train_samples=64", "data.max_test_samples=32", "batch_size=16", "epochs=1", "log.tensorboard=false"]
 
@@ -33,17 +32,19 @@ def torchrun(num_ranks: int) -> list[str]:
 
 
 @contextmanager
-def started(command: list[str], cwd: Path, **environment: str):
-    """A running command, with its output in cwd/out.txt; its whole session is killed at the end."""
-    with open(cwd / "out.txt", "wb") as out:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        )
+def started(command: list[str], cwd: Path, anew: bool = False, **environment: str):
+    """A running command, with its output in cwd/out.txt; its whole session is killed at the end.
+
+    Of one that starts with LAUNCH nothing is imported again, unless `anew`.
+    """
+    environment, out = {**os.environ, "OMP_NUM_THREADS": "1", **environment}, cwd / "out.txt"
+    if command[: len(LAUNCH)] == LAUNCH and not anew:
+        process = Forked(command[len(LAUNCH) :], cwd, out, environment)
+    else:
+        with open(out, "wb") as file:
+            process = subprocess.Popen(
+                command, cwd=cwd, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            )
     try:
         yield process
     finally:
@@ -52,9 +53,11 @@ def started(command: list[str], cwd: Path, **environment: str):
         process.wait()
 
 
-def run(command: list[str], cwd: Path, timeout_s: float = 120, **environment: str) -> tuple[int, str]:
+def run(
+    command: list[str], cwd: Path, timeout_s: float = 120, anew: bool = False, **environment: str
+) -> tuple[int, str]:
     """Exit status and output of a command, which must end in time and leave no process behind."""
-    with started(command, cwd, **environment) as process:
+    with started(command, cwd, anew, **environment) as process:
         status = process.wait(timeout_s)
         assert not left_over(process.pid), "processes are left"
     return status, (cwd / "out.txt").read_text()

@@ -307,7 +307,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
-    with started([*LAUNCH, "num_clients=1", *TINY, "epochs=10000"], tmp_path) as process:
+    with started([*LAUNCH, "num_clients=1", *TINY, "epochs=10000"], tmp_path, anew=True) as process:
         wait_for(tmp_path / "out.txt", "epoch ")
         forker = next(pid for pid in children(process.pid) if children(pid))
         ranks = children(forker)
@@ -348,7 +348,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
 )
 def test_a_start_is_interrupted_with_one_line(tmp_path, command, seconds, number):
     for moment in seconds:
-        with started([*command, *TINY, "epochs=10000"], tmp_path) as process:
+        with started([*command, *TINY, "epochs=10000"], tmp_path, anew=True) as process:
             time.sleep(moment)
             os.killpg(process.pid, number)
             assert process.wait(30) == 128 + number, (moment, (tmp_path / "out.txt").read_text())
@@ -542,7 +542,7 @@ def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeyp
 @pytest.mark.slow
 def test_any_terminal_will_do(tmp_path):
     environment = {"PYTHONIOENCODING": "ascii", "HYDRA_FULL_ERROR": "1", "COLUMNS": "30"}
-    status, out = run([*LAUNCH, "num_clients=1", *TINY], tmp_path, **environment)
+    status, out = run([*LAUNCH, "num_clients=1", *TINY], tmp_path, anew=True, **environment)
     assert status == 0 and "test accuracy" in out.replace("\n", " "), out
 
 
