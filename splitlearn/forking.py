@@ -16,7 +16,6 @@ from itertools import pairwise
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 
-IMPORTS = ["splitlearn.orphan", "splitlearn.worker", "sklearn.datasets", "sklearn.model_selection"]  # of the digits
 _ELSEWHERE = ("role=", "cut=?", "hydra/launcher=")  # words of a command line that forks no ranks from here
 
 
@@ -29,7 +28,7 @@ def forks(words: Sequence[str]) -> bool:
 def start() -> multiprocessing.context.ForkServerContext:
     """Starts that process, which then imports on its own what ranks need; once is enough."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTS)
+    context.set_forkserver_preload(["splitlearn.preloaded"])
     # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     # Ctrl-C is the parent's business: in a process that starts Python it would be a traceback.

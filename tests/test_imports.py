@@ -15,6 +15,7 @@ FLOORS = [
     {"sweeps"},
     {"jobs"},
     {"local"},
+    {"preloaded"},
     {"worker"},
     {"checks"},
     {"roles"},

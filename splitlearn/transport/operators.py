@@ -45,7 +45,7 @@ def take_away_operators() -> None:
             text = ctypes.string_at(ctypes.c_void_p.from_address(pointer).value, len(schema.name))
             if text != schema.name.encode():  # of a FunctionSchema, the first field
                 raise AttributeError("FunctionSchema")
-        _look_up_operators({schema.name for schema in schemas})
+        look_up_operators()
         for pointer in pointers:
             deregister(pointer)
     except (AttributeError, OSError):
@@ -59,8 +59,9 @@ def take_away_operators() -> None:
         _replace_file_operators()
 
 
-def _look_up_operators(names: set[str]) -> None:
-    for name in names:
+def look_up_operators() -> None:
+    """Finds all of torch.ops while the registry has them. Quick where it has been done, as before a fork."""
+    for name in {schema.name for schema in torch._C._jit_get_all_schemas()}:
         namespace, operator = name.split("::")
         packet = getattr(getattr(torch.ops, namespace), operator, None)
         if isinstance(packet, torch._ops.OpOverloadPacket):

@@ -1,0 +1,12 @@
+"""Imported by the process that ranks are forked from: what each of them would else do anew, some seconds of it."""
+
+from splitlearn import orphan  # noqa: F401  first: it may end amid the others
+
+# isort: split
+import sklearn.datasets  # of the digits
+import sklearn.model_selection  # noqa: F401  of their split
+
+import splitlearn.worker  # noqa: F401
+from splitlearn.transport.operators import look_up_operators
+
+look_up_operators()
