@@ -586,6 +586,7 @@ def test_cuts_are_listed(role, run_here, tmp_path):
     status, out = run_here(ROOT / "launch.py", "arch=resnet18", "cut=?", *role)
     assert status == 0
     assert "layer2" in out and "128×16×16" in out and "131,072" in out
+    assert "11,173,962 weights" in out and "675,392" in out and "51.7%" in out  # 574 of 1,111 MFLOPs
     assert not job_folders(tmp_path)
 
 
