@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -43,7 +44,12 @@ def start() -> multiprocessing.context.ForkServerContext:
 
 
 def start_from_here() -> None:
-    """Forks that process from this one, which has imported what ranks need within `no_threads`, and started none."""
+    """Forks that process from this one, which has imported what ranks need within `no_threads`, and started none.
+
+    Does nothing where there are threads, as of a debugger: a copy would not have them, but the locks that they hold.
+    """
+    if _num_threads() > 1:
+        return
     resource_tracker.ensure_running()  # by itself, as it needs none of this
     spawn, util.spawnv_passfds = util.spawnv_passfds, _fork  # the one step that is another than in `start`
     try:
@@ -55,6 +61,14 @@ def start_from_here() -> None:
 def no_threads():
     """A context in which importing numpy starts no threads; ranks set torch's for themselves."""
     return _set(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def _num_threads() -> int:
+    """Of this process; those of C++ libraries are among them where the system tells."""
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:
+        return threading.active_count()
 
 
 def _fork(_, command: Sequence[str], kept: Sequence[int]) -> int:
