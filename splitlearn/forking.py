@@ -75,7 +75,7 @@ def _fork(_, command: Sequence[str], kept: Sequence[int]) -> int:
     """As multiprocessing.util.spawnv_passfds(path, ["python", …, "-c", program], fds), in a copy of this process."""
     if pid := os.fork():
         return pid
-    code = 1
+    code = 0
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -83,11 +83,11 @@ def _fork(_, command: Sequence[str], kept: Sequence[int]) -> int:
             os.closerange(before + 1, after)
         forkserver._forkserver.__init__()  # whose lock was held when this process was forked
         exec(command[-1], {})
-        code = 0
-    except SystemExit:
-        code = 0
+    except SystemExit:  # which is how that ends
+        pass
     except BaseException:
         sys.excepthook(*sys.exc_info())
+        code = 1
     finally:
         os._exit(code)
 

@@ -3,10 +3,13 @@
 from splitlearn import orphan  # noqa: F401  first: it may end amid the others
 
 # isort: split
+from contextlib import suppress
+
 import sklearn.datasets  # of the digits
 import sklearn.model_selection  # noqa: F401  of their split
 
 import splitlearn.worker  # noqa: F401
 from splitlearn.transport.operators import look_up_operators
 
-look_up_operators()
+with suppress(AttributeError):  # where each rank says what that means
+    look_up_operators()

@@ -23,6 +23,7 @@ def print_cuts(cfg: DictConfig) -> None:
     lengths = task.lengths(example)
     points = [of_longest(point, longest) for point in valid_cuts(model, example, lengths)]
     work = work_up_to(model, [point.path for point in points], example, lengths)
+    whole = work[""]
     of = "×".join(map(str, example.shape[1:])) if longest is None else f"up to {longest} positions"
     names = {task.cut_path(cfg, name, model): name for name in NAMES}
     table = Table(title=f"cuts of {task.headline(cfg)[0]} for inputs of {of}", box=SIMPLE_HEAD, pad_edge=False)
@@ -32,9 +33,9 @@ def print_cuts(cfg: DictConfig) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     for point in points:
         sizes = "×".join(map(str, point.shape)), f"{point.nbytes:,}"
-        shares = f"{work[point.path].weights:,}", f"{work[point.path].flops / max(1, work[''].flops):.1%}"
+        shares = f"{work[point.path].weights:,}", f"{work[point.path].flops / max(1, whole.flops):.1%}"
         table.add_row(point.path, names.get(point.path, ""), *sizes, *shares)
     Console().print(table)
     Console().print(
-        f"in all {work[''].weights:,} weights, and {work[''].flops / 1e6:,.1f} MFLOPs a sample in the forward pass"
+        f"in all {whole.weights:,} weights, and {whole.flops / 1e6:,.1f} MFLOPs a sample in the forward pass"
     )

@@ -39,13 +39,12 @@ def take_away_operators() -> None:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         deregister = library._ZN5torch3jit18deregisterOperatorERKN3c1014FunctionSchemaE
         deregister.argtypes, deregister.restype = [ctypes.c_void_p], None
-        schemas = torch._C._jit_get_all_schemas()
+        schemas = look_up_operators()
         pointers = [ctypes.c_void_p.from_address(id(schema) + object.__basicsize__).value for schema in schemas]
         for schema, pointer in zip(schemas, pointers, strict=True):  # pybind11 keeps it behind Python's own fields
             text = ctypes.string_at(ctypes.c_void_p.from_address(pointer).value, len(schema.name))
             if text != schema.name.encode():  # of a FunctionSchema, the first field
                 raise AttributeError("FunctionSchema")
-        look_up_operators()
         for pointer in pointers:
             deregister(pointer)
     except (AttributeError, OSError):
@@ -59,14 +58,20 @@ def take_away_operators() -> None:
         _replace_file_operators()
 
 
-def look_up_operators() -> None:
-    """Finds all of torch.ops while the registry has them. Quick where it has been done, as before a fork."""
-    for name in {schema.name for schema in torch._C._jit_get_all_schemas()}:
+def look_up_operators() -> list[torch.FunctionSchema]:
+    """Finds all of torch.ops while the registry has them, and returns it. Quick where it has been done before a fork.
+
+    Raises:
+        AttributeError: torch keeps it elsewhere.
+    """
+    schemas = torch._C._jit_get_all_schemas()
+    for name in {schema.name for schema in schemas}:
         namespace, operator = name.split("::")
         packet = getattr(getattr(torch.ops, namespace), operator, None)
         if isinstance(packet, torch._ops.OpOverloadPacket):
             for overload in packet.overloads():
                 getattr(packet, overload)
+    return schemas
 
 
 def _replace_file_operators() -> None:
