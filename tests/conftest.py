@@ -1,3 +1,4 @@
+import faulthandler
 import logging
 import os
 import re
@@ -16,6 +17,23 @@ from simulation import compose
 
 import splitlearn.tasks  # noqa: F401  registers the config groups
 from splitlearn.stopping import SIGNALS
+
+STDERR = pytest.StashKey[int]()
+
+
+def pytest_configure(config):
+    config.stash[STDERR] = os.dup(2)  # before it is captured
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item, settings):
+    """A test that hangs with Python's own lock held is not told of its timeout: its process ends, a bit later."""
+    faulthandler.dump_traceback_later(settings.timeout + 30, exit=True, file=item.config.stash[STDERR])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer(item):
+    faulthandler.cancel_dump_traceback_later()
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
+import gc
 import itertools
+import threading
 
 import torch
 
-from splitlearn import seeds
+from splitlearn import forking, seeds
 
 
 def test_derived_seeds_differ_by_purpose():
@@ -26,3 +28,40 @@ def test_generators_leave_the_global_one_alone():
     before = torch.get_rng_state()
     torch.rand(4, generator=seeds.generator(0, "a"))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Cycle:
+    """Garbage that only the collector frees, and with it a tensor, which hands over Python's lock."""
+
+    def __init__(self):
+        self.me, self.tensor = self, torch.zeros(4)
+
+
+def draw_in_threads(seconds):
+    gc.set_threshold(50)
+    over = threading.Event()
+
+    def draw(seed):
+        while not over.is_set():
+            Cycle()
+            with seeds.torch_drawing_from(seed):
+                found.append((seed, torch.rand(()).item()))
+            seeds.start_from(seed)
+
+    found = []
+    threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    over.wait(seconds)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 3, "a thread has drawn from another one's seed"
+
+
+def test_threads_draw_each_from_its_seed_and_none_waits_for_ever():
+    process = forking.start().Process(target=draw_in_threads, args=(1,))  # threads that wait so could not be ended here
+    process.start()
+    process.join(30)
+    process.kill()
+    assert process.exitcode == 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.segments import adapters, auxiliary, bottleneck
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.cutting import split, valid_cuts
@@ -60,7 +61,7 @@ class Network:
     def alone(self) -> str | None:
         """What goes wrong in training with a single sample in the batch, such as batch norm over one value."""
         x = self.example[:1]
-        with torch.random.fork_rng(devices=[]):
+        with torch_drawing_from(0):
             for side, part in self.parts():
                 side.train()
                 buffers = {name: buffer.clone() for name, buffer in part.named_buffers()}  # which it writes into

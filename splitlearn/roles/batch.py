@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from splitlearn.config import measures_error
@@ -23,7 +22,7 @@ from splitlearn.exchange.passage import Passage
 from splitlearn.privacy.observing import INPUTS
 from splitlearn.roles.progress import share_of
 from splitlearn.roles.waiting import Overdue, in_background
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, start_from
 from splitlearn.segments.parts import Older, Parts
 from splitlearn.segments.trainable import buffers_of, load_buffers
 
@@ -120,7 +119,7 @@ def alone(client: Any, loaded: Any) -> None:
 def _take(client: Any, loaded: Any) -> tuple[Any, Any]:
     """The next batch's inputs and targets on the device, and the stream of its dropout."""
     client.progress.batch += 1
-    torch.manual_seed(derive(client.cfg.seed, "client", client.index, client.progress.epoch, client.progress.batch))
+    start_from(derive(client.cfg.seed, "client", client.index, client.progress.epoch, client.progress.batch))
     return client.task.to_device(loaded, client.device)
 
 

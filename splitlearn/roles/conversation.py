@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from splitlearn.errors import NonFiniteError, PeerError, UserError
 from splitlearn.exchange.exchange import Outcome, ServerHalf, conclude
 from splitlearn.exchange.messages import Evaluate, Step, StepReply
@@ -23,7 +21,7 @@ from splitlearn.measure.ledger import Measured
 from splitlearn.roles.evaluation import diverged
 from splitlearn.roles.held import Kept
 from splitlearn.roles.progress import share_of
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, start_from
 from splitlearn.segments.trainable import Trial, are_finite
 
 T = TypeVar("T")
@@ -167,7 +165,7 @@ class Conversation:
         talk.targets_bytes += part.targets_bytes()
         talk.targets = getattr(part, "targets", talk.targets)
         if is_first:
-            torch.manual_seed(derive(self.cfg.seed, "server", self.server.progress.step, client))  # dropout
+            start_from(derive(self.cfg.seed, "server", self.server.progress.step, client))  # dropout
         return self._tried(client, talk, lambda: talk.half.send(part))
 
     def _conclude(self, client: int, talk: Talk) -> Outcome | None:

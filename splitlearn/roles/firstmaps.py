@@ -22,7 +22,7 @@ from torch import Tensor
 from splitlearn.errors import UserError
 from splitlearn.exchange.firstmaps import Fitted, Maps, Moments
 from splitlearn.exchange.message import Message
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, start_from
 from splitlearn.segments import bottleneck
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.parts import Parts
@@ -71,7 +71,7 @@ def _maps(client: Any) -> Iterator[Tensor]:
     with _tried(client.trainable.segment):
         for number, loaded in enumerate(islice(loader, cfg.bottleneck_batches), start=1):
             inputs, _ = client.task.to_device(loaded, client.device)
-            torch.manual_seed(derive(cfg.seed, "first maps", client.index, number))  # dropout
+            start_from(derive(cfg.seed, "first maps", client.index, number))  # dropout
             yield client.trainable.segment[0](inputs)
 
 
@@ -112,7 +112,7 @@ def _moments_of(server: Any, cut: CutPoint, client: int, maps: list[Tensor]) -> 
     segment = server.trainable.segment
     with bottleneck.measured(segment.parts[0], cut) as total, _tried(segment):
         for number, one in enumerate(maps, start=1):
-            torch.manual_seed(derive(server.cfg.seed, "first maps", "server", client, number))  # dropout
+            start_from(derive(server.cfg.seed, "first maps", "server", client, number))  # dropout
             segment(one.to(server.device))
     return total
 

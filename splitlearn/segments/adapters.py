@@ -10,11 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, torch_drawing_from
 from splitlearn.segments.tracing import in_short
 
 SIDES = ("both", "client", "server")
@@ -72,9 +71,8 @@ def inject(model: nn.Module, options: Any, seed: int, is_held: Callable[[str], b
         )
     config = _configured(options, wanted)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), torch_drawing_from(derive(seed, "lora")):
             warnings.simplefilter("ignore")  # that GPT-2's layers are transposed, which is seen to
-            torch.default_generator.manual_seed(derive(seed, "lora"))
             peft.inject_adapter_in_model(config, model)
         for path in getattr(model, "heads_paths", ()):
             for name, module in model.get_submodule(path).named_modules(prefix=path):

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, torch_drawing_from
 from splitlearn.segments.forward import valid
 
 PREFIX = "auxiliary."  # of the names of its parameters
@@ -36,8 +35,7 @@ class Auxiliary(nn.Module):
     def __init__(self, shape: tuple[int, ...], outputs: tuple[int, ...], width: int, seed: int):
         super().__init__()
         self.is_pooled = len(shape) == 2 and len(outputs) == 1
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "auxiliary"))
+        with torch_drawing_from(derive(seed, "auxiliary")):
             self.auxiliary = _layers(shape, outputs, width)
 
     def forward(self, x: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from splitlearn.errors import UserError
 from splitlearn.kernels.channels import channel_axis
 from splitlearn.kinds import shown
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, torch_drawing_from
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.cutting import as_module, run, split
 from splitlearn.segments.tracing import Untraceable, modules_around, trace
@@ -53,8 +53,7 @@ class Bottleneck(nn.Module):
     def __init__(self, shape: tuple[int, ...], channels: int, seed: int = 0):
         super().__init__()
         layer, of = LAYERS[len(shape)], channels_of(shape)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
+        with torch_drawing_from(seed):
             self.reduce, self.expand = layer(of, channels), layer(channels, of)
             nn.init.orthogonal_(self.reduce.weight)
         with torch.no_grad():

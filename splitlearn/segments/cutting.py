@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from splitlearn.errors import UserError
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.segments import running
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.forward import call
@@ -122,8 +123,7 @@ def run(part: nn.Module, x: Tensor, lengths: Tensor | None = None) -> object:
     Raises:
         UserError: it cannot take this.
     """
-    with mode(part, False), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with mode(part, False), torch_drawing_from(0):
         try:
             return call(part, x.clone(), lengths)  # which it may write into
         except Exception as error:

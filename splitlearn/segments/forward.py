@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from splitlearn.seeds import one_at_a_time
 from splitlearn.segments.recording import Blank, only_tensor
 from splitlearn.segments.tracing import Refusal
 
@@ -165,8 +166,10 @@ def set_absent(module: nn.Module, name: str, like: Tensor, device: torch.device)
 
 
 def _draws(device: torch.device) -> Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+    with one_at_a_time:
+        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def _set_draws(device: torch.device, state: Tensor) -> None:
-    torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
+    with one_at_a_time:
+        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)

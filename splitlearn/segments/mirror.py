@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, torch_drawing_from
 from splitlearn.segments.forward import run_of
 
 
@@ -33,8 +33,7 @@ class Mirror(nn.Module):
         super().__init__()
         if len(image) != 3 or len(shape) not in (1, 3):
             raise UserError("exchange=hijacking is for images, and a cut whose map is (C, H, W) or (C,)")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "mirror"))
+        with torch_drawing_from(derive(seed, "mirror")):
             encoder, decoder = copy.deepcopy(part), image_decoder(shape, image, width)
             draw_anew(encoder)
             self.auxiliary = nn.ModuleDict({"encoder": encoder, "decoder": decoder, "critic": map_critic(shape, width)})

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.segments.tracing import Refusal, in_short, mode
 
 INPUT = ""  # stands for the model's input among the names of parameters
@@ -93,8 +94,7 @@ class Recording:
             leaf.requires_grad_()
         self._names = {id(x): INPUT} | {id(leaf): name for name, leaf in leaves.items()}
         try:
-            with mode(model, False), torch.random.fork_rng(devices=[]), torch.enable_grad():
-                torch.default_generator.manual_seed(0)
+            with mode(model, False), torch_drawing_from(0), torch.enable_grad():
                 # What writes into its input needs one that is no leaf.
                 given = x.view_as(x) * 1 if x.is_floating_point() else x
                 output = functional_call(model, leaves, (given,), tie_weights=False)

@@ -20,6 +20,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor, nn
 
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.segments.cutpoint import CutPoint
 from splitlearn.segments.forward import Emptied, Run, Stop, call, lengths_of, run_of, set_absent
 from splitlearn.segments.recording import Recording, is_below, only_tensor, parameters_of
@@ -190,8 +191,7 @@ def run_part(part: nn.Module, x: Tensor, lengths: Tensor | None = None, training
     """What a part gives; notes whether it writes into what it is given."""
     given = x.clone()
     version = given._version
-    with mode(part, training), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+    with mode(part, training), torch_drawing_from(0):
         output = call(part, given, lengths)
     if (run := run_of(part)) and given._version != version:
         run.writes = True

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from splitlearn.errors import UserError
 from splitlearn.privacy.attacks.attack import Attack, Found, Scene, applied, computing
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
-from splitlearn.seeds import derive, drawing_from
+from splitlearn.seeds import derive, drawing_from, start_from
 from splitlearn.segments.forward import ENDED
 from splitlearn.segments.mirror import draw_anew, image_decoder
 from splitlearn.segments.parts import Parts
@@ -66,7 +66,7 @@ class Inversion(Attack):
     def run(self, scene: Scene, seed: int) -> Found:
         if self.weights == "known":
             scene.require_weights(otherwise="shadow")
-        torch.manual_seed(seed)
+        start_from(seed)
         _, seen = scene.channel("smashed")
         inputs = scene.inputs()
         if inputs[0].is_floating_point():

@@ -25,6 +25,7 @@ from torch import Tensor
 from splitlearn.errors import UserError
 from splitlearn.privacy.attacks.attack import Attack, Found, Scene
 from splitlearn.privacy.attacks.images import likeness, mean_image, pair
+from splitlearn.seeds import start_from
 from splitlearn.segments.mirror import draw_anew
 
 WEIGHTS = ("unknown", "known")
@@ -62,7 +63,7 @@ class UnSplit(Attack):
             scene.require_weights(otherwise="unknown")
         if not (seen := scene.inputs())[0].is_floating_point():
             raise UserError("attack=unsplit is for images: texts cannot be found by small steps")
-        torch.manual_seed(seed)
+        start_from(seed)
         originals = torch.cat(seen[: self.batches])
         _, maps = scene.channel("smashed")
         found = torch.cat([self._search(scene, one, seen[0].shape[1:]) for one in maps[: self.batches]])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from splitlearn.errors import UserError
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.segments.tracing import in_short, mode
 from splitlearn.tasks.image_classification.networks import example
 
@@ -61,7 +62,7 @@ def _failure(build: Callable[[int], nn.Module], image_size: int) -> Exception | 
 def _try(model: nn.Module, image_size: int, title: str) -> None:
     for training in (False, True):
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # a batch norm writes into them
-        with mode(model, training), torch.random.fork_rng(devices=[]):
+        with mode(model, training), torch_drawing_from(0):
             check_scores(functional_call(model, buffers, (example(image_size),)), title)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.tasks.classes import about_of, given_classes, in_words
 from splitlearn.tasks.classification import Classification
 from splitlearn.tasks.image_classification import networks, pretrained, sources
@@ -56,8 +56,7 @@ class ImageClassification(Classification):
 
     def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
         def build(image_size: int) -> nn.Module:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(cfg.seed)
+            with torch_drawing_from(cfg.seed):
                 return networks.from_config(cfg.arch, about["num_classes"], image_size)
 
         return fitted(build, cfg.data.image_size, networks.title(cfg.arch))
@@ -65,8 +64,7 @@ class ImageClassification(Classification):
     def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, Any]) -> list[str]:
         if cfg.arch.get("weights") is None:
             return []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
+        with torch_drawing_from(cfg.seed):
             return pretrained.load(cfg.arch, model, about["num_classes"], cfg.data.image_size)
 
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from splitlearn.errors import UserError
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.segments.forward import ENDED, LONGEST, lengths_of
 from splitlearn.tasks.classes import about_of, disagreement, given_classes, in_words
 from splitlearn.tasks.classification import Classification
@@ -83,15 +84,13 @@ class SequenceClassification(Classification):
         return found
 
     def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
+        with torch_drawing_from(cfg.seed):
             return networks.build(cfg.arch, about["vocab_size"], cfg.data.max_length, about["num_classes"])
 
     def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, Any]) -> list[str]:
         if cfg.arch.name != "hf" or not cfg.arch.model:
             return []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)  # of a head that starts afresh
+        with torch_drawing_from(cfg.seed):  # a head that starts afresh
             return hf.load(cfg.arch, model)
 
     def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from splitlearn.compressors.checking import is_as_sent
 from splitlearn.errors import UserError
+from splitlearn.seeds import torch_drawing_from
 from splitlearn.tasks.checking import check_smoothing
 from splitlearn.tasks.language import hf, networks, texts, tokens
 from splitlearn.tasks.language.gpt import generate
@@ -139,8 +140,7 @@ class CausalLM(Task):
         return networks.example_of(self.context)
 
     def network(self, cfg: DictConfig, about: dict[str, Any]) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(cfg.seed)
+        with torch_drawing_from(cfg.seed):
             return networks.build(cfg.arch, about["vocab_size"], self.context)
 
     def pretrain(self, cfg: DictConfig, model: nn.Module, about: dict[str, Any]) -> list[str]:
