@@ -25,7 +25,7 @@ MARKERS = "o^sDvP*X"  # of cuts
 COLORS = ["#332288", "#cc6677", "#117733", "#44aa99", "#882255", "#999933", "#88ccee", "#aa4499", "#ddaa33"]
 NONE, ANCHOR = "#666666", "#000000"
 WAYS = "sD^vPXp<>h"  # markers of exchanges
-ANCHORS = "*d8H"
+ANCHORS = "*dX8"
 WIDTH = 36  # of a legend's lines, in characters
 SPREAD = 1.5  # of the results at the end: how much more is shown below them
 
