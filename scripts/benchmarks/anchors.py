@@ -48,7 +48,7 @@ from splitlearn.measure.lines import Lines
 from splitlearn.measure.tally import Tally
 from splitlearn.rates import Rates
 from splitlearn.roles.progress import share_of
-from splitlearn.seeds import derive
+from splitlearn.seeds import derive, start_from
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import Trainable, nbytes_of, state_of
 from splitlearn.tasks import task_from
@@ -123,7 +123,7 @@ class Anchor:
             trainable.segment.train()
             for batch, loaded in enumerate(data.train, start=1):
                 inputs, targets = self.task.to_device(loaded, self.device)
-                torch.manual_seed(derive(self.cfg.seed, "client", number, epoch, batch))  # dropout
+                start_from(derive(self.cfg.seed, "client", number, epoch, batch))  # dropout
                 trainable.optimizer.zero_grad()
                 outputs = trainable.segment(inputs, self.task.lengths(inputs))
                 loss = self.task.loss(outputs, targets)
