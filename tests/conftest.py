@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; threads of se
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import pytest_timeout
 import torch
 from simulation import compose
 
@@ -28,7 +29,8 @@ def pytest_configure(config):
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item, settings):
     """A test that hangs with Python's own lock held is not told of its timeout: its process ends, a bit later."""
-    faulthandler.dump_traceback_later(settings.timeout + 30, exit=True, file=item.config.stash[STDERR])
+    if not pytest_timeout.is_debugging():  # where timeouts are suspended too
+        faulthandler.dump_traceback_later(settings.timeout + 30, exit=True, file=item.config.stash[STDERR])
 
 
 @pytest.hookimpl(tryfirst=True)
