@@ -20,6 +20,7 @@ CHOICES = sorted(
     if path.parent.name not in ("hydra", "experiment", "sweep", "attack")
 )
 EXPERIMENTS = sorted(path.stem for path in CONF.glob("experiment/*.yaml"))
+SWEEPS = sorted(path.stem for path in CONF.glob("sweep/*.yaml"))
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}
 SCHEDULER = "torch.optim.lr_scheduler."
 RECIPES = {
@@ -84,6 +85,12 @@ def test_command_line_wins_over_experiment():
     cfg = compose("experiment=vgg19_cifar10", "optimizer.lr=0.5", "epochs=7", "compressor=qu")
     assert (cfg.optimizer.lr, cfg.epochs, cfg.schedule.T_max) == (0.5, 7, "7 epochs")
     assert cfg.compressor._target_.endswith("UniformQuantizer")
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_codecs_win_over_a_sweep(sweep):
+    cfg = compose(f"sweep={sweep}", "codecs=bf16")
+    assert (cfg.precision, cfg.cut_precision) == ("bf16", None)
 
 
 @pytest.mark.parametrize("group, choice", CHOICES)
