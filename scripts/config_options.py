@@ -34,11 +34,15 @@ class Option:
         about: what it is, for people.
         keys: by their dotted path below the group.
         sets: of one that changes other groups: what it sets, as on the command line.
+        brings: keys that no other file has, by their whole paths.
+        package: where its keys are, if not below its group.
     """
 
     about: str
     keys: dict[str, Key] = field(default_factory=dict)
     sets: list[str] = field(default_factory=list)
+    brings: dict[str, Key] = field(default_factory=dict)
+    package: str | None = None
 
 
 class Source:
@@ -49,7 +53,7 @@ class Source:
         self._lines = self._text.splitlines()
         self._root = yaml.compose(self._text)
         before = list(self._lines[: self._root.start_mark.line])
-        self.is_global = any("@package _global_" in line for line in before)
+        self.package = next((match[1] for line in before if (match := re.match(r"# @package (\S+)", line))), None)
         self.about = " ".join(line.lstrip("# ") for line in before if line.startswith("#") and "@package" not in line)
 
     def keys(self) -> dict[str, Key]:
@@ -126,7 +130,7 @@ def option_in(path: Path) -> Option:
     source = Source(path)
     keys, defaults = source.keys(), source.defaults()
     about = source.about or (f"`{keys['_target_'].value}`" if "_target_" in keys else "")
-    if source.is_global:
+    if source.package == "_global_":
         own = {name: key for name, key in keys.items() if name.startswith(f"{path.parent.name}.")}
         others = {name: key for name, key in keys.items() if name not in own}
         sets = [f"{group}={key.value}" for group, key in defaults.items() if group]
@@ -134,13 +138,16 @@ def option_in(path: Path) -> Option:
             f"{name.removeprefix('hydra.sweeper.params.')}={key.value}" for name, key in others.items() if key.value
         ]
         own = {name.partition(".")[2]: key for name, key in own.items()}
-        return Option(about, {name: key for name, key in own.items() if name not in INTERNAL and key.value}, sets)
+        own = {name: key for name, key in own.items() if name not in INTERNAL and key.value}
+        known = Source(CONF / "config.yaml").keys()
+        brings = {name: key for name, key in others.items() if key.comment and name not in known}
+        return Option(about, own, sets, brings)
     if base := defaults.get(""):
         inherited = option_in(path.with_name(f"{base.value}.yaml"))
         for name, key in keys.items():
             key.comment = key.comment or getattr(inherited.keys.get(name), "comment", "")
         keys = inherited.keys | keys
-    return Option(about, {name: key for name, key in keys.items() if name not in INTERNAL})
+    return Option(about, {name: key for name, key in keys.items() if name not in INTERNAL}, package=source.package)
 
 
 def registered_options(group: str) -> dict[str, Option]:

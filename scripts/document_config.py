@@ -24,6 +24,7 @@ network can be cut, with the shape and the bytes of each map.
 
 <!-- Made from conf/ by scripts/document_config.py: edit the comments there, and run it again. -->
 """
+APART = {"attack": "Of `scripts/attack.py`, and not of launch.py: see [privacy](privacy.md)."}  # that no run has
 COMING = """\
 ## Coming from the authors' program
 
@@ -66,21 +67,28 @@ def code(text: str) -> str:
 
 
 def keys_table(group: str, options: dict[str, Option]) -> str:
-    """The keys of all options of a group; where their defaults differ, each option's."""
+    """The keys of all options of a group, a row for each thing that a key is; where defaults differ, each option's."""
+    found: dict[str, dict[str, dict[str, Key]]] = {}
+    for name, option in options.items():
+        paths = {f"{option.package or group}.{key}": one for key, one in option.keys.items()} | option.brings
+        for path, one in paths.items():
+            found.setdefault(path, {}).setdefault(one.comment, {})[name] = one
     rows = []
-    for key in dict.fromkeys(key for option in options.values() for key in option.keys):
-        having = {name: option.keys[key] for name, option in options.items() if key in option.keys}
-        if not any(found.value or found.comment for found in having.values()):
-            continue
-        comment = next((found.comment for found in having.values() if found.comment), "")
-        values: dict[str, list[str]] = {}
-        for name, found in having.items():
-            values.setdefault(found.value, []).append(name)
-        if len(values) == 1 and len(having) == len(options):
-            default = code(next(iter(values)))
-        else:
-            default = "; ".join(f"{', '.join(names)}: {code(value)}" for value, names in values.items() if value)
-        rows.append([code(f"{group}.{key}"), default, prose(comment)])
+    for path, meanings in found.items():
+        unsaid = meanings.pop("", {})
+        for comment, having in meanings.items() or {"": {}}.items():
+            having, unsaid = having | unsaid, {}
+            values: dict[str, list[str]] = {}
+            for name in options:
+                if name in having:
+                    values.setdefault(having[name].value, []).append(name)
+            if not comment and not any(values):
+                continue
+            if len(values) == 1 and len(having) == len(options):
+                default = code(next(iter(values)))
+            else:
+                default = "; ".join(f"{', '.join(names)}: {code(value)}" for value, names in values.items() if value)
+            rows.append([code(path), default, prose(comment)])
     return table(["key", "default", "what it is"], rows) if rows else ""
 
 
@@ -101,12 +109,14 @@ def group_section(group: str, options: dict[str, Option], chosen: Key | None) ->
     if chosen and chosen.comment:
         sentence = chosen.comment[0].upper() + chosen.comment[1:]
         text.append(f"{prose(sentence)}.\n")
+    elif group in APART:
+        text.append(f"{APART[group]}\n")
     rows = []
     for name, option in options.items():
         about = f"{option.about} Sets `{' '.join(option.sets)}`." if option.sets else option.about
         rows.append([code(name) + (" (default)" if chosen and chosen.value == name else ""), prose(about)])
     text.append(table(["option", "what it is"], rows))
-    alone = {name: option for name, option in options.items() if option.keys}
+    alone = {name: option for name, option in options.items() if option.keys or option.brings}
     if registered:
         text.append(options_keys_table(group, alone))
     elif alone:

@@ -28,6 +28,15 @@ def test_every_group_and_key_is_there():
         assert f"| `{key}` |" in page
 
 
+def test_keys_are_called_as_they_are_set_and_have_a_row_for_each_thing_that_they_are():
+    rows = [line for line in document_config.page().splitlines() if line.startswith("| `")]
+    assert sum(row.startswith("| `defence.noise.scale` |") for row in rows) == 1
+    assert not any(row.startswith("| `defence.scale` |") for row in rows)
+    assert sum(row.startswith("| `cut_back` | u_shaped: `last` |") for row in rows) == 1
+    decay = [row for row in rows if row.startswith("| `optimizer.weight_decay` |")]
+    assert len(decay) == 2 and "adamw" not in decay[0] and "adamw: `0.1`" in decay[1]
+
+
 def test_comments_over_several_lines_and_nested_keys(tmp_path):
     path = tmp_path / "option.yaml"
     path.write_text("# An option.\nname: option\na:  # of a\n  b: 'x # y'  # one\n              # two\n  c: [1, 2]\n")
