@@ -179,6 +179,7 @@ def draw(maps: list, about: str, path: Path) -> None:
     }
     figure, axes = pyplot.subplots(1, len(maps), figsize=(13, 4), sharey=True, layout="constrained")
     for axis, x, cut in zip(axes, maps, CUTS, strict=True):
+        axis.set_prop_cycle(color=[*pyplot.rcParams["axes.prop_cycle"].by_key()["color"], "black"])  # one a family
         for label, family in families.items():
             points = []
             for compressor in family:
