@@ -9,7 +9,8 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from splitlearn.errors import UserError
 from splitlearn.transport.place import SERVER, Patience
 
 INTERFACE = "TP_SOCKET_IFNAME"  # the environment variable that says where RPC listens
+LISTENS = "0A"  # as Linux writes the state of a socket
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 
 
@@ -80,11 +82,15 @@ def stop_agent() -> None:
 
 
 def is_listening(address: str) -> bool:
-    """Whether an agent of this machine still listens at host:port.
+    """Whether this process's agent still listens at host:port.
 
-    RPC stops to listen for good when somebody connects to it and says nothing; so this looks without connecting.
+    RPC stops to listen for good when somebody connects to it and says nothing; so this looks without connecting. After
+    that any user of the machine may take the port, so that it matters whose it is, which Linux tells. Elsewhere this
+    sees whether anybody has it.
     """
     host, port = address.rsplit(":", 1)
+    with suppress(OSError):
+        return int(port) in _own_ports()
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections do not keep it from the port
         try:
@@ -92,6 +98,27 @@ def is_listening(address: str) -> bool:
         except OSError:
             return True
     return False
+
+
+def _own_ports() -> set[int]:
+    """TCP ports that this process listens on.
+
+    Raises:
+        OSError: this system does not tell.
+    """
+    lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+    with suppress(OSError):  # there is no IPv6
+        lines += Path("/proc/self/net/tcp6").read_text().splitlines()[1:]
+    ports = {}  # of all processes, by socket
+    for line in lines:
+        _, local, _, state, *_ = fields = line.split()
+        if state == LISTENS:
+            ports[f"socket:[{fields[9]}]"] = int(local.rsplit(":", 1)[1], 16)
+    own = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # it was closed meanwhile
+            own.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return {port for one, port in ports.items() if one in own}
 
 
 def has_agent() -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from splitlearn.errors import UserError
+from splitlearn.transport.agent import is_listening
 from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.guard import refuse
 from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES, MALFORMED, Line, calls_key
@@ -119,7 +120,7 @@ class FrontDesk:
         with suppress(OSError, ValueError):
             keep_alive(connection, self.silence_s)
             line.send({"open": True})
-            relay_to_agent(connection, self.address())
+            relay_to_agent(connection, self.address(), is_listening)
             return
         connection.close()
 

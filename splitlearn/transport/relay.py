@@ -28,16 +28,23 @@ FIRST_MESSAGE_S = 10.0
 HEADER = struct.Struct("<Q")  # a message of RPC's transport "uv": its length, and then the message
 
 
-def relay_to_agent(client: Connection, address: str) -> None:
+def relay_to_agent(client: Connection, address: str, is_there: Callable[[str], bool] = lambda address: True) -> None:
     """Carries a client's connection to the agent at host:port of this machine.
 
     Not before the client's first message is there as a whole: an agent that somebody connects to without one stops to
     listen, and a client's machine can be switched off at any moment.
+
+    Args:
+        is_there: whether the agent listens at an address. Asked once the connection stands: an agent that has lost its
+            port does not get it back, so that one that has it now is who was connected to.
     """
     client.settimeout(FIRST_MESSAGE_S)
     first = message(client)
     host, port = address.rsplit(":", 1)
     agent = socket.create_connection((host, int(port)))
+    if not is_there(address):
+        agent.close()
+        raise ConnectionRefusedError(f"RPC does not listen at {address} any more")
     agent.sendall(first)
     relay(client, agent)
 

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from splitlearn.measure.screen import Screen
 from splitlearn.transport import Inbox, Patience, Place, agent, connect, connection, entry, host_store, link, store
 from splitlearn.transport.frontdesk import MAX_WHY_NBYTES, FrontDesk
 from splitlearn.transport.proxy import ServerProxy
+from splitlearn.transport.relay import HEADER, relay_to_agent
 
 TOKEN = b"secret"  # as in conftest.py
 
@@ -84,6 +87,40 @@ def test_rpc_listens_on_the_loopback_alone_whatever_the_environment_says(monkeyp
     address = agent.start_agent("server", 0, Patience(1, 1, 1))
     agent.stop_agent()
     assert address.startswith("uv://127.0.0.1:") and os.environ[agent.INTERFACE] == "eth7"
+
+
+THIEF = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+print("listens", flush=True)
+print(listener.accept()[0].recv(100), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell whose a port is")
+def test_a_port_of_rpcs_that_another_process_has_taken_is_not_trusted():
+    told = []
+    own = connection.ServersAgent(Patience(1, 1, 1), told.append)
+    own._served = object()  # as after serve()
+    address = own.address()
+    assert own.address() == address and agent.is_listening(address) and not told
+    port = address.rsplit(":", 1)[1]
+    socket.create_connection(("127.0.0.1", int(port))).close()  # after which RPC does not listen any more
+    while agent.is_listening(address):
+        time.sleep(0.01)
+    with subprocess.Popen([sys.executable, "-S", "-c", THIEF, port], stdout=subprocess.PIPE, text=True) as thief:
+        assert thief.stdout.readline() == "listens\n"
+        assert not agent.is_listening(address)
+        near, far = socket.socketpair()
+        near.sendall(HEADER.pack(5) + b"hello")
+        with pytest.raises(ConnectionRefusedError, match=f"RPC does not listen at {address}"):
+            relay_to_agent(far, address, agent.is_listening)  # as where it was taken since address() has looked
+        assert thief.stdout.readline() == "b''\n"  # he was told nothing
+        assert own.address() != address and "starting it anew" in told[-1]
+    own._served = None
+    own.close()
+    near.close()
+    far.close()
 
 
 def test_a_process_may_get_another_id_from_a_server_that_was_started_anew():
