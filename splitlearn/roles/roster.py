@@ -163,9 +163,13 @@ class Roster(Rounds):
                 continue
             ready = [client for client in self.in_round() if client in kinds]
             for client in ready:
-                if self.members[client].is_late:
-                    self.members[client].is_late = False
+                member = self.members[client]
+                if kinds[client] == Step.kind and member.batch >= member.num_due:
+                    self.see_off(client, "sent one step more than its epoch has")
+                elif member.is_late:
+                    member.is_late = False
                     self.tell(client, "is back")
+            ready = [client for client in ready if client in self.here()]
             if len(ready) >= self.quorum:
                 return [client for client in ready if kinds[client] == Step.kind]
             if is_ending():

@@ -115,11 +115,11 @@ def built_before(monkeypatch):
     monkeypatch.setattr(network, "build", build)
 
 
-def play(folder, cfg, change) -> tuple[Server, Exception | None, Exception | None]:
+def play(folder, cfg, change, proxy=Proxy) -> tuple[Server, Exception | None, Exception | None]:
     """A run with a client 1 that sends what `change` says; gives the server, and its and client 1's errors."""
     server = Server(cfg, CPU, Recorder(cfg, folder, Display()), Checkpoints(folder / "checkpoints", 1))
     serving = Thread(server.run)
-    proxies = Proxy(server, 0), Proxy(server, 1, change)
+    proxies = Proxy(server, 0), proxy(server, 1, change)
     clients = [Thread(Client(cfg, index, CPU, proxy).run) for index, proxy in enumerate(proxies)]
     for thread in clients:
         thread.start()
@@ -185,6 +185,29 @@ def test_an_open_run_goes_on_without_the_client(kind, tmp_path, capfd):
     assert error is None and (tmp_path / "summary.json").exists()
     assert isinstance(told, PeerError) and f"client 1 sent a malformed {kind}: " in str(told)
     assert capfd.readouterr().out.count(f"client 1 is sent away: {told}") == 1
+
+
+class OneMore(Proxy):
+    """Sends its last step again, once, in the place of the weights."""
+
+    step = None
+
+    def call_anew(self, kind: str, *body):
+        if kind == "step":
+            self.step = body
+        if kind == "weights" and self.step:
+            kind, body, self.step = "step", self.step, None
+        return super().call_anew(kind, *body)
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("proxy", [OneMore, Proxy], ids=["one more", "of no samples"])
+def test_a_step_more_than_an_epoch_has_does_not_end_an_open_run(proxy, tmp_path, capfd):
+    cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
+    hello = instead("hello", lambda body: (*body[:2], 0, *body[3:]), after=1 if proxy is Proxy else 0)
+    _, error, _ = play(tmp_path, cfg, hello, proxy)
+    assert error is None and (tmp_path / "summary.json").exists()
+    assert "client 1 sent one step more than its epoch has" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("built_before")
