@@ -220,11 +220,12 @@ class Conversation:
         while remaining := {client: number for client, number in remaining.items() if number}:
             talks = {one: self._begin(one, self.exchange.server_evaluation, in_evaluation=True) for one in remaining}
             for number, (sent, _) in enumerate(rounds, start=1):
+                scored = {}  # not who is there: a new process of one that went wrong may have come meanwhile
                 for client in roster.due(talks, Evaluate, too_late):
-                    talk = talks[client]
                     with roster.excusing(client):
-                        self._score(client, talk, sent, is_last=number == len(rounds))
-                talks = {client: talk for client, talk in talks.items() if client in roster.here()}
+                        self._score(client, talks[client], sent, is_last=number == len(rounds))
+                        scored[client] = talks[client]
+                talks = scored
             for client, talk in talks.items():
                 if not roster.is_open or math.isfinite(talk.outcome.sums["loss"]):  # else one client's would be all's
                     outcomes.append((client, talk.outcome))

@@ -24,6 +24,7 @@ from splitlearn.exchange.messages import Hello, Step
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 from splitlearn.roles.client import Client
+from splitlearn.roles.conversation import Conversation
 from splitlearn.roles.server import Server
 from splitlearn.segments.trainable import state_of
 from splitlearn.transport import Inbox
@@ -208,6 +209,22 @@ def test_a_step_more_than_an_epoch_has_does_not_end_an_open_run(proxy, tmp_path,
     _, error, _ = play(tmp_path, cfg, hello, proxy)
     assert error is None and (tmp_path / "summary.json").exists()
     assert "client 1 sent one step more than its epoch has" in capfd.readouterr().out
+
+
+@pytest.mark.usefixtures("built_before")
+def test_a_malformed_test_batch_of_a_client_that_comes_anew_meanwhile(tmp_path, monkeypatch):
+    cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
+    score, hello = Conversation._score, Hello(shared(cfg), TEN, 32, 16, None)
+
+    def scored(self, client, *others, **more):
+        if client == 0:  # while its batch is computed
+            self.server.inbox.deliver(1, "another process", 1, "hello", hello.body())
+        return score(self, client, *others, **more)
+
+    monkeypatch.setattr(Conversation, "_score", scored)
+    _, error, told = play(tmp_path, cfg, instead("evaluate", MISDEEDS["evaluate"]))
+    assert error is None and (tmp_path / "summary.json").exists()
+    assert "another process has joined as this client" in str(told)
 
 
 @pytest.mark.usefixtures("built_before")
