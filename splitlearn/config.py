@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import kinds
 from splitlearn.compressors import PRESETS, Compressor
+from splitlearn.console import legible
 from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
 
@@ -159,7 +160,11 @@ def shared(cfg: DictConfig) -> dict[str, object]:
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{own}.") for own in OWN_KEYS)}
 
 
+MAX_SHOWN = 200  # letters of a value
+
+
 def differences(one: dict[str, object], other: dict[str, object], *names: str) -> str:
     """Where two configurations, of these names, differ, in words; empty where they do not."""
     keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    return ", ".join(f"{key} ({names[0]} {one.get(key)}, {names[1]} {other.get(key)})" for key in keys)
+    shown = [(key, *(legible(str(told.get(key)), MAX_SHOWN) for told in (one, other))) for key in keys]
+    return ", ".join(f"{key} ({names[0]} {first}, {names[1]} {second})" for key, first, second in shown)

@@ -17,6 +17,12 @@ def forgive(*streams: TextIO | None) -> None:
             stream.reconfigure(errors="replace")
 
 
+def legible(text: str, most: int = 500) -> str:
+    """What others have said, for a console or a log: one line, of so many letters at most, that commands nothing."""
+    shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
 def drop_output() -> None:
     """Sends what is printed from now on nowhere, since nobody reads it any more, as after `| head`."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -313,6 +313,11 @@ def test_differences_name_keys_and_both_values():
     assert config.differences(server, client, "server", "client") == expected
 
 
+def test_differences_are_of_a_bounded_length_and_on_one_line():
+    found = config.differences({"a": 1}, {"a": "x\n\x1b[31m" + "y" * 1000}, "server", "client")
+    assert found.startswith("a (server 1, client x\\n\\x1b[31my") and found.endswith("y…)") and len(found) < 250
+
+
 def test_differences_name_keys_that_only_one_side_has():
     assert (
         config.differences({"a": 1, "b": 2}, {"a": 1, "c": 3}, "server", "client")

@@ -19,6 +19,7 @@ from splitlearn.tasks import Task
 from splitlearn.tasks.origin import Origin
 
 MAX_SUM = 1e30  # so that a run's totals stay finite
+MAX_PLAIN, MAX_DEPTH = 1 << 20, 9  # of a configuration
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -175,12 +176,25 @@ def is_wire(value: Any) -> bool:
     return isinstance(value, Tensor) and is_like(value, (torch.Size([value.numel()]), torch.uint8))
 
 
-def is_plain(value: Any, depth: int = 8) -> bool:
-    """Whether it is a word, a number, or lists and dicts of these."""
-    if isinstance(value, (list, dict)) and depth:
-        items = value if isinstance(value, list) else [*value.keys(), *value.values()]
-        return all(is_plain(item, depth - 1) for item in items)
-    return type(value) in PLAIN
+def is_plain(value: Any) -> bool:
+    """Whether it is a word, a number of up to 64 bits, or lists and dicts of these.
+
+    In all they may have MAX_PLAIN items and letters, each counted as often as it occurs: a message of a kilobyte can
+    hold one list a billion times, for which all that looks into it would take for ever.
+    """
+    left = MAX_PLAIN
+
+    def is_fine(value: Any, depth: int) -> bool:
+        nonlocal left
+        left -= 1 + (len(value) if isinstance(value, str) else 0)
+        if left < 0:
+            return False
+        if isinstance(value, (list, dict)) and depth:
+            items = value if isinstance(value, list) else [*value.keys(), *value.values()]
+            return all(is_fine(item, depth - 1) for item in items)
+        return type(value) in PLAIN and (type(value) is not int or abs(value) < 1 << 63)
+
+    return is_fine(value, MAX_DEPTH)
 
 
 def optimizer_state(segment: nn.Module, cfg: DictConfig) -> dict[int, dict[str, Any]]:

@@ -37,7 +37,7 @@ class Hello(Message):
     def check(self, agreement: Agreement) -> None:
         if not isinstance(self.config, dict):
             raise Unfit("its configuration is no dict")
-        if not all(isinstance(key, str) and is_plain(value) for key, value in self.config.items()):
+        if not (all(isinstance(key, str) for key in self.config) and is_plain(self.config)):
             raise Unfit("its configuration is not one of keys and plain values")
         agreement.check_about(self.about)
         for name, number in (

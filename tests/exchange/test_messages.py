@@ -116,6 +116,11 @@ def test_labels_may_be_of_any_integer_dtype(labels):
     assert Step.parse(((WIRE, labels), {}, False), "client 1", agreement, part).part.targets is labels
 
 
+def nested(depth: int, inmost="a") -> list:
+    """A list that is in a list a hundred times, and so on: little memory, and a hundred to the power of items."""
+    return [nested(depth - 1, inmost)] * 100 if depth else inmost
+
+
 def malformed() -> dict[str, tuple]:
     """By name: the kind, its body, what `check` has to know beside, and what is wrong."""
     agreement, trainable = known()
@@ -129,6 +134,9 @@ def malformed() -> dict[str, tuple]:
         "hello of one part": (Hello, ({"config": 5},), None, "6 parts"),
         "hello with a number as configuration": (Hello, hello(cfg, config=5), None, "configuration"),
         "hello with a tensor in it": (Hello, hello(cfg, config={"seed": torch.zeros(2)}), None, "configuration"),
+        "hello with a number without an end": (Hello, hello(cfg, config={"seed": 10**5000}), None, "configuration"),
+        "hello with a list in lists": (Hello, hello(cfg, config={"seed": nested(7)}), None, "configuration"),
+        "hello with a long word in lists": (Hello, hello(cfg, config={"seed": nested(2, "a" * 999)}), None, "plain"),
         "hello with a number as key": (Hello, hello(cfg, config={5: "seed"}), None, "configuration"),
         "hello of nothing about the data": (Hello, hello(cfg, about=None), None, "classes"),
         "hello about more than classes": (Hello, hello(cfg, about=TEN | {"a": 1}), None, "classes"),
