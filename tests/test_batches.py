@@ -1,10 +1,14 @@
 """How many samples a client's batches have."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splitlearn.batches import LAST_BATCH, batch_sizes, largest_batch
+from splitlearn.batches import LAST_BATCH, batch_sizes, largest_batch, num_batches
+from splitlearn.roles.fit import check_batches
+from splitlearn.roles.progress import share_of
 from splitlearn.tasks.loading import EpochBatches
 
 
@@ -22,6 +26,22 @@ from splitlearn.tasks.loading import EpochBatches
 )
 def test_the_last_batch(num_samples, keep, merge, drop):
     assert [batch_sizes(num_samples, 4, how) for how in LAST_BATCH] == [keep, merge, drop]
+
+
+@given(st.integers(0, 500), st.integers(1, 70), st.sampled_from(LAST_BATCH), st.integers(1, 5))
+def test_a_batchs_share_of_an_optimizer_step_is_known_without_the_list_of_all(num_samples, batch_size, how, accumulate):
+    sizes = batch_sizes(num_samples, batch_size, how)
+    assert num_batches(num_samples, batch_size, how) == len(sizes)
+    cfg = SimpleNamespace(batch_size=batch_size, last_batch=how, accumulate=accumulate)
+    for number in range(len(sizes)):
+        first = number // accumulate * accumulate
+        assert share_of(number + 1, num_samples, cfg) == sizes[number] / sum(sizes[first : first + accumulate])
+
+
+def test_a_number_of_samples_that_is_made_up_takes_no_memory():
+    cfg = SimpleNamespace(batch_size=1, last_batch="keep", accumulate=4)
+    assert num_batches(1 << 53, 1) == 1 << 53 and share_of(1 << 52, 1 << 53, cfg) == 0.25
+    check_batches(0, 1 << 53, cfg, "a network", None)
 
 
 @given(st.integers(0, 500), st.integers(1, 70), st.sampled_from(LAST_BATCH), st.integers(0, 3))

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 from torch.nn.modules.dropout import _DropoutNd
 
-from splitlearn.batches import batch_sizes
+from splitlearn.batches import counted
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import Channel
@@ -60,13 +60,13 @@ def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alon
         UserError: the network cannot train on the batches that so many samples give; says what to do.
     """
     size = cfg.batch_size
-    sizes = batch_sizes(num_train, size, cfg.last_batch)
-    if num_train and not sizes:
+    num_full, last = counted(num_train, size, cfg.last_batch)
+    if num_train and not num_full and not last:
         raise UserError(
             f"client {client} has {num_train} samples, fewer than batch_size={size}, so that last_batch=drop leaves"
             " it none: lower batch_size, or set last_batch=keep"
         )
-    if 1 not in sizes or alone is None:
+    if 1 not in (size if num_full else last, last) or alone is None:
         return
     why = f"but {title} cannot train on a batch of one ({alone})"
     if size == 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from splitlearn.batches import batch_sizes
+from splitlearn.batches import counted
 
 
 @dataclass
@@ -85,5 +85,8 @@ def share_of(batch: int, num_samples: int, cfg: DictConfig) -> float:
         cfg: of the run: a step is over `accumulate` batches, or those that are left.
     """
     before = (batch - 1) // cfg.accumulate * cfg.accumulate  # batches of the steps before
-    sizes = batch_sizes(num_samples, cfg.batch_size, cfg.last_batch)
-    return sizes[batch - 1] / sum(sizes[before : before + cfg.accumulate])
+    size = cfg.batch_size
+    num_full, last = counted(num_samples, size, cfg.last_batch)
+    end = min(before + cfg.accumulate, num_full + (last > 0))
+    sizes = [size if number < num_full else last for number in range(before, end)]
+    return sizes[batch - 1 - before] / sum(sizes)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from splitlearn.batches import batch_sizes
+from splitlearn.batches import num_batches
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply
 from splitlearn.exchange.rounds import Round
@@ -80,8 +80,8 @@ class Roster(Rounds):
         for name in ("num_train", "num_test", "num_numbered", "origin"):
             setattr(member, name, getattr(hello, name))
         size = self.cfg.batch_size
-        member.num_batches = len(batch_sizes(hello.num_train, size, self.cfg.last_batch))
-        member.num_test_batches = len(batch_sizes(hello.num_test, size))
+        member.num_batches = num_batches(hello.num_train, size, self.cfg.last_batch)
+        member.num_test_batches = num_batches(hello.num_test, size)
         member.start(self.progress.epoch, self.plan)
 
     def _admit(self, client: int) -> None:
