@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from splitlearn.batches import counted
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
+from splitlearn.exchange import network
 from splitlearn.exchange.channel import Channel
 from splitlearn.exchange.latest import sample_nbytes
 from splitlearn.exchange.messages import Hello
@@ -27,8 +28,7 @@ def compare(roster: Any, client: int, hello: Hello) -> None:
     """
     if difference := differences(shared(roster.cfg), hello.config, "server", "client"):
         raise UserError(f"the server and client {client} are configured differently: {difference}")
-    roster.about = roster.about or hello.about
-    if reason := roster.agreement.task.disagreement(roster.about, hello.about):
+    if reason := roster.agreement.task.disagreement(roster.about or hello.about, hello.about):
         raise UserError(f"client {client} does not fit: {reason}")
     if not hello.origin:
         return
@@ -45,6 +45,15 @@ def compare(roster: Any, client: int, hello: Hello) -> None:
     if not roster.has_noted_same and (note := same_data({**others, client: origin})):
         roster.note(note)
         roster.has_noted_same = True
+
+
+def has_network(cfg: DictConfig) -> bool:
+    """Whether the network can be built where nothing is known of the data: else no client is to blame."""
+    try:
+        network.build(cfg)
+    except UserError:
+        return False
+    return True
 
 
 def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alone: str | None) -> None:

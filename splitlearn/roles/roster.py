@@ -22,7 +22,7 @@ from splitlearn.batches import num_batches
 from splitlearn.errors import UserError
 from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply
 from splitlearn.exchange.rounds import Round
-from splitlearn.roles.fit import check_test, compare
+from splitlearn.roles.fit import check_test, compare, has_network
 from splitlearn.roles.host import Host
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import Rounds
@@ -75,13 +75,13 @@ class Roster(Rounds):
             self._waits(f"waiting for {names_of(missing)} of {number}, which signed in, to load data")
 
     def _enrol(self, client: int, hello: Hello) -> None:
+        self.about = self.about or hello.about
         member = self.members.setdefault(client, Member())
         member.is_in, member.is_late, member.is_leaving = True, False, False
         for name in ("num_train", "num_test", "num_numbered", "origin"):
             setattr(member, name, getattr(hello, name))
-        size = self.cfg.batch_size
-        member.num_batches = num_batches(hello.num_train, size, self.cfg.last_batch)
-        member.num_test_batches = num_batches(hello.num_test, size)
+        member.num_batches = num_batches(hello.num_train, self.cfg.batch_size, self.cfg.last_batch)
+        member.num_test_batches = num_batches(hello.num_test, self.cfg.batch_size)
         member.start(self.progress.epoch, self.plan)
 
     def _admit(self, client: int) -> None:
@@ -93,20 +93,25 @@ class Roster(Rounds):
         except UserError as error:
             return request.fail(str(error))
         self._enrol(client, hello)
-        if is_first:
-            self.host.build(self.about)
         try:
+            if is_first:
+                self.host.build(self.about)
+                is_first = False
             self.host.check_batches(client, hello.num_train)
         except UserError as error:
+            if is_first:  # there is no network yet, and the next client's data may fit
+                if not has_network(self.cfg):
+                    raise
+                self.about = None
+                self.tell(client, f"is sent away: {error}")
             del self.members[client]
             return request.fail(str(error))
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)
         request.reply(self.host.welcome(client).body())
         is_own = hello.origin and hello.origin["partition"] == "none"
-        self.tell(
-            client, f"joined with {hello.num_train} samples and {hello.num_test} for test" if is_own else "joined"
-        )
+        samples = f" with {hello.num_train} samples and {hello.num_test} for test" if is_own else ""
+        self.tell(client, f"joined{samples}")
 
     # Their parts in an epoch
 

@@ -29,7 +29,7 @@ class RunState:
     def __init__(self, server: Any, checkpoints: Checkpoints):
         self.server, self.cfg, self.checkpoints = server, server.cfg, checkpoints
         self._found: dict[str, Any] | None = None  # until the run has begun
-        self._weights: dict[str, Tensor] | None = None  # to start from, until the network is built
+        self._weights: dict[str, Tensor] | None = None  # to start from, likewise
 
     def find(self) -> None:
         """Looks for what to go on from, or to start from, if it is wanted. Nothing is changed yet.
@@ -66,7 +66,6 @@ class RunState:
         """Gives the network, as it was built, the weights that it is to start from."""
         if self._weights is not None:
             network.load(built, self._weights, f"init_from={self.cfg.init_from}")
-            self._weights = None
         if self.cfg.get("delta") and (note := dropout_note(built)):
             self.server.recorder.display.note(note)
 
@@ -97,7 +96,7 @@ class RunState:
             self.server.observer.start()
         else:
             recorder.resumed(self.server.progress.epoch, self.server.is_over)
-        self._found = None
+        self._found = self._weights = None
         for note in latest_notes(self.server):
             recorder.display.note(note)
 

@@ -17,7 +17,7 @@ from test_membership import TOKEN, Machine
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.compressors import Payload, UniformQuantizer
 from splitlearn.config import shared
-from splitlearn.errors import PeerError, Rejoin
+from splitlearn.errors import PeerError, Rejoin, UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.labels_up import Smashed
 from splitlearn.exchange.messages import Hello, Step
@@ -186,6 +186,32 @@ def test_an_open_run_goes_on_without_the_client(kind, tmp_path, capfd):
     assert error is None and (tmp_path / "summary.json").exists()
     assert isinstance(told, PeerError) and f"client 1 sent a malformed {kind}: " in str(told)
     assert capfd.readouterr().out.count(f"client 1 is sent away: {told}") == 1
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("has_network", [True, False], ids=["its data do not fit", "no data would"])
+def test_an_open_run_waits_for_the_next_where_the_first_clients_data_do_not_fit(has_network, tmp_path, monkeypatch):
+    cfg = compose(*OPTIONS, "membership.open=true", f"task.class_weights={[1] * 10}")
+    server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
+    others = {"num_classes": 7, "classes": list("0123456")}
+    first, second = (
+        server.inbox.deliver(client, "session", 1, "hello", Hello(shared(cfg), about, 32, 16, None).body())
+        for client, about in enumerate((others, TEN))
+    )
+    if has_network:
+        server.roster.meet(server)
+        assert server.roster.here() == [1] == [*server.roster.members] and server.roster.about == TEN
+        status, why = first.wait()
+        assert status == "failed" and "task.class_weights has 10 numbers, but the data 7 classes" in why
+        assert second.wait()[0] == "done"
+        return
+
+    def build(*_, **__):
+        raise UserError("cut=nowhere is none")
+
+    monkeypatch.setattr(network, "build", build)  # a mistake in the server's own configuration is no client's
+    with pytest.raises(UserError, match="cut=nowhere is none"):
+        server.roster.meet(server)
 
 
 class OneMore(Proxy):
