@@ -11,7 +11,7 @@ import torch
 from torch.distributed.rpc import internal
 from torchvision.io import decode_png, encode_png
 
-from splitlearn.transport import guard, operators
+from splitlearn.transport import delivery, guard, operators
 from splitlearn.transport.delivery import deliver
 from splitlearn.transport.unpickler import closed
 
@@ -61,6 +61,45 @@ def test_a_message_that_asks_for_more_is_refused_and_told_of_once(message, told,
     with closed([deliver]), pytest.raises((pickle.UnpicklingError, ValueError), match=told):
         internal.deserialize(message, [])
     assert caplog.text.count("refused message") == 1 and told in caplog.text
+
+
+def test_a_message_names_no_lines_of_its_own_in_the_log(caplog):
+    name = b"x\nWARNING all is fine\x1b[31m" + b"A" * 100_000
+    message = b"\x80\x04\x8c\x01aX" + len(name).to_bytes(4, "little") + name + b"\x93."
+    with closed([deliver]), pytest.raises(pickle.UnpicklingError, match="is not allowed in a message") as caught:
+        internal.deserialize(message, [])
+    assert r"refused message: a.x\nWARNING all is fine\x1b[31mAA" in caplog.text
+    assert len(caplog.text) < 1000 and len(str(caught.value)) < 1000
+
+
+def test_what_no_call_begins_with_is_neither_signed_nor_shown(caplog, monkeypatch):
+    class Server:
+        def local_value(self):
+            return self
+
+    def key_of(*_):
+        raise AssertionError("it was looked up")
+
+    server = Server()
+    server.desk = server.visits = server
+    server.key_of = key_of
+    monkeypatch.setattr(delivery, "served", server)
+    monkeypatch.setattr(guard, "_lines", Counter())
+    endless = "a"
+    for _ in range(12):
+        endless = [endless] * 100  # a hundred to the power of twelve
+    for what in (
+        (0, endless, 1, "step"),
+        (0, "session", endless, "step"),
+        (0, "session", 10**5000, "step"),
+        (0, "session", 1, endless),
+        (0, "session", 1, "step\n\x1b[31m"),
+        (0, "session", 1, "a" * 65),
+        (True, "session", 1, "step"),
+        (endless,),
+    ):
+        assert delivery.deliver(*what, *("signature", ()) * (len(what) == 4)).wait()[0] == "unsigned"
+    assert caplog.text.count("refused call: it is not signed: it does not say whose") == 8
 
 
 def test_a_stranger_who_tries_for_ever_does_not_fill_the_log(caplog, monkeypatch):
