@@ -160,11 +160,12 @@ def shared(cfg: DictConfig) -> dict[str, object]:
     return {key: value for key, value in flat.items() if not any(f"{key}.".startswith(f"{own}.") for own in OWN_KEYS)}
 
 
-MAX_SHOWN = 200  # letters of a value
+MAX_SHOWN, MAX_KEYS = 200, 50  # letters of a value, and keys, that are shown of two configurations
 
 
 def differences(one: dict[str, object], other: dict[str, object], *names: str) -> str:
     """Where two configurations, of these names, differ, in words; empty where they do not."""
     keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
-    shown = [(key, *(legible(str(told.get(key)), MAX_SHOWN) for told in (one, other))) for key in keys]
-    return ", ".join(f"{key} ({names[0]} {first}, {names[1]} {second})" for key, first, second in shown)
+    shown = [[legible(str(text), MAX_SHOWN) for text in (key, one.get(key), other.get(key))] for key in keys[:MAX_KEYS]]
+    more = [f"{len(keys) - MAX_KEYS} more"] * (len(keys) > MAX_KEYS)
+    return ", ".join([*(f"{key} ({names[0]} {first}, {names[1]} {second})" for key, first, second in shown), *more])

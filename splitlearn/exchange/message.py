@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from splitlearn.console import legible
 from splitlearn.errors import PeerError
 from splitlearn.exchange.agreement import Agreement, Unfit
 
@@ -38,7 +39,7 @@ class Message:
             message.check(agreement, *context)
             return message
         except Unfit as unfit:
-            raise PeerError(f"{sender} sent a malformed {cls.kind}: {unfit}") from None
+            raise PeerError(f"{sender} sent a malformed {cls.kind}: {legible(str(unfit))}") from None
 
     def check(self, agreement: Agreement) -> None:
         """Raises Unfit, with what is wrong."""

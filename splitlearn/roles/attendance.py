@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from splitlearn.console import legible
 from splitlearn.errors import PeerError
 from splitlearn.exchange.agreement import Agreement
 from splitlearn.exchange.messages import Hello, Message, Weights
@@ -60,7 +61,7 @@ class Attendance:
 
     def tell(self, client: int, what: str) -> None:
         num_here = sum(not self.members[other].is_late for other in self.here())
-        self.note(f"client {client} {what} ({num_here} of {self.cfg.num_clients} are there)")
+        self.note(f"client {client} {legible(what)} ({num_here} of {self.cfg.num_clients} are there)")
 
     # Their data
 

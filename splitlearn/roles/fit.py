@@ -11,6 +11,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from splitlearn.batches import counted
 from splitlearn.config import differences, shared
+from splitlearn.console import legible
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.channel import Channel
@@ -29,7 +30,7 @@ def compare(roster: Any, client: int, hello: Hello) -> None:
     if difference := differences(shared(roster.cfg), hello.config, "server", "client"):
         raise UserError(f"the server and client {client} are configured differently: {difference}")
     if reason := roster.agreement.task.disagreement(roster.about or hello.about, hello.about):
-        raise UserError(f"client {client} does not fit: {reason}")
+        raise UserError(f"client {client} does not fit: {legible(reason)}")
     if not hello.origin:
         return
     before = roster.members[client].origin if client in roster.members else None
@@ -41,7 +42,7 @@ def compare(roster: Any, client: int, hello: Hello) -> None:
     origin = Origin(**hello.origin)
     others = {other: its for other, its in roster.origins().items() if other != client}
     if reason := disagreement(client, origin, others, roster.cfg.partition.name):
-        raise UserError(reason)
+        raise UserError(legible(reason))
     if not roster.has_noted_same and (note := same_data({**others, client: origin})):
         roster.note(note)
         roster.has_noted_same = True

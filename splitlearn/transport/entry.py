@@ -8,6 +8,7 @@ import ssl
 import time
 from dataclasses import dataclass
 
+from splitlearn.console import legible
 from splitlearn.errors import PeerError
 from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.handshake import HANDSHAKE_S, MALFORMED, Line, Strange, calls_key
@@ -95,14 +96,14 @@ def enter(
         line.send({"nonce": nonce, "client": client, "id": number, "session": session})
         answer = line.receive()
         if "refused" in answer:
-            raise PeerError(f"{refused}: {answer['refused']}")
+            raise PeerError(f"{refused}: {legible(str(answer['refused']))}")
         if not is_signed(answer["proof"], token, "server", nonce):
             raise PeerError(f"{refused} (it has another token): give all the same {TOKEN_VARIABLE} or rpc.token_file")
         other = str(answer["nonce"])
         line.send({"proof": sign(token, "client", other, client, number, session)})
         told = line.receive()
         if "refused" in told:
-            raise PeerError(f"{refused}: {told['refused']}")
+            raise PeerError(f"{refused}: {legible(str(told['refused']))}")
         connection.settimeout(None)
         return Entry(str(told["address"]), int(told["id"]), calls_key(token, nonce, other, client), connection)
     except MALFORMED as error:
@@ -140,7 +141,7 @@ def open_rpc(way: Way, client: int, session: str, key: bytes, within_s: float) -
             line.send({"proof": sign(key, "rpc", str(told["nonce"]))})
             told = line.receive()
         if told.get("open") is not True:
-            raise PeerError(f"refused: {told['refused']}")
+            raise PeerError(f"refused: {legible(str(told['refused']))}")
         connection.settimeout(None)
         return connection
     except MALFORMED as error:

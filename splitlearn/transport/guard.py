@@ -15,6 +15,8 @@ import threading
 import time
 from collections import Counter
 
+from splitlearn.console import legible
+
 MAX_LINES = 20  # of each kind in a minute: a stranger that tries for ever must not fill the disk
 MINUTE_S = 60.0
 
@@ -39,4 +41,4 @@ def refuse(what: str, detail: str) -> None:
         _lines[what] += 1
         if _lines[what] > MAX_LINES:
             return
-    log.warning("refused %s: %s", what, detail)
+    log.warning("refused %s: %s", what, legible(detail))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.futures import Future
 
+from splitlearn.console import legible
 from splitlearn.errors import PeerError
 from splitlearn.transport.visits import RETURN_WITHIN_S
 
@@ -105,9 +106,9 @@ class Inbox:
                 latest.fail(why)  # or it would wait for ever; nothing where it is answered
             self._latest[client] = request
             if kind == "failed" and not self.is_open:
-                self._failure = (
-                    self._failure or f"client {client} stopped: {body[0] if body else 'it does not say why'}"
-                )
+                says_why = isinstance(body, tuple) and body and isinstance(body[0], str)
+                why = legible(body[0]) if says_why else "it does not say why"
+                self._failure = self._failure or f"client {client} stopped: {why}"
             if self._closed:
                 request.fail(self._failure)
             self.changed.notify_all()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch.distributed.rpc as rpc
 
+from splitlearn.console import legible
 from splitlearn.errors import PeerError
 from splitlearn.transport.agent import has_agent, start_agent, stop_agent
 from splitlearn.transport.delivery import PROOF, deliver, value_of
@@ -30,6 +31,7 @@ from splitlearn.transport.token import sign
 
 RECONNECT_EVERY_S = 0.5
 LAUNCHED_RECONNECT_S = 5.0, 30.0  # on one machine and on several: then the launcher knows better
+LAST_LINE_NBYTES = 1 << 15  # of what the server says when it ends, at most; JSON writes some letters as six
 RENEW_S = 30.0  # how long calls may take to arrive over new connections
 
 
@@ -176,7 +178,7 @@ class Link:
     def _watch(self, entry: Entry) -> None:
         """Signs in again where the front desk's connection breaks, unless `renew` does."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            self._ended = str(json.loads(_last_line(entry.connection))["ended"])
+            self._ended = legible(str(json.loads(_last_line(entry.connection))["ended"]), LAST_LINE_NBYTES)
         while not (self._is_closed or self._ended):
             with self._lock:
                 if self._entry is not entry or self._is_closed:
@@ -213,6 +215,6 @@ class Link:
 def _last_line(connection: Connection) -> bytes:
     """What the server says when it ends, as a whole; nothing where the connection breaks."""
     line = b""
-    while not line.endswith(b"\n") and (part := connection.recv(LINE_NBYTES)):
+    while not line.endswith(b"\n") and len(line) < LAST_LINE_NBYTES and (part := connection.recv(LINE_NBYTES)):
         line += part
     return line

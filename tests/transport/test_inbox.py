@@ -55,6 +55,25 @@ def test_a_call_that_is_sent_again_with_another_body_is_one_request(make):
     assert first.wait() == again.wait() == deliver(box, 0, 1, "weights", "late").wait() == ("done", "answer")
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (("no data\nfake line\x1b[31m",), "no data\\nfake line\\x1b[31m"),
+        (("x" * 1000,), "x" * 499 + "…"),
+        (([["x"]],), "it does not say why"),
+        (5, "it does not say why"),
+        ((), "it does not say why"),
+    ],
+    ids=["escapes", "long", "lists", "a number", "nothing"],
+)
+def test_why_a_client_failed_is_one_line_for_the_console(make, body, told):
+    box = make(1)
+    box.deliver(0, "0", 1, "failed", body)
+    with pytest.raises(PeerError) as caught:
+        box.take(0, "step")
+    assert str(caught.value) == f"client 0 stopped: {told}"
+
+
 def test_requests_are_taken_in_the_order_that_the_server_asks_for(make):
     box = make(2)
     deliver(box, 1, 1, "step", "late client first")
