@@ -24,13 +24,15 @@ from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.guard import refuse
 from splitlearn.transport.handshake import HANDSHAKE_S, LINE_NBYTES, MALFORMED, Line, calls_key
 from splitlearn.transport.place import rank_name, shown
-from splitlearn.transport.relay import keep_alive, relay_to_agent
-from splitlearn.transport.strangers import Strangers, most_strangers
+from splitlearn.transport.relay import NUM_CONNECTIONS, keep_alive, relay_to_agent
+from splitlearn.transport.strangers import AtMost, most_strangers
 from splitlearn.transport.tls import BEGINS, Tls, in_words
 from splitlearn.transport.token import is_signed, sign
 from splitlearn.transport.visits import Visit, Visits
 
 BACKLOG = 1024  # connections that the system holds until they are accepted: all clients may come at once
+# Of RPC, that are carried for a client: those that it needs, and as many of before, which may not have ended yet.
+MAX_RELAYS = 2 * (NUM_CONNECTIONS - 1)
 MAX_WHY_NBYTES = 4096  # of why the server ends
 
 
@@ -69,7 +71,8 @@ class FrontDesk:
         self.address, self.token, self.on_change = address, token, on_change
         self.silence_s, self.tell, self.tls = silence_s, tell, tls
         self.visits, self.troubles = Visits(num_clients, replaces), {}
-        self._strangers = Strangers(most_strangers(num_clients))
+        self._strangers = AtMost(most_strangers(num_clients))
+        self._relays = [AtMost(MAX_RELAYS) for _ in range(num_clients)]
         try:
             self._server = _Listener(host, port)
         except (OSError, UnicodeError) as error:
@@ -98,10 +101,10 @@ class FrontDesk:
             with suppress(OSError):
                 visit.connection.sendall(last_line)
 
-    def _serve(self, raw: socket.socket, peer: str) -> None:
-        visit = None
+    def _serve(self, raw: socket.socket, host: str, port: int) -> None:
+        visit, peer = None, shown(host, port)
         try:
-            with self._strangers.one(raw):
+            with self._strangers.one(raw, host):
                 deadline = time.monotonic() + HANDSHAKE_S  # for all of it, not each part
                 connection = self._opened(raw, deadline)
                 line = Line(connection, deadline - time.monotonic())
@@ -117,7 +120,7 @@ class FrontDesk:
             return refuse("connection", f"{peer} does not sign in ({in_words(error)})")
         if visit is not None:
             return self._stay(visit, line)
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError), self._relays[hello["client"]].one(connection):
             keep_alive(connection, self.silence_s)
             line.send({"open": True})
             relay_to_agent(connection, self.address(), is_listening)
@@ -206,4 +209,4 @@ class _Listener(socketserver.ThreadingTCPServer):
 
 class _Handler(socketserver.BaseRequestHandler):
     def handle(self) -> None:
-        self.server.desk._serve(self.request, shown(*self.client_address[:2]))
+        self.server.desk._serve(self.request, *self.client_address[:2])

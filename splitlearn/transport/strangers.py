@@ -1,12 +1,13 @@
-"""Connections that have not proved anything yet: so many at most, and none for long."""
+"""Connections at the front desk: so many at most of each sort, and those of strangers not for long."""
 
 from __future__ import annotations
 
-import socket
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 
+from splitlearn.transport.encrypted import Connection
 from splitlearn.transport.relay import NUM_CONNECTIONS, end
 
 MAX_STRANGERS = 64  # beside NUM_CONNECTIONS for each client
@@ -17,26 +18,27 @@ def most_strangers(num_clients: int) -> int:
     return MAX_STRANGERS + NUM_CONNECTIONS * num_clients
 
 
-class Strangers:
+class AtMost:
     """
     Args:
-        most: that may be there at once. With one more the oldest has to go: who has the token or a certificate needs a
-            moment alone, so that those who say nothing keep nobody out.
+        most: connections that may be there at once. With one more, one has to go: the oldest of whoever has most. So
+            strangers who say nothing keep nobody out, who needs a moment alone, unless they come from many addresses.
     """
 
     def __init__(self, most: int):
         self._most, self._lock = most, threading.Lock()
-        self._here: dict[socket.socket, None] = {}  # the oldest first
+        self._here: dict[Connection, Hashable] = {}  # whose they are; the oldest first
 
     @contextmanager
-    def one(self, connection: socket.socket) -> Iterator[None]:
-        """Within this the connection is a stranger's."""
+    def one(self, connection: Connection, whose: Hashable = None) -> Iterator[None]:
+        """Within this the connection counts."""
         with self._lock:
             while len(self._here) >= self._most:
-                oldest = next(iter(self._here))
+                ((whose_most, _),) = Counter(self._here.values()).most_common(1)
+                oldest = next(one for one, its in self._here.items() if its == whose_most)
                 del self._here[oldest]
                 end(oldest)
-            self._here[connection] = None
+            self._here[connection] = whose
         try:
             yield
         finally:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from splitlearn.transport.encrypted import Connection
+from splitlearn.transport.relay import end
 
 RETURN_WITHIN_S = 3.0  # a client whose connection broke signs in again meanwhile
 IDS = 1 << 15  # RPC's worker ids are 16-bit integers; 0 is the server
@@ -77,7 +78,7 @@ class Visits:
         self._last[client].is_heard = True
 
     def admit(self, visit: Visit) -> str | None:
-        """Lets a client that has the token in; returns why not, if it is not."""
+        """Lets a client that has the token in, in the place of its last connection; returns why not, if it is not."""
         client = visit.client
         if not 0 <= client < self.num_clients:
             return f"there is no client {client} of num_clients={self.num_clients}"
@@ -93,6 +94,8 @@ class Visits:
             self._ids[visit.id] += 1
             self._last[client] = visit
             self._present[client] += 1
+        if last is not None:
+            end(last.connection)  # or one client could hold any number
         return None
 
     def end(self, visit: Visit) -> bool:

@@ -2,12 +2,14 @@ import os
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
 from splitlearn.errors import PeerError, UserError
 from splitlearn.transport import entry, frontdesk, guard, relay, visits
 from splitlearn.transport.guard import refusals
+from splitlearn.transport.strangers import AtMost
 
 TOKEN = b"secret"  # as in conftest.py
 
@@ -49,14 +51,53 @@ def test_a_sign_in_gives_both_sides_a_key_of_its_own_for_as_long_as_it_lasts(des
     assert eventually(lambda: desk.visits.key_of(0, "a") is None)
 
 
+def test_of_strangers_the_oldest_of_the_address_that_has_most_goes():
+    few, made = AtMost(4), []
+    with ExitStack() as stack:
+        for whose in ("honest", "flood", "flood", "flood", "flood", "another", "flood", "third"):
+            near, far = map(stack.enter_context, socket.socketpair())
+            stack.enter_context(few.one(near, whose))
+            made.append((whose, near, far))
+        assert list(few._here.values()) == ["honest", "another", "flood", "third"]
+        for whose, near, far in made:
+            far.settimeout(0)
+            if near not in few._here:
+                assert whose == "flood" and far.recv(1) == b""  # it was ended
+
+
 def test_a_process_keeps_its_id_whatever_of_its_connections_broke(desk):
     first = enter(desk, session="a")
-    again = enter(desk, number=first.id, session="a")  # while the old connection stays
+    again = enter(desk, number=first.id, session="a")  # before this end has seen the old connection break
     third = enter(desk, number=first.id, session="a")
     assert first.id == again.id == third.id
-    first.connection.close()
-    assert eventually(lambda: desk.visits._present[0] == 2)
-    assert enter(desk, 1).id != first.id  # the old connection's end does not set it free
+    assert eventually(lambda: desk.visits._present[0] == 1)
+    assert enter(desk, 1).id != first.id  # the old connections' end does not set it free
+
+
+@pytest.mark.parametrize("session", ["one", None], ids=["one process", "processes"])
+def test_a_client_has_one_connection_to_the_desk_however_often_it_comes(desk, session):
+    desk.visits.replaces = True  # which lets new processes in
+    before, entered = threading.active_count(), []
+    for number in range(20):
+        known = entered[-1].id if session and entered else 0
+        entered.append(enter(desk, number=known, session=session or str(number)))
+    assert eventually(lambda: desk.visits._present[0] == 1 and threading.active_count() <= before + 2)
+    assert all(entry.connection.recv(1) == b"" for entry in entered[:-1])
+    assert desk.visits.key_of(0, session or "19") == entered[-1].key
+
+
+def test_no_more_of_rpc_is_carried_for_a_client_than_it_needs(desk):
+    with socket.create_server(("127.0.0.1", int(desk.address().rsplit(":", 1)[1]))) as agent:
+        signed_in, carried = enter(desk, session="a"), []
+        for _ in range(frontdesk.MAX_RELAYS + 2):
+            near = entry.open_rpc(desk.way, 0, "a", signed_in.key, 1)
+            near.sendall(relay.HEADER.pack(5) + b"hello")
+            carried.append((near, agent.accept()[0]))
+        assert [near.recv(1) for near, _ in carried[:2]] == [b"", b""]
+        for near, far in carried[2:]:
+            far.sendall(b"!")
+            assert near.recv(1) == b"!"
+            far.close()
 
 
 def test_a_process_that_did_not_say_that_it_leaves_is_expected_for_a_while(desk, monkeypatch):
