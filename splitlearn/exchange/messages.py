@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitlearn.exchange import latest
-from splitlearn.exchange.agreement import Agreement, Unfit, is_plain, require_sums
+from splitlearn.exchange.agreement import MAX_SUM, Agreement, Unfit, is_plain, require_sums
 from splitlearn.exchange.message import Message
 from splitlearn.exchange.parts import Part
 
@@ -91,8 +91,8 @@ class Step(Message):
             raise Unfit("whether it wants to stop is no bool")
         if not isinstance(self.errors, dict) or not self.errors.keys() <= agreement.channels.keys():
             raise Unfit("its errors are not those of channels")
-        if not all(isinstance(error, float) and error >= 0 for error in self.errors.values()):  # which NaN is not
-            raise Unfit("a compression error is no number from 0")
+        if not all(isinstance(error, float) and 0 <= error <= MAX_SUM for error in self.errors.values()):
+            raise Unfit("a compression error is no finite number from 0")
         if self.part is None and agreement.may_skip:
             return
         self.part = part.parse(self.part, agreement)

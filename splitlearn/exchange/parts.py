@@ -5,16 +5,18 @@ A new exchange declares one class for each message of its conversation. The anno
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, NewType, get_type_hints
 
+import torch
 from torch import Tensor
 
 from splitlearn.exchange import ragged
 from splitlearn.exchange.agreement import Agreement, Unfit, is_wire, require_sums
+
+MAX_LOSS = torch.finfo(torch.float32).max  # means and sums of which are finite as Python's floats
 
 Wire = NewType("Wire", Tensor)  # a payload: 1-D uint8, on the CPU
 MaybeWire = NewType("MaybeWire", Tensor)  # the same; or None, where nothing was asked for
@@ -106,7 +108,7 @@ def _lengths(name: str, value: Any, agreement: Agreement) -> None:
 
 
 def _loss(name: str, value: Any, agreement: Agreement) -> None:
-    if not isinstance(value, float) or not math.isfinite(value):
+    if not isinstance(value, float) or not abs(value) <= MAX_LOSS:  # which NaN is not
         raise Unfit(f"{name} is no finite number")
 
 

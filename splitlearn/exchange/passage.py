@@ -19,6 +19,7 @@ from splitlearn.compressors.trace import Trace
 from splitlearn.defences.draws import Draws
 from splitlearn.errors import PayloadError, PeerError
 from splitlearn.exchange import ragged
+from splitlearn.exchange.agreement import MAX_SUM
 from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.ends import End
@@ -74,7 +75,7 @@ class Passage:
 
     def take_errors(self) -> dict[str, float]:
         """Errors of what was sent since the last call, by channel."""
-        errors = {one.channel: one.error for one in self.transfers if one.error is not None}
+        errors = {one.channel: min(one.error, MAX_SUM) for one in self.transfers if one.error is not None}
         self.transfers.clear()
         return errors
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import ListConfig
 
+from splitlearn.console import legible
 from splitlearn.errors import UserError
 
 MAX_CLASSES = 1 << 20  # what a client may make the server build
@@ -44,7 +45,7 @@ def about_of(classes: Iterable[Any]) -> dict[str, Any]:
 
 def in_words(names: list[str]) -> str:
     """The first of some names."""
-    return ", ".join(names[:NUM_NAMED]) + ", …" * (len(names) > NUM_NAMED)
+    return legible(", ".join(names[:NUM_NAMED]), NUM_NAMED * MAX_NAME) + ", …" * (len(names) > NUM_NAMED)
 
 
 def check(about: dict[str, Any]) -> None:
@@ -60,6 +61,8 @@ def check(about: dict[str, Any]) -> None:
         raise ValueError(f"its classes are no list of {number} names")
     if not all(type(name) is str and len(name) <= MAX_NAME for name in names):
         raise ValueError(f"its classes are no names of up to {MAX_NAME} letters")
+    if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):  # which no file takes
+        raise ValueError("its classes have names with half a letter")
 
 
 def disagreement(one: dict[str, Any], other: dict[str, Any]) -> str | None:
