@@ -8,6 +8,7 @@ further certificates: keep it, in certificates/authority, where no rank runs.
 """
 
 import argparse
+import datetime
 import sys
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def main() -> None:
 
 def make(folder: Path, num_clients: int, days: int, renew: bool) -> list[str]:
     """Writes what is missing, or with `renew` all; returns the ranks that got a new certificate."""
-    own, made = folder / AUTHORITY, []
+    own = folder / AUTHORITY
     if (own / FILES["key"]).exists():
         by = read(own)
     elif (own / FILES["cert"]).exists():
@@ -50,10 +51,16 @@ def make(folder: Path, num_clients: int, days: int, renew: bool) -> list[str]:
     else:
         by = authority(10 * days)
         write(own, by, by)
-    for rank in (SERVER, *map(rank_name, range(1, 1 + num_clients))):
-        if renew or not (folder / rank / FILES["cert"]).exists():
-            write(folder / rank, issue(by, rank, days), by)
-            made.append(rank)
+    ranks = (SERVER, *map(rank_name, range(1, 1 + num_clients)))
+    made = [rank for rank in ranks if renew or not (folder / rank / FILES["cert"]).exists()]
+    remaining = by.certificate.not_valid_after_utc - datetime.datetime.now(datetime.timezone.utc)
+    if made and remaining < datetime.timedelta(days=days):
+        raise ValueError(
+            f"its authority's own certificate ends in {max(0, remaining.days)} days, and no other is of use after that:"
+            " give fewer --days, or make all anew in another --folder, whose ca.pem all ranks then need"
+        )
+    for rank in made:
+        write(folder / rank, issue(by, rank, days), by)
     return made
 
 

@@ -130,6 +130,7 @@ def tls_of_files(rank: str, cert: str, key: str, ca: str, server_name: str) -> T
         except OSError as error:
             raise UserError(f"tls.{name}={path} cannot be read ({error.strerror}): give the file's path") from None
     _check_certificate(rank, paths["cert"], texts["cert"], server_name)
+    _check_authorities(paths["ca"], texts["ca"])
     if (mode := paths["key"].stat().st_mode) & 0o077:
         raise UserError(f"tls.key={paths['key']} is not private (mode {mode & 0o777:o}): chmod 600 it")
     try:
@@ -199,13 +200,8 @@ def _check_certificate(rank: str, path: Path, pem: bytes, server_name: str) -> N
         certificate = x509.load_pem_x509_certificate(pem)
     except ValueError:
         raise UserError(f"tls.cert={path} holds no certificate in PEM") from None
-    now = datetime.datetime.now(datetime.timezone.utc)
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if not begin <= now <= end:
-        which = (
-            f"expired on {end:%Y-%m-%d %H:%M} UTC" if now > end else f"is valid from {begin:%Y-%m-%d %H:%M} UTC only"
-        )
-        raise UserError(f"tls.cert={path} {which}: make a new one, or set this machine's clock")
+    if why := _out_of_date(certificate):
+        raise UserError(f"tls.cert={path} {why}: make a new one, or set this machine's clock")
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = names.get_values_for_type(x509.DNSName)
@@ -218,6 +214,30 @@ def _check_certificate(rank: str, path: Path, pem: bytes, server_name: str) -> N
             f"tls.cert={path} is for {' and '.join(names) or 'no name'}, and this rank is {wanted}: give its own"
             f" certificate, or set {key}"
         )
+
+
+def _check_authorities(path: Path, pem: bytes) -> None:
+    """Says that all of them are out of date, by which no other rank could be trusted."""
+    from cryptography import x509
+
+    try:
+        whys = [_out_of_date(one) for one in x509.load_pem_x509_certificates(pem)]
+    except ValueError:  # it holds none, which is told of where it is loaded
+        return
+    if all(whys):
+        raise UserError(
+            f"tls.ca={path} {whys[-1]}: make a new authority, with certificates of it for all ranks, or set this"
+            " machine's clock"
+        )
+
+
+def _out_of_date(certificate: Any) -> str | None:
+    """How it is, in words; None where it is not."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if begin <= now <= end:
+        return None
+    return f"expired on {end:%Y-%m-%d %H:%M} UTC" if now > end else f"is valid from {begin:%Y-%m-%d %H:%M} UTC only"
 
 
 def _unusable(paths: dict[str, Path], texts: dict[str, bytes], error: ssl.SSLError) -> str:

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,26 @@ def test_the_command_adds_clients_and_overwrites_nothing(folder, tmp_path):
     (tmp_path / "certificates" / "authority" / "key.pem").unlink()
     status, out = run([*MAKE, "--clients", "4"], tmp_path)
     assert status == 1 and "authority/key.pem is missing: bring it back" in out and "Traceback" not in out
+
+
+def test_no_certificate_is_to_outlive_its_authority(tmp_path):
+    made = tmp_path / "certificates"
+    assert make_certificates.make(made, 1, 1, False) == ["server", "client0"]
+    with pytest.raises(ValueError, match=r"its authority's own certificate ends in 9 days, .*: give fewer --days, or"):
+        make_certificates.make(made, 1, 365, True)
+    assert make_certificates.make(made, 1, 365, False) == [] and make_certificates.make(made, 2, 5, False) == [
+        "client1"
+    ]
+
+
+def test_an_authority_that_is_out_of_date_is_told_of(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(certificates, "DRIFT", timedelta(days=9))
+    path = tmp_path / "ca.pem"
+    path.write_bytes(certificates.authority(-1).certificate_pem)
+    with pytest.raises(UserError, match=r"tls.ca=.*ca.pem expired on .* UTC: make a new authority, with"):
+        of(folder, "client0", ca=path)
+    path.write_bytes(path.read_bytes() + certificates.authority(1).certificate_pem)  # one of several does
+    assert of(folder, "client0", ca=path)
 
 
 # Strangers
