@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -68,19 +69,26 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
             process.start()
             processes[rank] = process
             end.close()
-        with StopRequest(then=processes[0].terminate) as stop:  # the server ends the run, with a checkpoint
+        # The first signal has the server end the run, with a checkpoint.
+        with StopRequest(then=lambda: _end(processes[0], processes[0].terminate)) as stop:
             return _result(processes, pipes, stop)
     except Interrupted:
         for process in processes.values():
-            process.kill()
+            _end(process, process.kill)
         raise
     finally:
         for process in processes.values():
-            process.terminate()
+            _end(process, process.terminate)
         deadline = time.monotonic() + GRACE_S
         for process in processes.values():
             process.join(max(0.0, deadline - time.monotonic()))
-            process.kill()
+            _end(process, process.kill)
+
+
+def _end(process, by: Callable[[], None]) -> None:
+    """Ends a rank that has not ended: else another process, of somebody else's, may have its number by now."""
+    if process.is_alive():
+        by()
 
 
 def _result(processes: dict, pipes: dict[int, Connection], stop: StopRequest) -> float:
