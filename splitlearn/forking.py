@@ -23,7 +23,7 @@ _ELSEWHERE = ("role=", "cut=?", "hydra/launcher=")  # words of a command line th
 def forks(words: Sequence[str]) -> bool:
     """Whether a command line, without its first word, starts all ranks of a run on this machine, as far as it shows."""
     options = {word for word in words if word.startswith("-")}
-    return options <= {"-m", "--multirun"} and not any(word.startswith(_ELSEWHERE) for word in words)
+    return options <= {"-m", "--multirun"} and not any(word.lstrip("+").startswith(_ELSEWHERE) for word in words)
 
 
 def start() -> multiprocessing.context.ForkServerContext:

@@ -34,7 +34,7 @@ from runs import (
 )
 from simulation import compose
 
-from splitlearn import commandline, jobs, launch, sweeps, worker
+from splitlearn import commandline, forking, jobs, launch, local, sweeps, worker
 from splitlearn.errors import UserError
 from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
@@ -597,3 +597,20 @@ def test_help_names_every_group(run_here):
     assert "compressor: c3sl, fedlite, int8, klt, linked, low_rank, mf, ms, ms_best, none, nq, qu, rt, sp" in " ".join(
         out.split()
     )
+
+
+def test_a_command_that_starts_no_ranks_here_forks_none_however_its_keys_are_written():
+    assert forking.forks(["num_clients=2"]) and forking.forks(["-m", "+seed=1,2"])
+    for word in ("role=server", "+role=client", "++role=client", "cut=?", "+hydra/launcher=joblib", "--cfg"):
+        assert not forking.forks([word]), word
+
+
+def test_only_a_rank_that_has_not_ended_is_signalled():
+    class Process:
+        def __init__(self, alive: bool):
+            self.is_alive, self.signals = lambda: alive, []
+
+    for alive in (True, False):
+        process = Process(alive)
+        local._end(process, lambda: process.signals.append("SIGTERM"))  # noqa: B023
+        assert bool(process.signals) == alive
