@@ -10,6 +10,7 @@ import atexit
 import fcntl
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from splitlearn.errors import UserError, writing_to
 
 LOCK = ".lock"
 LAUNCHER = ".torchrun"  # whose run it is
+PROC = Path("/proc")
 
 
 @contextmanager
@@ -108,16 +110,20 @@ def unusable(folder: Path) -> str | None:
 
 def started_at(form: str) -> str:
     """When this run was started; under torchrun when torchrun was, so that ranks that it restarts find their folder."""
-    moment = time.time()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        uptime = float(Path("/proc/uptime").read_text().split()[0])
-        moment -= uptime - launcher_ticks() / os.sysconf("SC_CLK_TCK")
+    moment = launcher_started()[0] if "TORCHELASTIC_RUN_ID" in os.environ else time.time()
     return datetime.fromtimestamp(round(moment)).strftime(form)
 
 
-def launcher_ticks() -> int:
-    """When the process that started this one was started, since the machine was."""
-    return int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[19])
+def launcher_started() -> tuple[float, str]:
+    """When the process that started this one was started, as of time.time(), and as the system always writes it."""
+    try:
+        uptime = float((PROC / "uptime").read_text().split()[0])
+        ticks = (PROC / str(os.getppid()) / "stat").read_text().rsplit(")", 1)[1].split()[19]
+        return time.time() - uptime + int(ticks) / os.sysconf("SC_CLK_TCK"), ticks
+    except OSError:  # not Linux
+        command = ["ps", "-o", "lstart=", "-p", str(os.getppid())]
+        text = subprocess.check_output(command, text=True, env={**os.environ, "LC_ALL": "C"}).strip()
+        return datetime.strptime(text, "%a %b %d %H:%M:%S %Y").timestamp(), text
 
 
 @cache
@@ -125,7 +131,7 @@ def new_folder(form: str) -> str:
     """A folder of this process's own, named after its start; under torchrun of torchrun's own."""
     launcher = None
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        launcher = f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()} {launcher_ticks()}"
+        launcher = f"{os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {os.getppid()} {launcher_started()[1]}"
     wanted = Path(started_at(form))
     try:
         folder = own_folder(wanted, launcher)

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from runs import ROOT, TINY, job_folders, metrics, run, started, summary, torchrun, wait_for
 from simulation import compose
 
-from splitlearn import checkpoints, local
+from splitlearn import checkpoints, folder, local
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import UserError
 from splitlearn.folder import held, new_folder, own_folder, unusable
@@ -289,3 +289,10 @@ def test_two_servers_under_torchrun_in_one_folder(tmp_path):
         os.kill(process.pid, signal.SIGTERM)
         process.wait(60)
     assert job_folders(tmp_path) == [tmp_path / "run"]
+
+
+def test_a_system_without_proc_tells_too_when_the_launcher_was_started(monkeypatch, tmp_path):
+    here, _ = folder.launcher_started()
+    monkeypatch.setattr(folder, "PROC", tmp_path)
+    there, text = folder.launcher_started()
+    assert abs(here - there) < 3 and folder.launcher_started() == (there, text)
