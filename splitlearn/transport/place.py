@@ -1,5 +1,6 @@
 """Where a process stands in the run, and how long it waits."""
 
+import ipaddress
 from dataclasses import dataclass
 
 SERVER = "server"
@@ -33,7 +34,10 @@ class Place:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address, as one sees from it alone: names can be other machines'."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def shown(host: str, port: int) -> str:
