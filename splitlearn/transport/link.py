@@ -101,6 +101,9 @@ class Link:
                 try:
                     self._sign_in(RECONNECT_EVERY_S, HANDSHAKE_S)
                     self._start(min(RENEW_S, deadline - time.monotonic()))
+                    if self._is_closed:  # meanwhile, which has stopped what there was before
+                        self._stop()
+                        continue
                     break
                 except Unreachable as error:
                     if time.monotonic() > deadline:
@@ -143,6 +146,9 @@ class Link:
         before = self._entry  # stays open until then, or a server that is there would take this client for gone
         number = before.id if before else 0
         self._entry = enter(self.way, self.client, number, self.session, self.token, desk_s, within_s)
+        if self._is_closed:  # meanwhile, which has ended the connection of before alone
+            end(self._entry.connection)
+            raise PeerError("this client has left")
         if before is not None:
             end(before.connection)
         keep_alive(self._entry.connection, self.patience.call_s)
@@ -191,7 +197,8 @@ class Link:
                 except Unreachable:
                     pass
                 except PeerError as error:  # it is not let in any more, which the next call is told
-                    self.tell(str(error))
+                    if not self._is_closed:
+                        self.tell(str(error))
                     break
             time.sleep(RECONNECT_EVERY_S)
         entry.connection.close()
