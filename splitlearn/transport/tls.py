@@ -225,10 +225,7 @@ def _check_authorities(path: Path, pem: bytes) -> None:
     except ValueError:  # it holds none, which is told of where it is loaded
         return
     if all(whys):
-        raise UserError(
-            f"tls.ca={path} {whys[-1]}: make a new authority, with certificates of it for all ranks, or set this"
-            " machine's clock"
-        )
+        raise UserError(f"tls.ca={path} {whys[-1]}: make all certificates anew, or set this machine's clock")
 
 
 def _out_of_date(certificate: Any) -> str | None:

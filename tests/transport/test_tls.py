@@ -319,7 +319,7 @@ def test_an_authority_that_is_out_of_date_is_told_of(folder, tmp_path, monkeypat
     monkeypatch.setattr(certificates, "DRIFT", timedelta(days=9))
     path = tmp_path / "ca.pem"
     path.write_bytes(certificates.authority(-1).certificate_pem)
-    with pytest.raises(UserError, match=r"tls.ca=.*ca.pem expired on .* UTC: make a new authority, with"):
+    with pytest.raises(UserError, match=r"tls.ca=.*ca.pem expired on .* UTC: make all certificates anew, or"):
         of(folder, "client0", ca=path)
     path.write_bytes(path.read_bytes() + certificates.authority(1).certificate_pem)  # one of several does
     assert of(folder, "client0", ca=path)
