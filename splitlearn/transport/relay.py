@@ -99,7 +99,10 @@ def keep_alive(connection: Connection, silence_s: float) -> None:
 
 
 class Forward:
-    """A client's: listens on its machine's loopback, and carries each connection to the server.
+    """A client's: listens on its machine's loopback, and carries RPC's connections to the server.
+
+    It takes as many as RPC opens at the start, and then listens no more: RPC opens none again, as a pipe of its that is
+    broken stays so, and who else found this port would speak to the server in this client's name.
 
     Args:
         dial: opens a connection to the server's agent; raises OSError or UserError where it cannot.
@@ -122,14 +125,13 @@ class Forward:
         self._listener.close()
 
     def _accept(self) -> None:
-        is_first = True
-        while True:
+        for number in range(NUM_CONNECTIONS - 1):
             try:
                 near, _ = self._listener.accept()
             except OSError:
                 return  # closed
-            threading.Thread(target=self._serve, args=(near, is_first), daemon=True).start()
-            is_first = False
+            threading.Thread(target=self._serve, args=(near, number == 0), daemon=True).start()
+        self.close()
 
     def _serve(self, near: socket.socket, is_first: bool) -> None:
         try:

@@ -19,8 +19,9 @@ from splitlearn.errors import Interrupted, PeerError, UserError
 from splitlearn.measure.screen import Screen
 from splitlearn.transport import Inbox, Patience, Place, agent, connect, connection, entry, host_store, link, store
 from splitlearn.transport.frontdesk import MAX_WHY_NBYTES, FrontDesk
+from splitlearn.transport.place import is_loopback
 from splitlearn.transport.proxy import ServerProxy
-from splitlearn.transport.relay import HEADER, relay_to_agent
+from splitlearn.transport.relay import HEADER, NUM_CONNECTIONS, Forward, relay_to_agent
 
 TOKEN = b"secret"  # as in conftest.py
 
@@ -122,6 +123,66 @@ def test_a_port_of_rpcs_that_another_process_has_taken_is_not_trusted():
     own.close()
     near.close()
     far.close()
+
+
+@pytest.mark.parametrize("closes_in", ["sign-in", "start"])
+def test_a_client_that_leaves_while_it_connects_anew_leaves_nothing_open(closes_in, monkeypatch):
+    place = Place(rank=1, num_clients=1, host="127.0.0.1", port=1, is_fleet=False, one_machine=True)
+    made = link.Link(place, entry.Way("127.0.0.1", 1), Patience(60, 30, 5), TOKEN, print)
+    near, far = socket.socketpair()
+    agents = []  # that run
+
+    def enter(*_):
+        if closes_in == "sign-in":
+            made.close()
+        return entry.Entry("127.0.0.1:1", 3, b"key", near)
+
+    def start(*_):
+        if closes_in == "start":
+            made.close()
+        agents.append(1)
+
+    monkeypatch.setattr(link, "RECONNECT_EVERY_S", 0.01)
+    monkeypatch.setattr(link, "enter", enter)
+    monkeypatch.setattr(link, "start_agent", start)
+    monkeypatch.setattr(link, "stop_agent", agents.clear)
+    monkeypatch.setattr(link, "has_agent", lambda: bool(agents))
+    monkeypatch.setattr(link, "keep_alive", lambda *_: None)  # which this kind of socket has not
+    monkeypatch.setattr(made, "answers", lambda _: True)
+    with pytest.raises(PeerError, match="this client has left"):
+        made.renew(0, time.monotonic() + 60)
+    assert not agents and far.recv(10) in (b"", b"{}\n")
+    near.close()
+    far.close()
+
+
+def test_a_forward_takes_no_more_connections_than_rpc_opens():
+    dialled = []
+
+    def dial():
+        dialled.append(1)
+        raise OSError("there is no server")
+
+    forward = Forward(dial, "127.0.0.1:1")
+    address = forward.address.removeprefix("uv://").rsplit(":", 1)
+    for _ in range(NUM_CONNECTIONS - 1):
+        socket.create_connection(address).close()
+    with pytest.raises(ConnectionError):
+        for _ in range(100):
+            socket.create_connection(address, timeout=1).close()
+            time.sleep(0.02)
+    assert len(dialled) == NUM_CONNECTIONS - 1 and forward.trouble == "there is no server"
+    forward.close()  # once more does no harm
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
+def test_what_only_this_machine_reaches(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["127.example.org", "127.0.0.1.example.org", "10.0.0.1", "", "0.0.0.0", "::"])
+def test_what_other_machines_may_reach(host):
+    assert not is_loopback(host)
 
 
 def test_a_process_may_get_another_id_from_a_server_that_was_started_anew():
