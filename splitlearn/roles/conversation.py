@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from splitlearn.errors import NonFiniteError, PeerError, UserError
@@ -21,31 +20,11 @@ from splitlearn.measure.ledger import Measured
 from splitlearn.roles.evaluation import diverged
 from splitlearn.roles.held import Kept
 from splitlearn.roles.progress import share_of
+from splitlearn.roles.talk import Talk
 from splitlearn.seeds import derive, start_from
 from splitlearn.segments.trainable import Trial, are_finite
 
 T = TypeVar("T")
-
-
-@dataclass
-class Talk:
-    """One client's batch, on the server.
-
-    Attributes:
-        half: the server's, of the exchange.
-        passage: the batch's way over the channels.
-        share: of the samples of the client's optimizer step (see Trainable.share).
-        targets_bytes: of targets that crossed.
-        targets: these, as they came; None where there are none.
-        outcome: after the last round.
-    """
-
-    half: ServerHalf
-    passage: Passage
-    share: float = 1.0
-    targets_bytes: int = 0
-    targets: Any = None
-    outcome: Outcome | None = None
 
 
 class Conversation:
@@ -90,9 +69,15 @@ class Conversation:
             talk = self._begin(client, self.exchange.server)
             codecs, now = talk.passage.codecs, talk.passage.codecs.known()
             codecs.load(known)
-            with server.stopwatch("server compute"):
-                answer = self._advance(client, talk, part, is_first=True)
-                outcome = None if answer is None else self._conclude(client, talk)
+            outcome = None
+            try:
+                with server.stopwatch("server compute"):
+                    if self._advance(client, talk, part, is_first=True) is not None:
+                        outcome = self._conclude(client, talk)
+            except PeerError as error:  # nobody is there to be sent away for it
+                if not server.roster.is_open:
+                    raise
+                server.roster.note(f"step {server.progress.step} leaves out a batch that the server holds: {error}")
             codecs.load(now)
             if outcome:
                 server.trainable.share += talk.share
@@ -127,8 +112,6 @@ class Conversation:
             is_held = server.roster.plan.is_held
             known = talk.passage.codecs.known() if is_held else {}
             part = message.part and self._advance(client, talk, message.part, is_first=number == 1)
-            if is_held and part is not None:
-                server.held.keep(client, message.part, known)
         is_last = number == len(self.exchange.rounds)
         if part is not None and not is_last:
             directive = None
@@ -150,6 +133,8 @@ class Conversation:
             if talk.outcome is None:
                 server.recorder.skipped(talk.passage.transfers, talk.targets_bytes)
                 return False
+            if is_held:  # not before it is known to train
+                server.held.keep(client, message.part, known)
             server.trainable.share += talk.share
             if talk.passage.observes:
                 seen = {"channels": talk.passage.seen, "targets": talk.targets}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,11 +26,14 @@ from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 from splitlearn.roles.client import Client
 from splitlearn.roles.conversation import Conversation
+from splitlearn.roles.held import Held
 from splitlearn.roles.server import Server
 from splitlearn.segments.trainable import state_of
 from splitlearn.transport import Inbox
 
 OPTIONS = ["arch=convnet", "num_clients=2", "compressor=qu", *TINY]
+OPEN = ["membership.open=true", "membership.step_deadline_s=60"]
+HELD = [*OPEN, "exchange=send_once", "exchange.local_epochs=1", "epochs=3"]
 CPU = torch.device("cpu")
 TEN = {"num_classes": 10, "classes": list("0123456789")}
 
@@ -269,6 +273,34 @@ def test_values_whose_gradient_is_not_finite_are_one_clients_part(nonfinite, exc
         assert "the gradient for what client 1 sent is not finite" in str(told)
     else:
         assert told is None and server.recorder.ledger.totals["skipped"] == 1
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("nonfinite", ["stop", "skip"])
+def test_values_whose_gradient_is_not_finite_are_not_held(nonfinite, tmp_path):
+    cfg = compose(*OPTIONS, *HELD, f"nonfinite={nonfinite}")
+    server, error, told = play(tmp_path, cfg, instead("step", of_infinite_size, after=2))
+    assert error is None and server.recorder.ledger.totals["skipped"] == (nonfinite == "skip")
+    assert (told is None) == (nonfinite == "skip")
+    sent, replayed = ([line for line in metrics(tmp_path, "step") if line["epoch"] == epoch] for epoch in (2, 3))
+    assert [line["clients"] for line in sent] == [[0, 1], [0]]
+    assert sorted(line["clients"] for line in replayed) == [[0], [0, 1]]
+
+
+@pytest.mark.usefixtures("built_before")
+def test_what_is_held_and_comes_to_nothing_finite_later_is_left_out(tmp_path, monkeypatch, capfd):
+    keep = Held.keep
+
+    def as_if(self, client, part, known):
+        wire = of_infinite_size(((part.wire, None),))[0][0] if client == 1 else part.wire
+        keep(self, client, replace(part, wire=wire), known)
+
+    monkeypatch.setattr(Held, "keep", as_if)
+    server, error, told = play(tmp_path, compose(*OPTIONS, *HELD), lambda kind, body: body)
+    assert error is told is None
+    assert [line["clients"] for line in metrics(tmp_path, "step") if line["epoch"] == 3] == [[0], [0]]
+    assert all(tensor.isfinite().all() for tensor in state_of(server.trainable.segment).values())
+    assert "leaves out a batch that the server holds: the gradient for what client 1 sent" in capfd.readouterr().out
 
 
 @pytest.mark.usefixtures("built_before")
