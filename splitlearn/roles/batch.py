@@ -24,7 +24,7 @@ from splitlearn.roles.progress import share_of
 from splitlearn.roles.waiting import Overdue, in_background
 from splitlearn.seeds import derive, start_from
 from splitlearn.segments.parts import Older, Parts
-from splitlearn.segments.trainable import buffers_of, load_buffers
+from splitlearn.segments.trainable import are_finite, buffers_of, load_buffers
 
 
 @dataclass
@@ -112,6 +112,8 @@ def alone(client: Any, loaded: Any) -> None:
         except NonFiniteError as error:
             _refuse(client, error)
             return load_buffers(client.trainable.segment, buffers)
+        if not _can_step(client):
+            return load_buffers(client.trainable.segment, buffers)
         client.trainable.collect(1.0)
         client.trainable.step(client.rates)
 
@@ -185,7 +187,10 @@ def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[f
         if is_over:
             if batch.given:
                 client.observer.write(*batch.given.pop("place"), batch.given, INPUTS)
-            return batch.share, reply
+            if _can_step(client):
+                return batch.share, reply
+            load_buffers(client.trainable.segment, batch.buffers)
+            return 0.0, reply
         batch.number, reply = batch.number + 1, None
         send(client, batch)
 
@@ -202,6 +207,11 @@ def _advance(client: Any, batch: Batch, answer: Part | None) -> bool:
         _refuse(client, error)
         batch.message = None
     return False
+
+
+def _can_step(client: Any) -> bool:
+    """Whether what a backward pass has left is fit for the optimizer: with nonfinite=skip, it is looked at."""
+    return client.cfg.nonfinite != "skip" or are_finite(one.grad for one in client.trainable.segment.parameters())
 
 
 def _refuse(client: Any, error: NonFiniteError) -> None:

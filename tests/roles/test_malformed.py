@@ -360,6 +360,28 @@ def test_a_cut_gradient_that_is_not_finite_is_skipped_without_an_open_run_too(tm
     assert [line["clients"] for line in metrics(tmp_path, "step")] == [[0, 1], [0]]
 
 
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize("exchange", [["labels_up"], ["local_loss", "exchange.send_every=2"]], ids=["sent", "alone"])
+def test_a_clients_own_gradients_that_are_not_finite_are_skipped(exchange, tmp_path, monkeypatch):
+    """What came to it is finite, and its backward pass makes something of it that is not."""
+    segments, real = [], Client.join
+
+    def joined(client):
+        real(client)
+        if client.index == 1:
+            segments.append(client.trainable.segment)
+            gradients = iter(range(100))
+            weight = next(client.trainable.segment.parameters())
+            weight.register_hook(lambda gradient: gradient * (math.inf if next(gradients) == 1 else 1.0))
+
+    monkeypatch.setattr(Client, "join", joined)
+    cfg = compose(*OPTIONS, f"exchange={exchange[0]}", *exchange[1:], "nonfinite=skip", "rpc.timeout_s=60")
+    server, error, told = play(tmp_path, cfg, lambda kind, body: body)
+    assert error is told is None
+    assert all(tensor.isfinite().all() for tensor in [*segments[0].state_dict().values()])
+    assert all(tensor.isfinite().all() for tensor in server.client_states[0].values())
+
+
 # A real run
 
 
