@@ -45,10 +45,10 @@ class Aligned(OnRequest, LocalLoss):
     def client(self, parts, channels, task, inputs, targets):
         smashed, lengths = parts[0](inputs), task.lengths(inputs)
         own, gradients = smashed.detach().requires_grad_(), []
-        loss, outcome = local_loss(parts, task, own, targets, lengths)
-        sent = channels["smashed"].send(smashed, lengths)
         *_, batch = channels.place
         is_aligned = self.plan(0).num_sent(batch - 1) % self.align_every == 0
+        loss, outcome = local_loss(parts, task, own, targets, lengths, twice=is_aligned)
+        sent = channels["smashed"].send(smashed, lengths)
         answer = yield Asking(sent.wire, task.pack(targets), is_aligned, sent.lengths)
         if answer.wire is not None and smashed.requires_grad:
             smashed.register_hook(gradients.append)

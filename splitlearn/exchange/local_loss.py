@@ -78,13 +78,15 @@ class LocalLoss(LabelsUp):
 
 
 def local_loss(
-    parts: Parts, task: Task, smashed: Tensor, targets: Tensor, lengths: Tensor | None
+    parts: Parts, task: Task, smashed: Tensor, targets: Tensor, lengths: Tensor | None, twice: bool = False
 ) -> tuple[Tensor, Outcome]:
     """The loss behind the auxiliary network, which is the client's last part, and what it came to.
+
+    With `twice`, its gradient can be differentiated again (see Parts.run).
 
     Raises:
         NonFiniteError: it is not finite.
     """
-    outputs = parts[1](smashed, lengths)
+    outputs = parts[1](smashed, lengths, twice=twice)
     loss = require_finite(task.loss(outputs, targets))
     return loss, Outcome(task.num_samples(targets), task.score(outputs, targets, task.train_metrics), loss.item())

@@ -78,6 +78,7 @@ class Parts(nn.Module):
         x: Tensor,
         lengths: Tensor | None = None,
         weights: dict[str, Tensor] | None = None,
+        twice: bool = False,
     ) -> Tensor:
         """A part's output, in the precision that is to cross the cut.
 
@@ -86,13 +87,15 @@ class Parts(nn.Module):
             x: (B, …), its input.
             lengths: (B,) of samples that differ in length; None: all are of one shape.
             weights: to compute it with instead of its own, by name.
+            twice: its gradient is to be differentiated again, which is in fp32 instead of fp16: a scale is for once.
         """
-        scale = Scale() if self.precision == "fp16" and torch.is_grad_enabled() else None
+        precision = "fp32" if twice and self.precision == "fp16" else self.precision
+        scale = Scale() if precision == "fp16" and torch.is_grad_enabled() else None
         if scale:
             weights = dict(part.named_parameters()) | (weights or {})
             weights = {name: scale.begin(weight) for name, weight in weights.items()}
             x = scale.begin(x)
-        with torch.autocast(x.device.type, MIXED.get(self.precision), enabled=self.precision in MIXED):
+        with torch.autocast(x.device.type, MIXED.get(precision), enabled=precision in MIXED):
             output = call(part, x, lengths, weights)
         if scale:
             output = scale.end(output)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from types import SimpleNamespace as Namespace
 
 import pytest
 import torch
@@ -324,3 +325,22 @@ def test_what_a_frozen_segment_sends_of_itself_is_nothing():
 def test_a_frozen_batch_norm_trains_on_a_single_sample():
     freeze = "freeze=norm"
     assert network.build(compose("arch._target_=own_nets.Normed", "cut=first", freeze), ABOUT).alone() is None
+
+
+def auxiliary_gradients(cut_gradient: float, *overrides: str) -> list[torch.Tensor]:
+    """Of the auxiliary network's weights, after a batch that is aligned with a cut gradient of a size."""
+    pair, (batch, *_) = Pair("exchange=aligned", *overrides), batches(1)
+    half, _ = pair.halves(pair.passages(1), *batch)
+    shape = splitlearn.compressors.Payload.parse(next(half).wire).shape
+    gradient = cut_gradient * torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    with pytest.raises(StopIteration):
+        half.send(Namespace(wire=splitlearn.compressors.Identity().encode(gradient).tensor))
+    return [weight.grad.double() for weight in pair.network.client.parts[1].parameters()]
+
+
+def test_an_alignment_in_float16_is_that_of_full_precision():
+    expected, found = (
+        auxiliary_gradients(1e-4, f"precision={precision}", "exchange.weight=1000") for precision in ("fp32", "fp16")
+    )
+    for one, other in zip(expected, found, strict=True):
+        assert (one - other).norm() < 0.05 * one.norm()
