@@ -10,6 +10,7 @@
 Of the batches that are sent, the first of an epoch and every align_every-th after it get the cut gradient, which trains
 the client segment then. There the auxiliary network's loss is L + weight · ‖∂L/∂smashed − g‖² / ‖g‖², with the local
 loss L and the cut gradient g as it was decoded; elsewhere it is L, and ∂L/∂smashed trains the client segment.
+It is L as well where g is next to nothing, which has no direction.
 
 Source: Nair et al. 2025, "FSL-SAGE: accelerating federated split learning via smashed activation gradient estimation",
 arXiv:2505.23182. There the server aligns the auxiliary networks, on maps that it has kept, and sends these down; they
@@ -20,9 +21,12 @@ from __future__ import annotations
 
 import torch
 
+from splitlearn.exchange.channel import require_finite
 from splitlearn.exchange.labels_up import LabelsUp
 from splitlearn.exchange.local_loss import LocalLoss, local_loss
 from splitlearn.exchange.on_request import Asking, OnRequest
+
+NOTHING = 1e-12  # of the estimate's ‖·‖², below which the cut gradient's is no measure
 
 
 class Aligned(OnRequest, LocalLoss):
@@ -55,7 +59,9 @@ class Aligned(OnRequest, LocalLoss):
             sent.backward(answer.wire)
         for gradient in gradients:
             (estimate,) = torch.autograd.grad(loss, own, create_graph=True)
-            loss = loss + self.weight * (estimate - gradient).square().sum() / gradient.square().sum().clamp_min(1e-30)
+            squares = gradient.square().sum()
+            if squares > NOTHING * estimate.detach().square().sum():
+                loss = require_finite(loss + self.weight * (estimate - gradient).square().sum() / squares)
         loss.backward()
         if not gradients and smashed.requires_grad:
             smashed.backward(own.grad)

@@ -187,7 +187,7 @@ def finish(client: Any, batch: Batch, reply: StepReply | None = None) -> tuple[f
         if is_over:
             if batch.given:
                 client.observer.write(*batch.given.pop("place"), batch.given, INPUTS)
-            if _can_step(client):
+            if batch.message is not None and _can_step(client):
                 return batch.share, reply
             load_buffers(client.trainable.segment, batch.buffers)
             return 0.0, reply
@@ -205,7 +205,8 @@ def _advance(client: Any, batch: Batch, answer: Part | None) -> bool:
         return True
     except NonFiniteError as error:
         _refuse(client, error)
-        batch.message = None
+        batch.message = None  # which the server is told, if it waits for more
+        return answer is not None and batch.number + 1 == len(client.exchange.rounds)
     return False
 
 

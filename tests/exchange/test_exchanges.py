@@ -344,3 +344,9 @@ def test_an_alignment_in_float16_is_that_of_full_precision():
     )
     for one, other in zip(expected, found, strict=True):
         assert (one - other).norm() < 0.05 * one.norm()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-12])
+def test_there_is_no_alignment_with_a_cut_gradient_that_is_next_to_nothing(size):
+    expected, found = (auxiliary_gradients(size, f"exchange.weight={weight}") for weight in (0, 1))
+    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
