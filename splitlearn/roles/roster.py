@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 
 from splitlearn.batches import num_batches
 from splitlearn.errors import UserError
-from splitlearn.exchange.messages import Failed, Hello, Message, State, Step, Weights, WeightsReply
+from splitlearn.exchange.messages import Failed, Goodbye, Hello, Message, State, Step, Weights, WeightsReply
 from splitlearn.exchange.rounds import Round
 from splitlearn.roles.fit import check_test, compare, has_network
 from splitlearn.roles.host import Host
@@ -230,10 +230,10 @@ class Roster(Rounds):
             for client in self.in_round() if directive else ():
                 if client in told:
                     continue
-                request = self.inbox.take(client, Weights.kind, Round.kind)
+                request = self.inbox.take(client, Weights.kind, Round.kind, Goodbye.kind)
                 if request.kind == Round.kind:  # it has had its turn, and handed on what there is of it
                     request.reply(self.host.part(client, "stop").body())
-                else:
+                elif request.kind == Weights.kind:  # who says goodbye has had its last turn, and is answered at the end
                     request.reply(WeightsReply(None, directive, False).body())
                     told.add(client)
             for client in sorted(told):

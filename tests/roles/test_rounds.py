@@ -163,6 +163,22 @@ def test_a_run_in_turns_is_asked_to_end_while_one_that_had_its_turn_asks(options
     assert_same(tmp_path / "part", tmp_path / "whole")
 
 
+def test_a_run_in_turns_is_asked_to_end_while_one_that_had_its_last_turn_says_goodbye(tmp_path):
+    cfg = compose(*OPTIONS, *TINY, "topology=sequential", "evaluate.on=server", "batch_size=4", "epochs=1")
+
+    def meanwhile(server, clients):
+        while not (said := server.inbox.new_requests().get(0)) or said.kind != "goodbye":
+            time.sleep(0.001)
+        server.stop.request(signal.SIGINT)
+
+    play(tmp_path / "whole", cfg)
+    _, _, errors = play(tmp_path / "part", cfg, meanwhile=meanwhile)
+    assert isinstance(errors[0], Stopped) and "with a checkpoint" in str(errors[0])
+    assert str(errors[1]) == str(errors[0])
+    assert play(tmp_path / "part", cfg)[-1] == [None] * 3
+    assert_same(tmp_path / "part", tmp_path / "whole")
+
+
 def roster_of(cfg, folder, here):
     """An open run's roster, in an epoch that begins with these clients."""
     server = Server(cfg, CPU, Recorder(cfg, folder, Display()), Checkpoints(folder, 1))
