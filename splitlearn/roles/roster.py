@@ -17,6 +17,7 @@ checkpoint, and when it left on request. One that crashed goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from splitlearn.batches import num_batches
 from splitlearn.errors import UserError
@@ -92,6 +93,7 @@ class Roster(Rounds):
             compare(self, client, hello)
         except UserError as error:
             return request.fail(str(error))
+        known = {one: replace(member, is_in=False) for one, member in self.members.items() if one == client}
         self._enrol(client, hello)
         try:
             if is_first:
@@ -105,6 +107,7 @@ class Roster(Rounds):
                 self.about = None
                 self.tell(client, f"is sent away: {error}")
             del self.members[client]
+            self.members |= known  # as what it has sent before may be held
             return request.fail(str(error))
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)

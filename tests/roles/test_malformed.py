@@ -304,6 +304,23 @@ def test_what_is_held_and_comes_to_nothing_finite_later_is_left_out(tmp_path, mo
 
 
 @pytest.mark.usefixtures("built_before")
+def test_what_a_client_has_sent_is_trained_on_where_it_comes_back_with_data_that_do_not_fit(tmp_path, monkeypatch):
+    cfg = compose(*OPTIONS, *HELD, "epochs=5", "last_batch=drop")
+    servers, answers, run = [], [], Server.run
+    monkeypatch.setattr(Server, "run", lambda server: servers.append(server) or run(server))
+
+    def comes_back(body: tuple) -> tuple:
+        hello = Hello(shared(cfg), TEN, 1, 16, None)  # less than a batch
+        answers.append(servers[0].inbox.deliver(1, "new", 1, "hello", hello.body()).wait())
+        return body
+
+    _, error, _ = play(tmp_path, cfg, instead("weights", comes_back, after=2))
+    assert error is None and answers[0][0] == "failed"
+    replayed = [line["clients"] for line in metrics(tmp_path, "step") if line["epoch"] > 2]
+    assert len(replayed) == 6 and all(clients == [0, 1] for clients in replayed)
+
+
+@pytest.mark.usefixtures("built_before")
 def test_a_payload_that_is_none_costs_the_others_nothing(tmp_path):
     cfg = compose(*OPTIONS, "membership.open=true", "membership.step_deadline_s=60")
     found = []
