@@ -62,8 +62,9 @@ def offer(name: str, cls: type[Compressor], **options) -> None:
 class Compressor:
     """Base of the compressors. A subclass has a `codec` number, `to_sections`, `from_sections` and `formula_bits`.
 
-    Decoding gives back the shape and dtype that were encoded. Encoding works on any device and the bytes do not
-    depend on it; only the payload crosses to the CPU.
+    Decoding gives back the shape and dtype that were encoded. Encoding works on any device, and only the payload
+    crosses to the CPU. The bytes are the same whatever the device, but for uq, klt, linked and transforms, which go by
+    sums of float32 that a device rounds in an order of its own.
 
     Args:
         lossless: "zstd" compresses each section further, for the same decoded tensor, unless it would not pay; "ans"
