@@ -24,6 +24,7 @@ from splitlearn.kernels.threshold import largest
 
 BITMAP, INDICES = 0, 1
 MOST_INDEXED = 1 << 31  # elements that an int32 index reaches
+MOST_TAKEN = 8  # where less than one in so many places is left free, draws take long to hit one, and all are shuffled
 
 
 @register("sp")
@@ -137,6 +138,10 @@ class RandomTopKSparsifier(TopKSparsifier):
         taken = torch.zeros(numel, dtype=torch.bool, device=x.device)
         taken[top] = True
         parts = [kept]
+        if numel - k - num_others < numel // MOST_TAKEN:
+            free = places(~taken)
+            parts.append(free[torch.randperm(free.numel(), generator=self._generator)[:num_others].to(free.device)])
+            num_others = 0
         while num_others:  # draw, and put back what was taken before
             drawn = torch.randint(numel, (2 * num_others,), generator=self._generator).to(top.device)
             drawn = drawn[~taken[drawn]].unique()

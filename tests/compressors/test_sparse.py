@@ -83,3 +83,16 @@ def test_draws_differ_and_the_evaluation_keeps_the_top_k():
 def test_more_draws_than_there_are_others():
     compressor = RandomTopKSparsifier(ratio=0.1, alpha=1.0)
     assert compressor.positions(randn(50)).unique().numel() == 45
+
+
+@pytest.mark.parametrize("ratio", [0.05, 0.1, 0.5, 0.95])
+@pytest.mark.parametrize("alpha", [0.1, 0.5, 1.0])
+def test_draws_come_to_an_end_soon_however_few_places_are_left(ratio, alpha, monkeypatch):
+    rounds, randint = [], torch.randint
+    monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: rounds.append(1) or randint(*args, **kwargs))
+    compressor = RandomTopKSparsifier(ratio=ratio, alpha=alpha)
+    compressor.seed(0)
+    x = randn(1 << 13)
+    positions = compressor.positions(x)
+    assert len(positions.unique()) == len(positions) == sparse.num_kept(ratio, x.numel())
+    assert len(rounds) < 50
