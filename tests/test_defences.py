@@ -67,6 +67,19 @@ def test_noise_without_a_norm_is_as_large_as_each_tensor(dtype):
     assert not left.any() and zeros.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("clip", [None, 3.0])
+def test_noise_does_not_count_rows_that_a_sample_has_not_got(clip):
+    x, lengths = torch.randn(3, 400, 8, generator=stream()), [400, 100, 10]
+    is_there = torch.arange(400) < torch.tensor(lengths).unsqueeze(1)
+    x = torch.where(is_there.unsqueeze(-1), x, 1e3)
+    noise = Noise(clip=clip, scale=0.5)
+    found = noise.protect_ragged(x, is_there, draws())
+    for one, before, length in zip(found, x, lengths, strict=True):
+        alone = Noise(clip=clip, scale=0.0).protect(before[None, :length], draws())[0]
+        expected = 1.5 if clip else 0.5
+        assert (one[:length] - alone).std().item() == pytest.approx(expected, rel=0.2)
+
+
 def test_draws_are_of_the_secret_the_place_and_the_tensor():
     x = torch.randn(3, 5, generator=stream())
     first = Draws(b"secret", x, "noise", 1, 2).normal((2, 3))

@@ -30,6 +30,10 @@ class Defence:
         """What is encoded instead of `x`, (B, …) with a sample in each row; differentiable."""
         return x
 
+    def protect_ragged(self, x: Tensor, is_there: Tensor, draws: Draws) -> Tensor:
+        """The same where samples differ in length: rows of (B, T, …) that are not there, (B, T) bool, do not cross."""
+        return self.protect(x, draws)
+
     def penalty(self, inputs: Tensor, x: Tensor) -> Tensor | None:
         """0-d, to be added to the loss of who sends `x`; None for none."""
         return None

@@ -63,11 +63,20 @@ class Noise(Defence):
         self.channel, self.kind, self.clip, self.scale, self.delta = channel, kind, clip, scale, delta
 
     def protect(self, x: Tensor, draws: Draws) -> Tensor:
+        return self._noisy(x, x.shape[1:].numel(), draws)
+
+    def protect_ragged(self, x: Tensor, is_there: Tensor, draws: Draws) -> Tensor:
+        others = [1] * (x.dim() - 2)
+        num_values = is_there.sum(1).view(-1, 1, *others) * x.shape[2:].numel()
+        return self._noisy(x.masked_fill(~is_there.view(*is_there.shape, *others), 0), num_values, draws)
+
+    def _noisy(self, x: Tensor, num_values: int | Tensor, draws: Draws) -> Tensor:
+        """With noise by the norms of samples that have so many values each; the others are zero."""
         values, rows = x.float(), x.flatten(1).float()
         norms = torch.linalg.vector_norm(rows, 2 if self.clip is None else KINDS[self.kind], dim=1)
         norms = norms.view(-1, *[1] * (x.dim() - 1))
         if self.clip is None:
-            factors, scale = 1.0, self.scale * norms / rows.shape[1] ** 0.5
+            factors, scale = 1.0, self.scale * norms / num_values**0.5
         else:
             factors, scale = (self.clip / norms.clamp_min(1e-30)).clamp(max=1.0), self.clip * self.scale
         noise = {"gaussian": draws.normal, "laplace": draws.laplace}[self.kind](x.shape)

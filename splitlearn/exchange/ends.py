@@ -27,8 +27,8 @@ class End:
 
         `lengths` are (B,) int64, of samples that differ in length: of a ragged map only what they have is sent.
         """
-        x = self.passage.defended(self.channel, x)
-        return Sent(self.passage, self.channel, x, lengths if self.channel.is_ragged else None)
+        lengths = lengths if self.channel.is_ragged else None
+        return Sent(self.passage, self.channel, self.passage.defended(self.channel, x, lengths), lengths)
 
     def keep(self, x: Tensor) -> None:
         """Does not send `x`: of defences, what they add to the loss is left of it (see Passage.defended)."""
@@ -102,7 +102,7 @@ class Received:
     def encode_gradient(self, gradient: Tensor) -> None:
         back = self._passage.channels[self._channel.spec.back]
         if back.defences and self.lengths is not None:  # which act on samples, not on rows
-            gradient = self._passage.defended(back, ragged.padded(gradient, self.lengths))
+            gradient = self._passage.defended(back, ragged.padded(gradient, self.lengths), self.lengths)
             gradient = ragged.rows_of(gradient, self.lengths)
         else:
             gradient = self._passage.defended(back, gradient)

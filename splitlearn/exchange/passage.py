@@ -151,14 +151,18 @@ class Passage:
         except PayloadError as error:
             raise PeerError(f"{self.peer} sent a payload that {error}") from None
 
-    def defended(self, channel: Channel, x: Tensor) -> Tensor:
-        """What is encoded instead of `x`, in training, after the backward pass of what defences add to the loss."""
+    def defended(self, channel: Channel, x: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """What is encoded instead of `x`, in training, after the backward pass of what defences add to the loss.
+
+        `lengths` are those of a ragged map's samples.
+        """
         for name, defence in channel.defences.items() if not self.in_evaluation else ():
             if self.inputs is not None and x.requires_grad and self.is_trained:
                 penalty = defence.penalty(self.inputs, x)
                 if penalty is not None:
                     penalty.backward(retain_graph=True)
-            x = defence.protect(x, Draws(channel.secret, x, name, channel.spec.key, *self.place))
+            draws = Draws(channel.secret, x, name, channel.spec.key, *self.place)
+            x = ragged.protected(x, lengths, defence, draws)
         return x
 
     def _see(self, channel: Channel, x: Tensor) -> None:

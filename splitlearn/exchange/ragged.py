@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors.checking import is_as_sent
+from splitlearn.defences import Defence
+from splitlearn.defences.draws import Draws
 from splitlearn.segments.forward import valid
 
 DTYPE = torch.uint16  # of lengths on the wire, which are up to forward.LONGEST
@@ -31,6 +33,13 @@ def padded(rows: Tensor, lengths: Tensor) -> Tensor:
     out = rows.new_zeros(*where.shape, *rows.shape[2:])
     out[where] = rows.squeeze(1)
     return out
+
+
+def protected(x: Tensor, lengths: Tensor | None, defence: Defence, draws: Draws) -> Tensor:
+    """A (B, T, …) map of samples of these lengths, or one of any shape without lengths, as a defence lets it cross."""
+    if lengths is None:
+        return defence.protect(x, draws)
+    return defence.protect_ragged(x, valid(lengths, x.shape[1]), draws)
 
 
 def pack(lengths: Tensor) -> Tensor:

@@ -113,11 +113,12 @@ class Scene:
         segment.train()
         found = []
         for place, x in enumerate(inputs):
-            smashed = segment[0](x)
+            smashed, lengths = segment[0](x), self.task.lengths(x) if self.network.cuts[0].is_ragged else None
             for name, defence in defences.items():
-                smashed = defence.protect(smashed, Draws(str(torch.initial_seed()).encode(), smashed, name, place))
-            if self.network.cuts[0].is_ragged:
-                smashed = ragged.rows_of(smashed, self.task.lengths(x))
+                draws = Draws(str(torch.initial_seed()).encode(), smashed, name, place)
+                smashed = ragged.protected(smashed, lengths, defence, draws)
+            if lengths is not None:
+                smashed = ragged.rows_of(smashed, lengths)
             found.append(codec.decode(codec.encode(smashed), smashed.device).float())
         return found
 
