@@ -23,7 +23,8 @@ from splitlearn.kernels import bases
 from splitlearn.kernels.channels import matrix_shape
 
 NONE, OWN, KEPT = 1, 2, 3  # what a payload goes by: no basis, one of its own, or the one that both ends keep
-HEAD = struct.Struct("<IIHH")  # number and checksum of the basis, vectors that are used, and the first that is brought
+# Number and checksum of the basis, vectors used, and the first that is brought: without a basis, bits 16 to 31 of used
+HEAD = struct.Struct("<IIHH")
 MAX_CHANNELS = 2048
 MOST_OF_LIFE = 0.5  # of the bits of all payloads that use a basis, that it may take
 CHEAP = 0.01  # of the bits of a payload, that a basis of its own may take
@@ -134,7 +135,7 @@ class SharedBasis:
     def section(self, plan: Plan, num_used: int) -> Tensor:
         """Head and new vectors, uint8, of a payload that uses so many."""
         known = plan.vectors(0, max(plan.sent, num_used))
-        head = HEAD.pack(plan.number, checksum(known), num_used, plan.sent)
+        head = HEAD.pack(plan.number, checksum(known), num_used & 0xFFFF, plan.sent | num_used >> 16)
         brought = bases.pack_integers(plan.vectors(plan.sent, num_used), self.bits)
         return torch.cat([torch.frombuffer(bytearray(head), dtype=torch.uint8), brought])
 
@@ -162,10 +163,12 @@ class SharedBasis:
         if kind not in (NONE, OWN, KEPT) or section.numel() < HEAD.size or not 4 <= bits <= 8:
             raise PayloadError("has sections that do not fit its shape")
         number, expected, num_used, first = HEAD.unpack(bytes(section[: HEAD.size].numpy()))
+        if kind == NONE:
+            num_used, first = num_used | first << 16, 0
         if not 1 <= num_used <= num_channels:
             raise PayloadError(f"has {num_used} components of {num_channels} channels")
         integers = bases.unpack_integers(section[HEAD.size :], num_channels, bits)
-        if integers is None or (kind == NONE and (len(integers) or number or first)):
+        if integers is None or (kind == NONE and (len(integers) or number)):
             raise PayloadError("brings no whole vectors of a basis that it goes by")
         if first + len(integers) > num_channels:
             raise PayloadError(f"goes by {first + len(integers)} vectors of a basis of {num_channels} channels")

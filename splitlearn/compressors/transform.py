@@ -155,7 +155,7 @@ class Klt(SharedBasis, Sent):
         return rows, torch.cat([torch.tensor([plan.kind], dtype=torch.uint8), section])
 
     def from_rows(self, matrix: Tensor, shape: torch.Size, more: Tensor) -> Tensor:
-        if not more.numel() or len(matrix) >= 1 << 16:
+        if not more.numel():
             raise PayloadError("does not say what basis it is in")
         plan = self.received(int(more[0]), more[1:], len(matrix), BASIS_BITS)
         if plan.most != len(matrix):

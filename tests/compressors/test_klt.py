@@ -552,3 +552,12 @@ def test_eigenvectors_that_float32_does_not_find_are_found_in_float64(monkeypatc
     found = bases.eigenvectors(moments)
     assert found.dtype == torch.float32
     torch.testing.assert_close((found * expected).sum(1).abs(), torch.ones(8))
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_there_may_be_more_channels_than_sixteen_bits_tell(transformed):
+    codec = EntropyCodedQuantizer(bits=3, transform="klt") if transformed else KarhunenLoeve(bits=3)
+    x = noise(8, 66_000)
+    payload = codec.encode(x)
+    assert payload.nbytes < 1.1 * 3 * x.numel() / 8
+    assert (codec.decode(payload) - x).norm() < 0.3 * x.norm()
