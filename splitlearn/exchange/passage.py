@@ -79,6 +79,11 @@ class Passage:
         self.transfers.clear()
         return errors
 
+    def forget_sent(self, since: int) -> None:
+        """What was encoded after so many payloads is not sent; what came stays."""
+        came = [one for one in self.transfers[since:] if self.channels[one.channel].spec.way != self.codecs.way]
+        self.transfers[since:] = came
+
     def _codec(self, channel: Channel) -> Compressor:
         return self.codecs.of(channel, self.in_evaluation)
 

@@ -136,9 +136,9 @@ class Recorder:
 
     # Measurements
 
-    def skipped(self, transfers: list[Transfer], targets_bytes: int) -> None:
-        """A client's part of a step was left out since it is not finite."""
-        self.ledger.totals["skipped"] += 1
+    def left_out(self, transfers: list[Transfer], targets_bytes: int, is_skipped: bool) -> None:
+        """A client's part of a step was, since it is not finite and skipped, or since the client is gone."""
+        self.ledger.totals["skipped"] += is_skipped
         self.ledger.trained(transfers, targets_bytes)
 
     def step(self, progress: Any, measured: list[Measured], learning_rate: float) -> None:

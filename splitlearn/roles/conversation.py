@@ -52,12 +52,14 @@ class Conversation:
             talk.share = share_of(member.batch + 1, member.num_train, self.cfg)
         for number, (sent, _) in enumerate(self.exchange.rounds, start=1):
             due = roster.due(talks, Step, "is too late for its step") if number > 1 else participants
-            going_on = {}
+            before, going_on = talks, {}
             for client in due:
                 with roster.excusing(client):
                     if self._answer(client, talks[client], sent, number, directive):
                         going_on[client] = talks[client]
             talks = going_on
+            for talk in (talk for client, talk in before.items() if client not in talks):  # what crossed of it, has
+                self.server.recorder.left_out(talk.passage.transfers, talk.targets_bytes, talk.is_skipped)
         return [
             Measured(client, talk.outcome, talk.passage.transfers, talk.targets_bytes) for client, talk in talks.items()
         ]
@@ -124,14 +126,14 @@ class Conversation:
         if part is None:
             member.batch += 1
             talk.half.close()
-            server.recorder.skipped(talk.passage.transfers, talk.targets_bytes)
+            talk.is_skipped = True
             return False
         if is_last:
             with server.stopwatch("server compute"):
                 talk.outcome = self._conclude(client, talk)
             member.batch += 1
             if talk.outcome is None:
-                server.recorder.skipped(talk.passage.transfers, talk.targets_bytes)
+                talk.is_skipped = True
                 return False
             if is_held:  # not before it is known to train
                 server.held.keep(client, message.part, known)
@@ -162,7 +164,7 @@ class Conversation:
     def _tried(self, client: int, talk: Talk, compute: Callable[[], T]) -> T | None:
         """What it gives; None where it is to be as if it had not been, because something is not finite."""
         server = self.server
-        codecs, known = talk.passage.codecs, talk.passage.codecs.mark()
+        passage, known, num_crossed = talk.passage, talk.passage.codecs.mark(), len(talk.passage.transfers)
         trial = Trial(server.trainable.segment) if self.undoes or talk.share != 1 else None
         try:
             result = compute()
@@ -172,7 +174,8 @@ class Conversation:
         except NonFiniteError as error:
             if trial:
                 trial.undo()
-                codecs.go_back(known)  # what it has encoded is not sent
+                passage.codecs.go_back(known)  # what it has encoded is not sent
+            passage.forget_sent(num_crossed)
             if self.cfg.nonfinite == "skip":
                 return None
             raise self._diverged(client, error) from None

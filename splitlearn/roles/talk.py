@@ -20,6 +20,7 @@ class Talk:
         targets_bytes: of targets that crossed.
         targets: these, as they came; None where there are none.
         outcome: after the last round.
+        is_skipped: it is left out, because it is not finite.
     """
 
     half: ServerHalf
@@ -28,3 +29,4 @@ class Talk:
     targets_bytes: int = 0
     targets: Any = None
     outcome: Outcome | None = None
+    is_skipped: bool = False

@@ -39,7 +39,7 @@ def recorder(tmp_path):
 
 
 def test_an_epoch_and_a_run_without_a_finite_batch_are_told_of(recorder, tmp_path, capfd):
-    recorder.skipped([], 0)
+    recorder.left_out([], 0, is_skipped=True)
     recorder.step(FIRST, [], 0.1)
     recorder.end_epoch(1, {})
     assert "epoch 1/1 no batch was finite up 0 B down 0 B" in capfd.readouterr().out
@@ -63,7 +63,7 @@ def test_refusals_are_in_the_summary_and_shown_where_there_are_any(refused, reco
 
 
 def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
-    recorder.skipped([Transfer("smashed", 10, 40, 80)], 8)  # it crossed, though nothing came of it
+    recorder.left_out([Transfer("smashed", 10, 40, 80)], 8, is_skipped=True)  # it crossed, though nothing came of it
     recorder.step(FIRST, [MEASURED], 0.1)
     recorder.ledger.evaluated([UP], 5)
     recorder.ledger.book("weights_up", 100)

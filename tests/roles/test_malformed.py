@@ -346,6 +346,8 @@ def test_a_client_that_goes_wrong_between_two_round_trips(is_open, tmp_path):
         assert error is None
         assert [line["clients"] for line in metrics(tmp_path, "step")] == [[0, 1], [0]]
         assert all(tensor.isfinite().all() for tensor in state_of(server.trainable.segment).values())
+        payloads = [server.recorder.ledger.channels[name]["payloads"] for name in ("smashed", "features", "gradient")]
+        assert payloads == [4, 4, 3]  # with those of its first round trip
     else:
         assert str(error) == str(told)
 
@@ -375,6 +377,31 @@ def test_a_cut_gradient_that_is_not_finite_is_skipped_without_an_open_run_too(tm
     server, error, told = play(tmp_path, cfg, huge)
     assert error is told is None and server.recorder.ledger.totals["skipped"] == 1
     assert [line["clients"] for line in metrics(tmp_path, "step")] == [[0, 1], [0]]
+
+
+@pytest.mark.usefixtures("built_before")
+def test_a_gradient_that_is_not_sent_after_all_is_not_booked(tmp_path, monkeypatch):
+    """It is finite, and encoded before a weight's gradient is found that is not."""
+    sent, call, build = [], Proxy.call_anew, Server.build
+
+    def counted(proxy, kind, *body):
+        reply = call(proxy, kind, *body)
+        if kind == "step" and reply[0] is not None:
+            sent.append(reply[0][1].nbytes)
+        return reply
+
+    def built(server, about):
+        build(server, about)
+        gradients = iter(range(100))
+        weight = next(server.trainable.segment.parameters())
+        weight.register_hook(lambda gradient: gradient * (math.inf if next(gradients) == 1 else 1.0))
+
+    monkeypatch.setattr(Proxy, "call_anew", counted)
+    monkeypatch.setattr(Server, "build", built)
+    cfg = compose(*OPTIONS, "nonfinite=skip", "rpc.timeout_s=60")
+    server, error, told = play(tmp_path, cfg, lambda kind, body: body)
+    assert error is told is None and server.recorder.ledger.totals["skipped"] == 1
+    assert server.recorder.ledger.totals["gradient_down_bytes"] == sum(sent)
 
 
 @pytest.mark.usefixtures("built_before")
