@@ -141,7 +141,7 @@ class Conversation:
             if talk.passage.observes:
                 seen = {"channels": talk.passage.seen, "targets": talk.targets}
                 server.observer.write(client, server.progress.epoch, member.batch - 1, seen)
-                if not server.topology.keeps_own:
+                if not (server.topology.keeps_own or server.topology.hands_on):
                     newest = server.client_states[0]
                     server.observer.write_segment(server.progress.epoch, newest.get("segment", newest))
             member.num_samples += talk.outcome.num_samples

@@ -19,6 +19,7 @@ from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import PeerError, Stopped
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
+from splitlearn.privacy.observing import known_segment, observed
 from splitlearn.roles import client as client_role
 from splitlearn.roles.client import Client
 from splitlearn.roles.member import Member
@@ -177,6 +178,12 @@ def test_a_run_in_turns_is_asked_to_end_while_one_that_had_its_last_turn_says_go
     assert str(errors[1]) == str(errors[0])
     assert play(tmp_path / "part", cfg)[-1] == [None] * 3
     assert_same(tmp_path / "part", tmp_path / "whole")
+
+
+def test_in_a_run_in_turns_no_segment_is_kept_as_that_of_all_clients(tmp_path):
+    cfg = compose(*OPTIONS, *TINY, "topology=sequential", "observe.batches=3", "epochs=1")
+    assert play(tmp_path, cfg)[-1] == [None] * 3
+    assert {one["client"] for one in observed(tmp_path)} == {0, 1} and known_segment(tmp_path, 1) is None
 
 
 def roster_of(cfg, folder, here):

@@ -75,10 +75,12 @@ class Scene:
     def require_weights(self, otherwise: str) -> None:
         """
         Raises:
-            UserError: the server did not know the clients' weights; attack.weights=`otherwise` does without.
+            UserError: no weights are kept that all clients had at once; attack.weights=`otherwise` does without.
         """
         if not self.knows_weights:
-            raise UserError(f"the server does not know this run's client segments: use attack.weights={otherwise}")
+            raise UserError(
+                f"no weights are kept that all clients of this run had at once: use attack.weights={otherwise}"
+            )
 
     def inputs(self) -> list[Tensor]:
         """Of the batches that were kept.
