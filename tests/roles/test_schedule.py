@@ -1,5 +1,7 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from torch.func import functional_call
 import splitlearn
 from splitlearn import checks, local
 from splitlearn.config import compressor_from
-from splitlearn.errors import UserError
+from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.exchange import network
+from splitlearn.roles.batch import Batch, finish
 from splitlearn.seeds import derive
+from splitlearn.segments.trainable import buffers_of
 from splitlearn.tasks.image_classification import sources
 from splitlearn.tasks.loading import loaders
 
@@ -86,6 +90,25 @@ def test_a_batch_computed_ahead_is_computed_again_after_a_checkpoint(tmp_path):
         if path.name > "step-000000003.pt":
             path.unlink()
     assert_same(run(part, *often), whole)
+
+
+def test_a_batch_that_is_found_not_to_be_finite_at_its_end_is_left_out():
+    def half():
+        yield "message"
+        raise NonFiniteError("its loss is inf")
+
+    client = MagicMock(cfg=compose("nonfinite=skip"), exchange=SimpleNamespace(rounds=[None]))
+    client.trainable.segment = torch.nn.BatchNorm1d(2)
+    begun, before = half(), buffers_of(client.trainable.segment)
+    batch = Batch(begun, Mock(), Mock(), 4, None, before, ({}, {}), 1.0, next(begun))
+    client.trainable.segment(torch.randn(3, 2))
+    reply = SimpleNamespace(part="answer")
+    assert finish(client, batch, reply) == (0.0, reply)
+    assert all(map(torch.equal, client.trainable.segment.buffers(), before))
+    client.cfg.nonfinite, begun = "stop", half()
+    batch = Batch(begun, Mock(), Mock(), 4, None, before, ({}, {}), 1.0, next(begun))
+    with pytest.raises(UserError, match="its loss is inf"):
+        finish(client, batch, reply)
 
 
 @pytest.mark.parametrize("option", ["topology.average=step", "nonfinite=skip"])
