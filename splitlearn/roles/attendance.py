@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig
@@ -62,6 +63,10 @@ class Attendance:
     def tell(self, client: int, what: str) -> None:
         num_here = sum(not self.members[other].is_late for other in self.here())
         self.note(f"client {client} {legible(what)} ({num_here} of {self.cfg.num_clients} are there)")
+
+    def known(self, client: int) -> dict[int, Member]:
+        """What is known of one that has been there and is not, of which batches may be held; of another nothing."""
+        return {client: replace(self.members[client], is_in=False)} if client in self.members else {}
 
     # Their data
 

@@ -17,7 +17,6 @@ checkpoint, and when it left on request. One that crashed goes on from there.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 
 from splitlearn.batches import num_batches
 from splitlearn.errors import UserError
@@ -93,7 +92,7 @@ class Roster(Rounds):
             compare(self, client, hello)
         except UserError as error:
             return request.fail(str(error))
-        known = {one: replace(member, is_in=False) for one, member in self.members.items() if one == client}
+        before = self.known(client)
         self._enrol(client, hello)
         try:
             if is_first:
@@ -107,7 +106,7 @@ class Roster(Rounds):
                 self.about = None
                 self.tell(client, f"is sent away: {error}")
             del self.members[client]
-            self.members |= known  # as what it has sent before may be held
+            self.members |= before
             return request.fail(str(error))
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)
@@ -230,9 +229,7 @@ class Roster(Rounds):
         if directive == "stop" and not self.is_open:
             self.answer(self.waiting(), "stop")
         if not self.is_open:
-            for client in self.in_round() if directive else ():
-                if client in told:
-                    continue
+            for client in sorted({*self.in_round()} - told) if directive else ():
                 request = self.inbox.take(client, Weights.kind, Round.kind, Goodbye.kind)
                 if request.kind == Round.kind:  # it has had its turn, and handed on what there is of it
                     request.reply(self.host.part(client, "stop").body())
