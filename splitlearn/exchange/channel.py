@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from splitlearn import private
-from splitlearn.compressors import Compressor, Payload
+from splitlearn.compressors import Compressor
 from splitlearn.defences import Defence
 from splitlearn.errors import NonFiniteError
 
@@ -92,7 +92,7 @@ class Channel:
         shape: of one sample's tensor, as the cut gives it; of a ragged one's row. Set once the network is known.
         is_ragged: samples differ in length, and only the rows that they have cross (see ragged.py).
         kept: how many channels cross, and of how many, with a bottleneck.
-        dtypes: that a tensor may be of.
+        dtype: of a tensor that crosses.
         has_gradient: comes back; not where nothing before the cut is trained.
     """
 
@@ -113,7 +113,7 @@ class Channel:
         self.shape: tuple[int, ...] = ()
         self.is_ragged = False
         self.kept = 1, 1
-        self.dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+        self.dtype = torch.float32
         self.has_gradient = spec.back is not None
 
     @cached_property
@@ -121,9 +121,9 @@ class Channel:
         """What defences draw by. Raises as private.read does."""
         return private.read(self._secret_file, "secret_file") if self._secret_file else str(self.seed).encode()
 
-    def expected(self, payload: Payload, num_samples: int) -> tuple[torch.Size, torch.dtype]:
+    def expected(self, num_samples: int) -> tuple[torch.Size, torch.dtype]:
         """What a tensor of `num_samples` samples has to be like."""
-        return torch.Size((num_samples, *self.shape)), payload.dtype if payload.dtype in self.dtypes else self.dtypes[0]
+        return torch.Size((num_samples, *self.shape)), self.dtype
 
 
 def claims_of(channels: dict[str, Channel], num_epochs: int, most: int) -> dict[str, float]:

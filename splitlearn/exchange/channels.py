@@ -78,7 +78,6 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
     Raises:
         UserError: a defence does not go with it.
     """
-    # Whether a layer gives bfloat16 under autocast depends on the layer and the sender's device.
     mixed = cfg.precision == "bf16" and cfg.cut_precision is None
     for channel in channels.values():
         cut = network.cuts[channel.spec.cut]
@@ -93,4 +92,4 @@ def know(channels: dict[str, Channel], network: Network, cfg: DictConfig) -> Non
                 defence.check_segment(modules, cut.shape, cut.is_ragged)
             except ValueError as error:
                 raise UserError(f"defence.{name}: {error}") from None
-        channel.dtypes = (torch.bfloat16, torch.float32) if mixed else (cut.dtype,)
+        channel.dtype = torch.bfloat16 if mixed and cut.dtype.is_floating_point else cut.dtype

@@ -130,7 +130,9 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
     others = parts[1::2]
     if (beside := exchange.beside_server(own[0], tuple(first.shape[1:]), points[0].shape, cfg.seed)) is not None:
         others.append(beside)
-    client, server = (Parts(side, cfg.precision, cfg.cut_precision) for side in (own, others))
+    num_crossing = (len(points) + 1) // 2, len(points) // 2  # of the parts of each
+    sides = zip((own, others), num_crossing, strict=True)
+    client, server = (Parts(side, cfg.precision, cfg.cut_precision, number) for side, number in sides)
     untied = untie(model, client, server)
     notes += [
         f"{name} is tied to {own}, which is on the other side of the cut: the server has a copy of {nbytes:,} bytes"

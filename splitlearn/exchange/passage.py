@@ -133,7 +133,7 @@ class Passage:
             num_rows = num_samples if lengths is None else int(lengths.sum())
             if latest := self._latest(channel):
                 payload, *which = latest.parted(payload, num_samples)
-            decoded = codec.decode(payload, self.device, channel.expected(payload, num_rows))
+            decoded = codec.decode(payload, self.device, channel.expected(num_rows))
             if latest:
                 decoded = latest.added(*which, decoded, lengths)
         self._book(channel, codec, payload, self.reported.get(channel.spec.name), decoded, lengths)

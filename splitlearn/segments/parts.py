@@ -25,13 +25,21 @@ class Parts(nn.Module):
     Args:
         parts: of the network.
         precision: "fp32", or "bf16" or "fp16" for automatic mixed precision (for fp16 see scaling.py).
-        cut_precision: "fp32" gives each part's output in 32 bits, as fp16 always does; None as it is.
+        cut_precision: "fp32" gives each part's output in 32 bits, as fp16 always does; None as `precision` says.
+        num_crossing: how many of them, the first ones, have an output that crosses a cut.
     """
 
-    def __init__(self, parts: list[nn.Module], precision: str = "fp32", cut_precision: str | None = None):
+    def __init__(
+        self,
+        parts: list[nn.Module],
+        precision: str = "fp32",
+        cut_precision: str | None = None,
+        num_crossing: int = 0,
+    ):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.precision, self.cut_precision = precision, "fp32" if precision == "fp16" else cut_precision
+        self.crossing = parts[:num_crossing]
         self.frozen: tuple[str, ...] = ()
 
     def freeze(self, paths: Iterable[str]) -> None:
@@ -99,7 +107,11 @@ class Parts(nn.Module):
             output = call(part, x, lengths, weights)
         if scale:
             output = scale.end(output)
-        return output.float() if self.cut_precision == "fp32" else output
+        if self.cut_precision == "fp32":
+            return output.float()
+        # Autocast leaves some in 32 bits, such as the sum of a transformer's blocks.
+        is_narrow = self.precision == "bf16" and part in self.crossing and output.is_floating_point()
+        return output.to(MIXED["bf16"]) if is_narrow else output
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         tied = self._tied()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from simulation import compose
 
-from splitlearn.compressors import UniformQuantizer
 from splitlearn.config import shared
 from splitlearn.errors import PeerError
 from splitlearn.exchange import network
@@ -369,16 +368,14 @@ def test_a_malformed_answer_is_one_sentence_too(what):
 
 
 @pytest.mark.parametrize(
-    "options, allowed",
+    "options, expected",
     [
-        ([], [torch.float32]),
-        (["precision=bf16"], [torch.bfloat16, torch.float32]),
-        (["precision=bf16", "cut_precision=fp32"], [torch.float32]),
+        ([], torch.float32),
+        (["precision=bf16"], torch.bfloat16),
+        (["precision=bf16", "cut_precision=fp32"], torch.float32),
     ],
 )
-def test_the_precision_says_what_dtype_a_payload_may_be_of(options, allowed):
+def test_the_precision_says_what_dtype_a_payload_is_of(options, expected):
     agreement, _ = known(*options)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
-        payload = UniformQuantizer().encode(torch.ones(2, 2, dtype=dtype))
-        for channel in agreement.channels.values():
-            assert (channel.expected(payload, 2)[1] == dtype) == (dtype in allowed)
+    for channel in agreement.channels.values():
+        assert channel.expected(2)[1] == expected

@@ -248,6 +248,19 @@ def test_text_is_drawn_from_what_the_network_says():
     assert all(b - a in (1, 2) for tokens in drawn for a, b in zip([4, *tokens], tokens, strict=False))
 
 
+@pytest.mark.parametrize("exchange", ["labels_up", "u_shaped"])
+@pytest.mark.parametrize("cut_precision, expected", [("null", torch.bfloat16), ("fp32", torch.float32)])
+def test_what_crosses_is_in_the_precision_that_is_asked_for(exchange, cut_precision, expected):
+    cfg = compose(*TINY, "codecs=bf16", f"exchange={exchange}", f"cut_precision={cut_precision}")
+    built, channels = network.build(cfg, ABOUT), channels_of(cfg, exchange_from(cfg))
+    know(channels, built, cfg)
+    assert {channel.dtype for channel in channels.values()} == {expected}
+    x = built.example
+    for side, part in built.parts()[:-1]:
+        x = side.run(part, x)  # which autocast leaves in float32, as blocks add to it
+        assert x.dtype == expected
+
+
 # The optimizer
 
 
