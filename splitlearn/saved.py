@@ -109,7 +109,8 @@ def _load(folder: Path, best: bool = False) -> SavedRun:
         kept = (summary or (state["recorder"] if state else {})).get("best_weights")
         if best and not kept:
             raise UserError(f"{folder} holds no best weights: a run keeps them with checkpoint.best=true")
-        names = task_from(cfg).default_about(cfg)
+        task = task_from(cfg)
+        names = *task.default_about(cfg), *task.counted
         about = {name: summary[name] for name in names if name in summary} if summary else state["about"]
         prefix, step = ("best_", kept["step"]) if best else ("", summary["steps"])
         paths = {int(path.stem.rpartition("_")[2]): path for path in folder.glob(f"{prefix}client_segment_*.pt")}

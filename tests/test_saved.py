@@ -249,6 +249,20 @@ def test_a_run_whose_classes_had_no_names_yet_is_loaded(trained, tmp_path):
     assert saved.load(tmp_path / "run").model().state_dict().keys() == saved.load(trained).model().state_dict().keys()
 
 
+def test_a_run_whose_classes_weighed_the_same_knows_how_many_samples_of_each_it_had(trained, run_here, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    cfg = OmegaConf.load(folder / "config.yaml")
+    cfg.task.class_weights = "balanced"
+    OmegaConf.save(cfg, folder / "config.yaml")
+    (folder / "summary.json").write_text(json.dumps({**summary(trained), "num_train_of_class": [4] * 9 + [12]}))
+    run, task = saved.load(folder), task_from(cfg)
+    task.check_about(run.about)
+    task.know(run.about)
+    assert task.class_weights.tolist() == pytest.approx([1.2] * 9 + [0.4])
+    status, out = run_here(EVALUATE, str(folder))
+    assert status == 0 and f"{summary(trained)['test_loss']:.4f}" in out
+
+
 @pytest.mark.parametrize("content", ["", '{"test_top1": 0.'])
 def test_a_torn_summary_is_that_of_a_run_that_has_not_finished(content, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")

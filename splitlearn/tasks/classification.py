@@ -52,6 +52,7 @@ class Classification(Task):
                 f"class_weights={class_weights} must be null, balanced, or a number above 0 for each class"
             )
         self.label_smoothing, self.counts = label_smoothing, class_weights == "balanced"
+        self.counted = ("num_train_of_class",) if self.counts else ()
         self.class_weights = None if class_weights in (None, "balanced") else torch.tensor([*class_weights]).float()
 
     def check(self, cfg: DictConfig) -> None:
@@ -91,7 +92,7 @@ class Classification(Task):
             )
 
     def check_about(self, about: Any) -> None:
-        names = {"num_classes", "classes", *self.more_about} | ({"num_train_of_class"} if self.counts else set())
+        names = {"num_classes", "classes", *self.more_about, *self.counted}
         if not isinstance(about, dict) or about.keys() != names:
             more = "".join(f", {what}" for what in self.more_about.values())
             of_each = ", how many training samples of each" if self.counts else ""

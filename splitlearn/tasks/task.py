@@ -117,6 +117,8 @@ class Task(ABC):
     def default_about(self, cfg: DictConfig) -> dict[str, Any]:
         """What the data are like as far as the configuration says, where none are loaded."""
 
+    counted: tuple[str, ...] = ()  # keys of what the data are like that only they say
+
     def headline(self, cfg: DictConfig) -> tuple[str, str]:
         """What people call the network and the data."""
         return cfg.arch.name, cfg.data.name
