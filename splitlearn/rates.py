@@ -89,16 +89,17 @@ class Rates:
             rates["lr"] *= self._start + (1 - self._start) * step / self._warmup
         return rates
 
-    def _length(self, name: str, value: Any) -> Any:
-        """A schedule's option, in which "10 epochs" is a number of what it counts."""
+    def _length(self, name: str, value: Any, least: int = 1) -> Any:
+        """A schedule's option, in which "10 epochs" is a number of what it counts; of part of a step, at least one."""
         if isinstance(value, list):
-            return [self._length(name, one) for one in value]
+            return [self._length(name, one, least=0) for one in value]  # places, of which the start is one
         if not isinstance(value, str) or not (match := EPOCHS.fullmatch(value.strip())):
             return value
         number = float(match[1]) * (self.num_steps if self.is_per_step else 1)
         if not self.is_per_step and number != int(number):
             raise UserError(f"schedule.{name}={value}: parts of epochs need schedule.per=step")
-        return round(number * self._scale)
+        length = round(number * self._scale)
+        return max(least, length) if number else length
 
 
 class Clock:

@@ -52,6 +52,10 @@ RESTARTS = "torch.optim.lr_scheduler.CosineAnnealingWarmRestarts"
             torchs(TORCH.StepLR, step_size=4, gamma=0.1),
         ),
         (
+            ["schedule=step", "schedule.per=step", "schedule.step_size=0.4 epochs"],
+            torchs(TORCH.StepLR, step_size=2, gamma=0.1),
+        ),
+        (
             ["schedule=multistep", "schedule.per=step", "schedule.milestones=[1 epoch,12,3 epochs]"],
             torchs(TORCH.MultiStepLR, milestones=[5, 12, 15], gamma=0.2),
         ),
@@ -92,6 +96,13 @@ def test_a_clock_that_starts_anywhere_is_the_same_bit_for_bit(options):
     whole = of_all(*options)
     for number, place in enumerate(PLACES):
         assert rates(*options).at(*place)["lr"] == whole[number]
+
+
+def test_a_length_of_part_of_a_step_is_one_and_a_milestone_there_is_the_start():
+    step = ["schedule=step", "schedule.per=step"]
+    assert of_all(*step, "schedule.step_size=0.05 epochs") == of_all(*step, "schedule.step_size=1")
+    milestones = ["schedule=multistep", "schedule.per=step"]
+    assert of_all(*milestones, "schedule.milestones=[0.05 epochs]") == of_all(*milestones, "schedule.milestones=[0]")
 
 
 def test_an_epoch_that_is_longer_than_thought_stays_at_its_last_step():
