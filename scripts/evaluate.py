@@ -6,9 +6,9 @@ Then, as configured: each client's accuracy, and which classes were taken for wh
     python scripts/evaluate.py outputs/2026-01-31/12-00-00 data.root=/data/cifar10 compressor=ms_best
 
 With --best it is the network of the best evaluation, which checkpoint.best=true keeps. Overrides, as for launch.py,
-come after what the run was started with. A run that has not finished gives its last checkpoint. The batches are the
-run's own, each client's after the other's: what a compressor makes of a sample may depend on which others share its
-batch.
+come after what the run was started with, and do not change its network. A run that has not finished gives its last
+checkpoint. The batches are the run's own, each client's after the other's: what a compressor makes of a sample may
+depend on which others share its batch.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from splitlearn import saved
 from splitlearn.compose import compose
+from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
 from splitlearn.exchange.channels import Channel, channels_of, know
 from splitlearn.exchange.codecs import Codecs
@@ -36,6 +37,8 @@ from splitlearn.tasks import Metric, Task, task_from
 from splitlearn.tasks.task import ClientData
 from splitlearn.words import readable
 
+# What makes the network, and says what goes through it.
+OF_NETWORK = ("arch", "cut", "cut_back", "bottleneck", "exchange", "lora", "task", "freeze", "data.image_size")
 MOST_CLASSES = 30  # in a matrix
 MOST_MISTAKES = 20
 
@@ -105,15 +108,23 @@ def overridden(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfi
     """A run's configuration with overrides after those that it was started with, and with as many clients.
 
     Raises:
-        UserError: its folder does not say what it was started with.
+        UserError: its folder does not say what it was started with, or they are of another network.
     """
     if not overrides:
         return cfg
     started_with = folder / ".hydra" / "overrides.yaml"
     if not started_with.exists():
         raise UserError(f"overrides need {started_with}, with what the run was started with, and it is not there")
-    own = compose(*OmegaConf.load(started_with), *readable(overrides))
+    started_with = OmegaConf.load(started_with)
+    own = compose(*started_with, *readable(overrides))
+    if changed := differences(*map(_of_network, (compose(*started_with), own)), "the run has", "here"):
+        raise UserError(f"{folder} is evaluated with the network that it has trained: leave out {changed}")
     return OmegaConf.merge(own, {"num_clients": cfg.num_clients})
+
+
+def _of_network(cfg: DictConfig) -> dict[str, object]:
+    prefixes = tuple(f"{key}." for key in OF_NETWORK)
+    return {key: value for key, value in shared(cfg).items() if f"{key}.".startswith(prefixes)}
 
 
 @torch.no_grad()

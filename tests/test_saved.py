@@ -298,6 +298,16 @@ def test_classes_and_clients_are_told_apart_as_the_run_did(trained, run_here):
     )
 
 
+@pytest.mark.parametrize("overrides", [["cut=deep"], ["exchange=u_shaped"], ["arch=vgg_slim"], ["bottleneck=8"]])
+def test_another_network_than_the_runs_is_refused(overrides, trained, run_here, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.create([*SMALL]), folder / ".hydra" / "overrides.yaml")
+    status, _ = run_here(EVALUATE, str(folder), *overrides)
+    assert status.startswith(f"{folder} is evaluated with the network that it has trained: leave out ")
+    assert overrides[0].split("=")[0] in status and "\n" not in status
+
+
 def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     cfg = OmegaConf.load(trained / "config.yaml")
