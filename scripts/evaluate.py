@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
     parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     run = saved.load(arguments.run, arguments.client, arguments.best)
     cfg = overridden(run.cfg, arguments.run, arguments.overrides)

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the draws")
     parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
     parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.tokens < 1:
         parser.error(f"--tokens {arguments.tokens} must be at least 1")
     if not 0 <= arguments.temperature < math.inf:

@@ -308,6 +308,14 @@ def test_another_network_than_the_runs_is_refused(overrides, trained, run_here, 
     assert overrides[0].split("=")[0] in status and "\n" not in status
 
 
+def test_overrides_of_what_is_not_the_network_may_stand_behind_an_option(trained, run_here, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / ".hydra").mkdir()
+    OmegaConf.save(OmegaConf.create([*SMALL]), folder / ".hydra" / "overrides.yaml")
+    status, out = run_here(EVALUATE, str(folder), "--client", "0", "compressor=qu", "compressor.bits=4")
+    assert status == 0 and "qu" in out
+
+
 def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     cfg = OmegaConf.load(trained / "config.yaml")
