@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from rich.markup import escape
@@ -51,6 +52,7 @@ class Sweep(Callback):
         current = self
 
     def _begin(self, config: DictConfig) -> None:
+        _check_names(config)
         self.folder = one_folder(config)
         self.started_at = _touch(self.folder, "hydra.sweep.dir")
         with flag_override(config.hydra, ["struct", "readonly"], [False, False]):  # which it locks from 1.4 on
@@ -131,6 +133,27 @@ def one_folder(config: DictConfig) -> Path:
             continue  # another sweep of the same second
         except OSError:
             return candidate  # _touch says why
+
+
+def _check_names(config: DictConfig) -> None:
+    """
+    Raises:
+        UserError: folders are named after what jobs were given, without an option that has several values.
+    """
+    hydra = config.hydra
+    subdir = OmegaConf.to_container(hydra.sweep, resolve=False)["subdir"]
+    if "override_dirname" not in subdir:
+        return
+    words = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
+    given = {
+        word.key_or_group: word for word in OverridesParser.create().parse_overrides([*words, *hydra.overrides.task])
+    }
+    for key in hydra.job.config.override_dirname.exclude_keys:
+        if key in given and given[key].is_sweep_override() and f"${{{key}." not in subdir:
+            raise UserError(
+                f"{given[key].input_line} would give several jobs one folder, as {key} is not in their names: start a"
+                " sweep for each value, with a hydra.sweep.dir=<folder> of its own"
+            )
 
 
 def _touch(folder: Path, key: str) -> float:

@@ -423,6 +423,12 @@ def test_a_sweep_ends_with_a_table_in_one_folder(run_here, tmp_path, monkeypatch
     assert status == 1 and f"scripts/report.py {folder.relative_to(tmp_path)}" in out
 
 
+@pytest.mark.parametrize("word", ["data.root=/a,/b", "client.num_threads=1,2"])
+def test_jobs_that_would_have_one_folder_are_refused(word, run_here):
+    status, out = run_here(ROOT / "launch.py", "sweep=grid", "data=image_folder,digits", "seed=0,1", word)
+    assert_one_sentence(status, out, [f"{word} would give several jobs one folder", "hydra.sweep.dir="])
+
+
 def finished(folder: Path, result: float, metric: str = "top1") -> float:
     """What a run leaves for the table."""
     ways = {"uplink": 100_000, "downlink": 1_000_000}
