@@ -78,6 +78,8 @@ def cannot_write(what: str, folder: Path, error: OSError) -> UserError:
         remedy = "let this user write there, or choose another folder with hydra.run.dir"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         remedy = "something else is in its place: move it away, or choose another folder with hydra.run.dir"
+    elif error.errno == errno.ENAMETOOLONG:
+        remedy = "choose a folder with a shorter name with hydra.run.dir"
     else:
         is_begun = os.path.exists(folder / ".hydra" / "overrides.yaml")
         remedy = f"go on with {typed('resume', folder)}" if is_begun else "start the run again"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import hashlib
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from splitlearn.errors import UserError, writing_to
 LOCK = ".lock"
 LAUNCHER = ".torchrun"  # whose run it is
 PROC = Path("/proc")
+LONGEST = 255  # bytes of a file's name
 
 
 @contextmanager
@@ -124,6 +126,18 @@ def launcher_started() -> tuple[float, str]:
         command = ["ps", "-o", "lstart=", "-p", str(os.getppid())]
         text = subprocess.check_output(command, text=True, env={**os.environ, "LC_ALL": "C"}).strip()
         return datetime.strptime(text, "%a %b %d %H:%M:%S %Y").timestamp(), text
+
+
+def fitting(path: str) -> str:
+    """A path of folders, of which those with a longer name than file systems have end in a hash of it."""
+    return "/".join(map(_fitting, path.split("/")))
+
+
+def _fitting(name: str) -> str:
+    if len(os.fsencode(name)) <= LONGEST:
+        return name
+    end = "-" + hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return os.fsencode(name)[: LONGEST - len(end)].decode(errors="ignore") + end
 
 
 @cache

@@ -28,7 +28,7 @@ from splitlearn.compose import in_words, is_hydras
 from splitlearn.console import drop_output, forgive, is_unread
 from splitlearn.errors import Interrupted, Stopped, UserError, writing_to
 from splitlearn.exchange import listing, network
-from splitlearn.folder import new_folder, started_at
+from splitlearn.folder import fitting, new_folder, started_at
 from splitlearn.kinds import CONF
 from splitlearn.stopping import tidy_up
 
@@ -158,3 +158,4 @@ def leave_to_torchrun(error: UserError) -> None:
 
 hydras.register_resolver("started_at", started_at)
 hydras.register_resolver("new_folder", new_folder)
+hydras.register_resolver("fitting", fitting)

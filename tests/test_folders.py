@@ -17,7 +17,7 @@ from simulation import compose
 from splitlearn import checkpoints, folder, local
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import UserError
-from splitlearn.folder import held, new_folder, own_folder, unusable
+from splitlearn.folder import fitting, held, new_folder, own_folder, unusable
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 
@@ -36,6 +36,16 @@ def content(folder: Path) -> dict[Path, tuple[bytes, int]]:
     """Every file below a folder, and when it was written."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+# Its name
+
+
+def test_only_a_name_that_is_too_long_is_cut():
+    assert fitting("convnet-digits/cut-deep_seed-0") == "convnet-digits/cut-deep_seed-0"
+    assert fitting("a/" + 255 * "b") == "a/" + 255 * "b"
+    names = {fitting(f"a/{254 * 'b'}ä{number}")[2:] for number in range(3)}
+    assert len(names) == 3 and all(len(name.encode()) == 255 for name in names)
 
 
 # The lock

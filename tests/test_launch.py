@@ -429,6 +429,16 @@ def test_jobs_that_would_have_one_folder_are_refused(word, run_here):
     assert_one_sentence(status, out, [f"{word} would give several jobs one folder", "hydra.sweep.dir="])
 
 
+def test_a_job_with_more_words_than_a_folders_name_holds_has_one_too(run_here, tmp_path, monkeypatch):
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, 0.5))
+    weights = f"task.class_weights=[{','.join(['1.0000001'] * 30)}]"
+    for _ in range(2):
+        status, out = run_here(ROOT / "launch.py", "sweep=grid", "seed=0,1", weights)
+        assert status == 0, out
+    folders = [path.parent.name for path in tmp_path.rglob("summary.json")]
+    assert len(folders) == 2 and all(len(name) == 255 for name in folders)
+
+
 def finished(folder: Path, result: float, metric: str = "top1") -> float:
     """What a run leaves for the table."""
     ways = {"uplink": 100_000, "downlink": 1_000_000}
