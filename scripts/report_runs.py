@@ -147,6 +147,7 @@ def unit(metric: Metric) -> str:
 def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
     """The evaluations of a run, from its metrics.jsonl."""
     found, results, num_clients = [], {}, config.num_in_epoch(cfg)
+    at_once = {"labels": config.num_at_once(cfg), "weights": config.num_at_once(cfg)}  # of clients; all in the others
     keys = {way: [f"{spec.key}_bytes" for spec in exchange_from(cfg).channels if spec.way == way] for way in WAYS}
     seconds = link = 0
     sent, crossed = dict.fromkeys(WAYS, 0), dict.fromkeys(WAYS, 0)
@@ -158,11 +159,12 @@ def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
                 link += sum(payloads.values()) / len(line["clients"])
         elif line["kind"] == "evaluation":
             results[line["epoch"]] = line[metric.name] * (100 if metric.is_share else 1)
+            at_once["evaluation"] = len(line.get("clients", ())) or num_clients
         elif line["kind"] == "epoch":
             seconds += line["seconds"]
             crossed = {way: crossed[way] + of_training(line, way) for way in WAYS}
             beside = product(("labels", "weights", "evaluation", "bottleneck"), WAYS)
-            link += sum(line.get(f"{what}_{way}_bytes", 0) for what, way in beside) / num_clients
+            link += sum(line.get(f"{what}_{way}_bytes", 0) / at_once.get(what, num_clients) for what, way in beside)
             if (result := results.get(line["epoch"])) is not None:
                 if not isfinite(result):
                     raise ValueError(f"test {metric.title} is {result} after epoch {line['epoch']}: training diverged")

@@ -121,6 +121,19 @@ def test_tables_computed_by_hand(by_hand, run_here):
     assert float(ms["saving_both_ways"]) == pytest.approx(2 / 1.1)
 
 
+def test_clients_that_take_turns_send_one_after_the_other(tmp_path, modules):
+    runs_of, _ = modules
+    seconds = {}
+    for topology in ("parallel", "sequential"):
+        write_run(tmp_path / topology, "none", 0, [0.5], 1_000_000, 1_000_000, f"topology={topology}")
+        path = tmp_path / topology / "metrics.jsonl"
+        text = path.read_text().replace('"evaluation_up_bytes": 0', '"evaluation_up_bytes": 600')
+        path.write_text(text.replace('"top1"', '"clients": [0, 1, 2], "top1"'))
+        (seconds[topology],) = (point.link for point in runs_of.Run(tmp_path / topology).points)
+    # A step of both clients, an evaluation of three, and weights.
+    assert seconds == {"parallel": 1_000_000 + 200 + 500, "sequential": 1_000_000 + 200 + 1000}
+
+
 def test_exchanges_and_anchors_are_rows_and_all_bytes_count(tmp_path, run_here):
     def write(name, accuracies, up, down, *more, compressor="none"):
         write_run(tmp_path / name, compressor, 0, accuracies, up, down, "data.max_train_samples=500", *more)

@@ -94,6 +94,11 @@ class Ledger:
                 for transfers in of_clients
             )
 
+    def tested(self, num_clients: int) -> None:
+        """The epoch's evaluation is over: so many clients have sent at the same time."""
+        for way in ("up", "down"):
+            self.totals[f"link_{way}_bytes"] += self.traffic[f"evaluation_{way}"] / max(num_clients, 1)
+
     def of_run(self, way: str) -> int:
         """Bytes of all channels that go one way, so far."""
         return sum(self.totals[f"{spec.traffic}_bytes"] for spec in self.specs.values() if spec.way == way)

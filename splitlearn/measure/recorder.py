@@ -168,6 +168,7 @@ class Recorder:
     def evaluation(self, epoch: int, outcomes: list[tuple[int | None, Outcome]], in_all: int | None) -> None:
         """What all batches of test samples came to (see evaluation_of)."""
         came_to = evaluation_of(outcomes, in_all, self.task)
+        self.ledger.tested(len(came_to["clients"]))
         names = self.task.class_names(self.about)
         pairs = told_apart(outcome for _, outcome in outcomes) if names else None
         if pairs is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from splitlearn.config import compressor_from, num_in_epoch
+from splitlearn.config import compressor_from, num_at_once, num_in_epoch
 from splitlearn.exchange.changes import changes_of
 from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.measure.ledger import of_training
@@ -113,12 +113,10 @@ def _channels(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 def seconds_on_link(cfg: DictConfig, totals: Counter[str]) -> float:
     """How long a run's bytes take on each client's link, if nothing else happens meanwhile."""
-    shared_bytes = {
-        way: sum(totals[f"{what}_{way}_bytes"] for what in ("labels", "weights", "evaluation", "bottleneck"))
-        for way in ("up", "down")
-    }
-    return sum(
-        8e-6 * (totals[f"link_{way}_bytes"] + num_bytes / num_in_epoch(cfg)) / rate
-        for way, num_bytes in shared_bytes.items()
-        if (rate := cfg.link[f"{way}_mbits"])
-    )
+
+    def num_bytes(way: str) -> float:
+        of_turns = totals[f"labels_{way}_bytes"] + totals[f"weights_{way}_bytes"]
+        of_all = totals[f"bottleneck_{way}_bytes"]
+        return totals[f"link_{way}_bytes"] + of_turns / num_at_once(cfg) + of_all / num_in_epoch(cfg)
+
+    return sum(8e-6 * num_bytes(way) / rate for way in ("up", "down") if (rate := cfg.link[f"{way}_mbits"]))

@@ -95,6 +95,23 @@ def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
     assert (found["test_top1"], found["test_top5"], found["test_loss"]) == (0.1, 0.5, 2.3)
 
 
+@pytest.mark.parametrize("topology, weights", [("parallel", 1000 / 2), ("sequential", 1000)])
+def test_clients_that_take_turns_send_one_after_the_other(topology, weights, tmp_path):
+    cfg = compose(*TINY, f"topology={topology}", "membership.sample=2", "num_clients=4", "link.up_mbits=8")
+    recorder = Recorder(cfg, tmp_path, Display())
+    recorder.open(None)
+    recorder.describe(CUTS, TEN)
+    recorder.start(num_steps=1)
+    recorder.step(FIRST, [MEASURED], 0.1)
+    recorder.ledger.book("weights_up", 992)
+    recorder.ledger.evaluated([UP], 30)
+    recorder.evaluation(1, [(client, TEST) for client in range(4)], 10)  # all, though two have trained
+    recorder.end_epoch(1, {})
+    recorder.finish()
+    found = summary(tmp_path)
+    assert found["seconds_over_link"] - found["seconds"] == pytest.approx(1e-6 * (10 + weights + 40 / 4), abs=1e-9)
+
+
 @pytest.mark.parametrize("left", [None, 10])
 def test_measurements_that_are_missing_are_not_made_up(left, recorder, tmp_path):
     recorder.step(FIRST, [MEASURED], 0.1)
