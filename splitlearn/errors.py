@@ -26,6 +26,10 @@ class PeerError(UserError):
     """Another process of the run stopped, is gone, or does not answer."""
 
 
+class Busy(UserError):
+    """Another process writes into a run's folder, and what becomes of the run there is for that one to say."""
+
+
 class Stopped(UserError):
     """The run was asked to end and did, with a checkpoint.
 

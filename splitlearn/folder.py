@@ -21,7 +21,7 @@ from functools import cache
 from itertools import count
 from pathlib import Path
 
-from splitlearn.errors import UserError, writing_to
+from splitlearn.errors import Busy, writing_to
 
 LOCK = ".lock"
 LAUNCHER = ".torchrun"  # whose run it is
@@ -34,7 +34,8 @@ def held(folder: Path, note: Callable[[str], None] = lambda text: None) -> Itera
     """Makes a run's folder, and keeps other processes from writing into it. `note` tells where that is not possible.
 
     Raises:
-        UserError: another process writes into it, or nobody can.
+        Busy: another process writes into it.
+        UserError: nobody can.
     """
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def _lock(path: Path, note: Callable[[str], None]):
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(
+            raise Busy(
                 f"{path.parent} is being written to by {holder}: wait until that run has ended, stop it, or choose"
                 " another folder with hydra.run.dir"
             ) from None

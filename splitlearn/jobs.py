@@ -45,10 +45,13 @@ class Job:
     def read(cls, folder: Path) -> Job:
         about = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
         pairs = (word.partition("=") for word in about.overrides.task)
-        failure = (folder / FAILED).read_text() if (folder / FAILED).exists() else None
+        failed, finished = folder / FAILED, folder / "summary.json"
+        failure = failed.read_text() if failed.exists() else None
         failure = "there was no room to say why" if failure == "" else failure
+        if failure and finished.exists() and finished.stat().st_mtime > failed.stat().st_mtime:
+            failure = None  # of another process, meanwhile
         try:
-            summary = None if failure else json.loads((folder / "summary.json").read_text())
+            summary = None if failure else json.loads(finished.read_text())
         except (FileNotFoundError, ValueError):
             summary = None
         number = OmegaConf.select(about, "job.num")  # None where it is missing

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 from rich.markup import escape
 
 from splitlearn.console import Console
-from splitlearn.errors import UserError, typed
+from splitlearn.errors import Busy, UserError, typed
 from splitlearn.jobs import FAILED, Job, table
 from splitlearn.tasks import task_from
 from splitlearn.words import quoted
@@ -104,9 +104,10 @@ class Sweep(Callback):
 
 
 def note_failure(folder: Path, error: UserError) -> None:
-    """Leaves in a job's folder why it failed, unless that cannot be written to, as on a full disk."""
-    with suppress(OSError):
-        (folder / FAILED).write_text(str(error))
+    """Leaves in a job's folder why it failed, unless that is another's, or cannot be written to, as on a full disk."""
+    if not isinstance(error, Busy):
+        with suppress(OSError):
+            (folder / FAILED).write_text(str(error))
     if current is not None:
         current.has_failed = True
 

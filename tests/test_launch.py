@@ -36,6 +36,7 @@ from simulation import compose
 
 from splitlearn import commandline, forking, jobs, launch, local, sweeps, worker
 from splitlearn.errors import UserError
+from splitlearn.folder import held
 from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
 
@@ -496,6 +497,25 @@ def test_jobs_that_went_on_alone_stay_in_the_table(run_here, tmp_path, monkeypat
         ["2", "2", "70.00%"],
     ]
     assert status == 0
+
+
+def test_a_sweep_that_another_one_is_at_leaves_its_jobs_alone(run_here, tmp_path, monkeypatch):
+    def run(cfg, folder, **_):
+        with held(folder):
+            return finished(folder, 0.5)
+
+    monkeypatch.setattr("splitlearn.local.run", run)
+    sweep = ["-m", "seed=0,1", "hydra.sweep.dir=sweep"]
+    with held(tmp_path / "sweep" / "0"):
+        status, out = run_here(ROOT / "launch.py", *sweep)
+    assert status == 1 and "the sweep goes on: " in out and "is being written to by process" in out
+    assert not list(tmp_path.rglob(jobs.FAILED)) and (tmp_path / "sweep" / "1" / "summary.json").exists()
+    job = tmp_path / "sweep" / "1"
+    for seconds, failure in ((-9, None), (9, "why")):  # before it has finished, and after
+        (job / jobs.FAILED).write_text("why")
+        moment = (job / "summary.json").stat().st_mtime + seconds
+        os.utime(job / jobs.FAILED, (moment, moment))
+        assert jobs.Job.read(job).failure == failure
 
 
 def test_a_disk_that_fills_during_a_sweep_ends_it_with_its_table(run_here, tmp_path, monkeypatch):
