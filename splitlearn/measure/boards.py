@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from omegaconf import DictConfig
 
 from splitlearn.config import shared
 from splitlearn.errors import UserError, writing_to
+
+REMEMBERED = ("events.out.tfevents.*", "wandb_id", "mlflow_id")  # in a run's folder
 
 
 class Board(Protocol):
@@ -27,15 +32,30 @@ def boards(cfg: DictConfig, folder: Path, step: int) -> list[Board]:
     """
     kinds = {"wandb": WandB, "mlflow": MLflow, "tensorboard": TensorBoard}  # first what may not start
     found = []
-    for name, kind in kinds.items():
-        if cfg.log[name]:
-            try:
-                found.append(kind(cfg, folder, step))
-            except ImportError:
-                raise UserError(f"log.{name}={cfg.log[name]} needs a package: pip install {name}") from None
-            except Exception as error:  # theirs have no common class
-                raise UserError(f"log.{name}={cfg.log[name]} does not start: {error}") from None
+    with nullcontext() if step else _anew(folder):
+        for name, kind in kinds.items():
+            if cfg.log[name]:
+                try:
+                    found.append(kind(cfg, folder, step))
+                except ImportError:
+                    raise UserError(f"log.{name}={cfg.log[name]} needs a package: pip install {name}") from None
+                except Exception as error:  # theirs have no common class
+                    raise UserError(f"log.{name}={cfg.log[name]} does not start: {error}") from None
     return found
+
+
+@contextmanager
+def _anew(folder: Path) -> Iterator[None]:
+    """Removes what boards have of an earlier run in the folder, unless one does not start."""
+    with writing_to(folder), TemporaryDirectory(dir=folder, prefix=".boards-") as away:
+        stale = [path for pattern in REMEMBERED for path in folder.glob(pattern)]
+        moved = {path: path.rename(Path(away) / path.name) for path in stale}
+        try:
+            yield
+        except UserError:
+            for path, at in moved.items():
+                at.rename(path)
+            raise
 
 
 class TensorBoard:

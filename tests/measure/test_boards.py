@@ -25,6 +25,23 @@ def test_tensorboard_shows_a_run_that_goes_on(tmp_path):
     assert len(events.Scalars("test/top1")) == 2
 
 
+def test_a_run_that_starts_over_is_alone_on_its_boards(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in (1, 2):
+        show({"tensorboard": True}, tmp_path, step, {"train/loss": 1 / step})
+    (tmp_path / "wandb_id").write_text("before")
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(UserError, match=r"log.wandb=mine needs a package"):
+        boards(compose("log.wandb=mine"), tmp_path, 0)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    show({"tensorboard": True}, tmp_path, 1, {"train/loss": 5.0})
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 5.0)]
+    assert [path.name.split(".")[0] for path in tmp_path.iterdir()] == ["events"]
+
+
 def test_wandb_keeps_the_run_that_goes_on(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
