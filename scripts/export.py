@@ -20,11 +20,13 @@ from pathlib import Path
 import torch
 from script import start
 
+FILES = (".pt", ".pth", ".bin", ".safetensors")  # where there may be a folder, all else is one, as "llama3.2-tuned"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("file", type=Path, help="to write: .pt, .safetensors, or a folder")
+    parser.add_argument("file", type=Path, help="to write: .pt, .pth, .bin, .safetensors, or a folder")
     parser.add_argument(
         "--merge", action="store_true", help="add the adapters of lora.rank=… to the weights beside them"
     )
@@ -45,16 +47,18 @@ def main() -> None:
             raise UserError(f"{arguments.run} has no adapters to merge: it was trained without lora.rank")
         adapters.merge(model)
         adapted = False
-    if not arguments.file.suffix and not adapted and arch.name != "hf":
+    fits_folder = adapted or arch.name == "hf"
+    is_folder = arguments.file.suffix not in FILES if fits_folder else not arguments.file.suffix
+    if is_folder and not fits_folder:
         raise UserError(f"{arguments.file} is a folder, which is for arch=hf or adapters: name a .pt file")
-    if adapted and arguments.file.suffix:
+    if adapted and not is_folder:
         sys.exit(f"the run has adapters (lora.rank={run.cfg.lora.rank}): name a folder for them, or merge with --merge")
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
     # A tied parameter is there by each of its names, which .safetensors wants to be tensors of their own.
     state = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
     if adapted:
         state = adapters.save(model, run.cfg.lora, arch.get("model"), arguments.file)
-    elif not arguments.file.suffix:
+    elif is_folder:
         hf.save(model, arguments.file)
     elif arguments.file.suffix == ".safetensors":
         try:

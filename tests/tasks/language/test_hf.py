@@ -181,15 +181,15 @@ def test_adapters_are_exported_alone_or_merged(of_folder, folder, tmp_path, run_
     run = tmp_path / "run"
     local.run(compose(*of_folder, *RUN, "cut=1", "lora.rank=2", "optimizer.lr=0.1"), run)
     model = saved.load(run).model()
-    status, out = run_here(export, str(run), str(tmp_path / "adapter"))
+    status, out = run_here(export, str(run), str(tmp_path / "qwen2.5-adapter"))
     assert status == 0, out
     base = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert not torch.equal(base(TOKENS).logits[..., :256], model(TOKENS))
-    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "qwen2.5-adapter").eval()
     assert torch.equal(loaded(TOKENS).logits[..., :256], model(TOKENS))
-    status, out = run_here(export, str(run), str(tmp_path / "merged"), "--merge")
+    status, out = run_here(export, str(run), str(tmp_path / "qwen2.5-merged"), "--merge")
     assert status == 0, out
-    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "qwen2.5-merged").eval()
     assert torch.allclose(merged(TOKENS).logits[..., :256], model(TOKENS), atol=1e-5)
     assert run_here(export, str(run), str(tmp_path / "model.pt"))[0].startswith("the run has adapters (lora.rank=2)")
 
