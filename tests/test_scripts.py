@@ -47,7 +47,7 @@ def test_bench_step(run_here):
 
 
 def test_bench_data(run_here):
-    status, out = run_here(BENCHMARKS / "bench_data.py", "--rounds", "1", "--", *TINY, "arch=convnet", "epochs=2")
+    status, out = run_here(BENCHMARKS / "bench_data.py", "--rounds", "1", "--", *TINY, "arch=convnet", "epochs=3")
     assert status == 0, out
     rows = {row[0]: row[1:] for line in out.splitlines() if line.startswith("|") for row in [cells(line)]}
     in_memory, one_by_one = (rows[way] for way in ("batches, in memory", "image by image"))

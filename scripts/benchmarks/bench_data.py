@@ -6,8 +6,9 @@
 First an epoch of one client's loader without training: whole batches of images in memory, the same of files that are
 read each time (where the data are files), and image by image, as data.transform does it. Then an epoch over loopback
 without compression: the server and all clients, a thread each, against the uncut network on the same samples in
-batches of the same size, in one process. Both take turns; figures are medians over the epochs after the first and over
-the rounds. Arguments after -- are overrides as for launch.py.
+batches of the same size, in one process. Both take turns; figures are medians over the epochs after the first, and of
+the harness before the last, which ends with an evaluation, and over the rounds. Arguments after -- are overrides as
+for launch.py.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from splitlearn.compose import compose
 from splitlearn.saved import metrics
 
 FIXED = ["client.num_threads=1", "server.num_threads=1", "log.tensorboard=false", "evaluate.every=1000"]
-FIXED += ["checkpoint.every_epochs=null", "compressor=none", "num_clients=2", "epochs=3"]
+FIXED += ["checkpoint.every_epochs=null", "compressor=none", "num_clients=2", "epochs=4"]
 SHAPE = ["arch=vgg_slim", "data.augment=crop_flip", "batch_size=64", "optimizer.lr=0.01"]
 SIZE = "{_target_: torchvision.transforms.v2.Resize, size: [${data.image_size}, ${data.image_size}]}"
 CROP = "{_target_: torchvision.transforms.v2.RandomCrop, size: ${data.image_size}, padding: 4}"
@@ -38,6 +39,8 @@ def main() -> None:
     arguments = parser.parse_args()
     overrides = [*SHAPE, *FIXED, *arguments.overrides]
     cfg = compose(*overrides)
+    if cfg.epochs < 3:
+        parser.error(f"epochs={cfg.epochs} must be at least 3: neither the first nor the last is timed")
     print_loading(overrides, arguments.rounds)
     print_epochs(cfg, arguments.rounds, arguments.threads)
 
@@ -85,7 +88,7 @@ def print_epochs(cfg, rounds: int, num_threads: int) -> None:
         uncut.append(time_uncut(cfg, num_threads))
         with tempfile.TemporaryDirectory() as folder:
             local.run(cfg, Path(folder))
-            split.append(median(line["seconds"] for line in metrics(Path(folder), "epoch")[1:]))
+            split.append(median(line["seconds"] for line in metrics(Path(folder), "epoch")[1:-1]))
     ratio = median(one / other for one, other in zip(split, uncut, strict=True))
     rows = [
         [name, f"{median(one):.2f}", r]
