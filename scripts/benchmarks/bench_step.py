@@ -15,7 +15,6 @@ from pathlib import Path
 from statistics import median
 
 import torch
-import torch.nn.functional as F
 from common import markdown, start
 
 from splitlearn.compose import compose
@@ -61,26 +60,30 @@ def main() -> None:
 
 def time_uncut(cfg) -> float:
     """Seconds a step of the uncut network."""
+    from splitlearn.exchange import network
     from splitlearn.segments.trainable import Trainable
-    from splitlearn.tasks.image_classification import networks, sources
-    from splitlearn.tasks.loading import loaders
+    from splitlearn.tasks import task_from
 
     torch.manual_seed(cfg.seed)
-    train, test, classes = sources.build(cfg.data, cfg.seed)
-    loader, _ = loaders(train, test, 0, 1, cfg)
-    trainable = Trainable(networks.build(cfg.arch.name, len(classes), cfg.data.image_size), cfg)
+    task = task_from(cfg)
+    data = task.load(cfg, 0, 1)
+    trainable = Trainable(network.build(cfg, data.about).model, cfg)
     epochs = []
-    for _ in range(cfg.epochs):
+    for epoch in range(1, cfg.epochs + 1):
+        data.train.batch_sampler.start_at(epoch)
         seconds = 0.0
-        for images, labels in loader:  # as in the split run, without the time to load
+        for loaded in data.train:  # as in the split run, without the time to load
             started = time.perf_counter()
-            loss = F.cross_entropy(trainable.segment(images), labels)
+            images, labels = task.to_device(loaded, torch.device("cpu"))
+            with torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
+                outputs = trainable.segment(images)
+            loss = task.loss(outputs, labels)
             trainable.optimizer.zero_grad()
             loss.backward()
             trainable.optimizer.step()
             loss.item()
             seconds += time.perf_counter() - started
-        epochs.append(seconds / len(loader))
+        epochs.append(seconds / len(data.train))
     return median(epochs[1:])
 
 
