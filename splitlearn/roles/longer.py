@@ -2,7 +2,8 @@
 
 A run that goes on ends like one that was never interrupted. One that goes on for more epochs than it was started for
 ends like one of so many epochs, if its learning rates were the same until here. With a constant rate they are, and with
-steps; along a cosine to zero at the end, each of them is another.
+steps; along a cosine to zero at the end, each of them is another. An evaluation after the epoch that was its last,
+where evaluate.every would have had none, counts for early stopping and the best weights like any other.
 """
 
 from __future__ import annotations
