@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from report_cells import Cell, Cells, gaps, group
-from report_labels import BASE, is_bf16
+from report_labels import BASE, bits_of
 from report_runs import load, unit, varying
 from script import start
 from tables import markdown
@@ -293,8 +293,7 @@ def names(cell: Cell) -> dict[str, str]:
 
 def bits_per_element(cell: Cell) -> float:
     """Measured, of the uplink."""
-    bits = 16 if is_bf16(cell.runs[0].cfg) else 32
-    return fmean(bits / run.summary["uplink"]["saving"] for run in cell.runs)
+    return fmean(map(bits_of, cell.runs))
 
 
 if __name__ == "__main__":

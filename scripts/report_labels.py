@@ -1,6 +1,7 @@
 """What report.py calls a run: by what crosses, how often (exchange and topology), and in which codec."""
 
 from inspect import signature
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
@@ -72,6 +73,11 @@ def _of_channels(cfg: DictConfig, exchange: Exchange) -> str:
 def is_bf16(cfg: DictConfig) -> bool:
     """Whether the smashed data have 16 bits a value before they are encoded."""
     return (cfg.get("cut_precision") or cfg.precision) == "bf16"
+
+
+def bits_of(run: Any) -> float:
+    """A run's measured bits for each value of the smashed data."""
+    return (16 if is_bf16(run.cfg) else 32) / run.summary["uplink"]["saving"]
 
 
 def choice(node: DictConfig) -> str:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, ScalarFormatter
 from report_cells import Cell, Cells
+from report_labels import bits_of
 
 from splitlearn.measure.costs import size
 
@@ -168,16 +169,14 @@ def errors(cells: dict, looks: dict) -> bytes:
         uplinks = [run.summary["uplink"] for run in cell.runs]
         if name == "none" or "bottleneck" in name or None in (link["relative_error"] for link in uplinks):
             continue
-        bits = [32 * link["bytes"] / link["uncompressed_bytes"] for link in uplinks]
+        bits = [bits_of(run) for run in cell.runs]
         error = [link["relative_error"] for link in uplinks]
         axes.scatter(bits, error, color=looks[name].color, marker=MARKERS[cuts.index(cut) % len(MARKERS)], s=40)
     for name in dict.fromkeys(name for _, name in cells if name != "none" and "bottleneck" not in name):
         axes.scatter([], [], color=looks[name].color, label=fill(name, WIDTH))
     for cut, marker in zip(cuts, MARKERS, strict=False):
         axes.scatter([], [], color="gray", marker=marker, label=cut)
-    axes.set(
-        xlabel="bits for each value of 32 bits, measured", ylabel="relative ℓ2 error", xlim=(0, None), ylim=(0, None)
-    )
+    axes.set(xlabel="bits for each value, measured", ylabel="relative ℓ2 error", xlim=(0, None), ylim=(0, None))
     axes.legend(fontsize="small")
     return drawn(figure)
 

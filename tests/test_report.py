@@ -275,6 +275,13 @@ def grouped(modules):
     return find
 
 
+def test_bits_are_those_of_the_runs_own_precision(tmp_path, modules):
+    bits_of = importlib.import_module("report_labels").bits_of
+    for name, options, bits in (("whole", [], 3.2), ("half", ["precision=bf16"], 1.6)):
+        write_run(tmp_path / name, "ms", 0, [0.5], 100_000, 100_000, *options)
+        assert bits_of(modules[0].Run(tmp_path / name)) == pytest.approx(bits)
+
+
 @pytest.mark.parametrize(
     "option",
     ["data.augment=crop_flip", "data.max_train_samples=9", "arch.channels=8", "arch._target_=my.Net", "precision=fp16"],
