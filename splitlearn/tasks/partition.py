@@ -39,7 +39,7 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
         return [np.sort(part) for part in np.array_split(rng.permutation(len(dataset)), num_clients)]
     targets = labels(dataset)
     if targets is None:
-        targets = np.array([int(dataset[index][1]) for index in range(len(dataset))])
+        targets = np.array([_label(dataset, index, cfg.name) for index in range(len(dataset))])
     if cfg.name == "natural":
         groups = rng.permutation(np.unique(targets))
         if len(groups) < num_clients:
@@ -64,6 +64,17 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
         f"partition.alpha={cfg.alpha} leaves some of {num_clients} clients without samples: raise it or lower"
         " num_clients"
     )
+
+
+def _label(dataset: Dataset, index: int, name: str) -> int:
+    try:
+        return int(dataset[index][1])
+    except OSError as error:  # whichever client has it, all need its label
+        source, number = source_of(dataset, index)
+        raise UserError(
+            f"sample {file_of(source, number) or number} cannot be read ({error}), and partition={name} needs its"
+            " label: mend it, take it out of the data, give the data set `targets`, or set partition=iid"
+        ) from None
 
 
 def labels(dataset: Dataset) -> np.ndarray | None:

@@ -239,6 +239,8 @@ def test_its_samples_that_cannot_be_read_are_left_out_too(own, config, capsys):
     assert "client 0 leaves out 1 samples that cannot be read: 3" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"^sample 3 cannot be read \(no such file\)"):
         list(loaders(train, test, 0, 1, config("data=custom"))[0])
+    with pytest.raises(UserError, match=r"^sample 3 cannot be read \(no such file\), and partition=dirichlet needs"):
+        loaders(train, test, 0, 1, config("data=custom", "partition=dirichlet"))
 
 
 # Transforms
