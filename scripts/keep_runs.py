@@ -1,4 +1,4 @@
-"""What of finished runs to keep where weights and steps would be too much, as in a repository: some 30 kB for 30 epochs.
+"""What of finished runs to keep where weights and steps are too much, as in a repository: some 30 kB for 30 epochs.
 
     python scripts/keep_runs.py multirun/digits kept/digits
 
