@@ -90,14 +90,17 @@ def main(cfg: DictConfig) -> float | None:
             raise UserError(
                 f"{unheeded[-1]} is for a rank that is started alone: add role=server or role=client, or leave it out"
             )
-        if not is_client() and not any((folder / name).exists() for name in (".hydra", "config.yaml")):
-            with writing_to(folder):
+        is_new = not is_client() and not any((folder / name).exists() for name in (".hydra", "config.yaml"))
+        with writing_to(folder):
+            if is_new and is_job:  # of which the sweep's table says what it was given, also where it is refused
                 write_texts(folder, origin)
-        if is_job and place is None:
-            with writing_to(folder):
+            if is_job and place is None:
                 sweeps.begin_job(folder)
         checks.check(cfg)
         network.check(cfg)
+        if is_new and not is_job:
+            with writing_to(folder):
+                write_texts(folder, origin)
         all_ranks_see_it = False
         run = partial(local.run, cfg) if place is None else partial(worker.run_rank, cfg, place)
         result = run(folder, origin=origin)

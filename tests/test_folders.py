@@ -119,7 +119,7 @@ def test_two_starts_within_a_second_are_two_folders(run_here, tmp_path, monkeypa
     for _ in range(2):
         new_folder.cache_clear()  # as in a process of its own
         assert run_here(ROOT / "launch.py", "epochs=0")[0]
-    assert [path.parent.name[-2:] for path in sorted(tmp_path.rglob(".hydra"))] == ["20", "-2"]
+    assert [path.name[-2:] for path in sorted(tmp_path.glob("outputs/*/*"))] == ["20", "-2"]
 
 
 def test_what_cannot_be_written_to(tmp_path, monkeypatch):

@@ -400,6 +400,12 @@ def test_hydras_errors_are_one_sentence(run_here, overrides, sentence):
     assert len(out.strip().splitlines()) == 1, out
 
 
+def test_a_start_that_is_refused_leaves_nothing(run_here, tmp_path):
+    status, out = run_here(ROOT / "launch.py", *TINY, "compressor.bits=99", "hydra.run.dir=mine")
+    assert_one_sentence(status, out, ["compressor.bits=99"])
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 def test_a_sweep_ends_with_a_table_in_one_folder(run_here, tmp_path, monkeypatch):
     """Of jobs whose moments differ, one of which cannot run; the sweep of the same second has another folder."""
     moments = itertools.count()
