@@ -30,18 +30,17 @@ class Growth:
     def __init__(self, specs: tuple[ChannelSpec, ...], backward: str):
         self.specs = [spec for spec in specs if spec.back and backward != "tangent"]
         self.keys = {spec.name: spec.key for spec in specs}
-        self._first: dict[str, float] = {}
 
-    def note(self, line: dict[str, Any]) -> str | None:
-        """What to tell the user after a step with this line."""
+    def note(self, line: dict[str, Any], at_start: dict[str, float]) -> str | None:
+        """What to tell the user after a step with this line; `at_start` keeps the first sizes for the run."""
         for spec in self.specs:
             rms = line.get(f"{spec.key}_rms")
             if not rms or not any(line.get(f"{one}_error") for one in (spec.key, self.keys[spec.back])):
                 continue
-            if rms > GREW * self._first.setdefault(spec.key, rms):
+            if rms > GREW * at_start.setdefault(spec.key, rms):
                 self.specs.remove(spec)
                 return (
-                    f"the {spec.title} grow: rms {self._first[spec.key]:.2g} at the start, {rms:.2g} in step"
+                    f"the {spec.title} grow: rms {at_start[spec.key]:.2g} at the start, {rms:.2g} in step"
                     f" {line['step']}. What compression adds to their gradient lengthens them, until training stalls:"
                     " use backward=tangent, or more bits for the gradient (docs/language.md)"
                 )

@@ -30,7 +30,7 @@ from splitlearn.transport import guard
 
 CONFUSION = "confusion.csv"  # of the last evaluation
 PHASES = ("client compute", "codec", "network", "waiting", "server compute")
-KEPT = ("step_number", "best", "best_epoch", "best_weights", "stopped_early", "last_evaluation", "claims")  # as it is
+KEPT = ("step_number", "best", "best_epoch", "best_weights", "stopped_early", "last_evaluation", "claims", "at_start")
 NOT_ON_BOARDS = ("epoch", "step", "clients", "samples_in_all", "by_client", "by_class")
 
 
@@ -59,6 +59,7 @@ class Recorder:
         self.last_evaluation: dict[str, float] = {}
         self.best, self.best_epoch = None, None  # result so far, and when
         self.claims: dict[str, float] = {}  # of defences
+        self.at_start: dict[str, float] = {}  # rms of payloads, where it is measured
         self.best_weights: dict[str, float] | None = None  # the evaluation of those that are kept, see verdict.py
         self.stopped_early: str | None = None  # why
         self.step_number = 0
@@ -161,7 +162,7 @@ class Recorder:
             self.ledger.trained(one.transfers, one.targets_bytes)
             self.tally.add(one.outcome)
             self.ledger.totals.update(batches=1)
-        if note := self.growth.note(line):
+        if note := self.growth.note(line, self.at_start):
             self.display.note(note)
         self.display.step(line, self.task, num_samples, self.ledger.of_run("up"), self.ledger.of_run("down"))
 

@@ -23,14 +23,16 @@ def test_a_line_has_bytes_and_the_means_of_what_was_measured():
 
 
 def test_smashed_data_that_grow_under_compression_are_told_of_once():
-    growth = Growth((SMASHED, GRADIENT), "auto")
-    assert [growth.note(line(step, size)) for step, size in ((1, 0.5), (2, 60.0))] == [None, None]
-    assert growth.note({"step": 3}) is None
-    assert "the smashed data grow: rms 0.5 at the start, 70 in step 4" in growth.note(line(4, 70.0))
-    assert growth.note(line(5, 700.0)) is None
+    growth, at_start = Growth((SMASHED, GRADIENT), "auto"), {}
+    assert [growth.note(line(step, size), at_start) for step, size in ((1, 0.5), (2, 60.0))] == [None, None]
+    assert growth.note({"step": 3}, at_start) is None
+    resumed = Growth((SMASHED, GRADIENT), "auto")
+    for one in (growth, resumed):
+        assert "the smashed data grow: rms 0.5 at the start, 70 in step 4" in one.note(line(4, 70.0), at_start)
+    assert growth.note(line(5, 700.0), at_start) is None
 
 
 def test_nothing_is_said_where_nothing_was_lost_or_it_is_seen_to():
     exact, seen_to = Growth((SMASHED, GRADIENT), "auto"), Growth((SMASHED, GRADIENT), "tangent")
     for step, size in ((1, 0.5), (2, 700.0)):
-        assert exact.note(line(step, size, error=0.0)) is None and seen_to.note(line(step, size)) is None
+        assert exact.note(line(step, size, error=0.0), {}) is None and seen_to.note(line(step, size), {}) is None
