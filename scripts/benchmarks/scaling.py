@@ -42,7 +42,7 @@ class Found:
 
     Attributes:
         epochs: seconds, seconds of them that the server computes, and steps, of every epoch but the first.
-        start_s: from the start until the first step is done.
+        start_s: of a run, that is in no epoch: until the first begins, and after the last.
         server: the memory in MB that its process has for itself, its threads and open files, at most.
         client_mb: the same memory of a client's process, the mean over the clients, at most.
     """

@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--crash-every", type=float, default=30.0, metavar="SECONDS")
     arguments = parser.parse_args()
+    if arguments.clients < 2:
+        parser.error("--clients must be at least 2: the first is watched, and the others crash")
     environment = {"OMP_NUM_THREADS": "1", **os.environ, "SPLITLEARN_TOKEN": secrets.token_hex(32)}
     options = [*OPTIONS, f"num_clients={arguments.clients}", f"rpc.port={PORT}"]
     with tempfile.TemporaryDirectory() as folder:
