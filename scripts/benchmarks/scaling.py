@@ -33,7 +33,7 @@ FIXED += ["checkpoint.every_epochs=null", "data.max_test_samples=32", "epochs=4"
 STEPS = 5  # an epoch
 LOOK_EVERY_S = 1.0
 LEAST_FREE_MB = 4096  # below this, a run is ended before the machine is
-TITLES = ["clients", "start, s", "server MB", "threads", "files", "a client, MB"]
+TITLES = ["clients", "start and end, s", "server MB", "threads", "files", "a client, MB"]
 
 
 @dataclass
