@@ -78,6 +78,7 @@ def test_clients_crash_fall_silent_leave_and_come_back_while_the_others_go_on(co
         wait_for(server.out, "client 2 is gone (2 of 3 are there)")
         clients[1].send_signal(signal.SIGSTOP)
         wait_for(server.out, "client 1 sent nothing for 1 s (1 of 3 are there)")
+        wait_for(server.out, f"epoch {metrics(tmp_path / 'run', 'step')[-1]['epoch'] + 2:4}/1000")  # one alone
         clients[0].send_signal(signal.SIGTERM)
         assert clients[0].wait(30) == 128 + signal.SIGTERM
         assert "left the run: the same command comes back to it" in clients[0].out.read_text()
