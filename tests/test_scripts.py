@@ -194,5 +194,8 @@ def test_bench_lossless(run_here):
     assert status == 0, out
     rows = [cells(line) for line in out.splitlines() if line.startswith(("| vgg_slim", "| transformer"))]
     assert len(rows) == 8 * 3
-    for _, _, none, zstd, ans, *times in rows:
-        assert 0 < float(ans) <= float(zstd) <= float(none) and len(times) == 6 and all(float(one) > 0 for one in times)
+    for tensor, _, none, zstd, ans, *times in rows:
+        assert 0 < float(ans) <= float(none) and float(zstd) <= float(none)
+        # Tokens that come again have the same hidden states, which zstd finds: there it may be ahead.
+        assert float(ans) <= float(zstd) or "transformer" in tensor
+        assert len(times) == 6 and all(float(one) > 0 for one in times)
