@@ -147,7 +147,7 @@ def unit(metric: Metric) -> str:
 def points(folder: Path, cfg: DictConfig, metric: Metric) -> list[Point]:
     """The evaluations of a run, from its metrics.jsonl."""
     found, results, num_clients = [], {}, config.num_in_epoch(cfg)
-    at_once = {"labels": config.num_at_once(cfg), "weights": config.num_at_once(cfg)}  # of clients; all in the others
+    at_once = dict.fromkeys(("labels", "weights"), config.num_at_once(cfg))  # of clients; all in the others
     keys = {way: [f"{spec.key}_bytes" for spec in exchange_from(cfg).channels if spec.way == way] for way in WAYS}
     seconds = link = 0
     sent, crossed = dict.fromkeys(WAYS, 0), dict.fromkeys(WAYS, 0)

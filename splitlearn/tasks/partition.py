@@ -70,9 +70,8 @@ def _label(dataset: Dataset, index: int, name: str) -> int:
     try:
         return int(dataset[index][1])
     except OSError as error:  # whichever client has it, all need its label
-        source, number = source_of(dataset, index)
         raise UserError(
-            f"sample {file_of(source, number) or number} cannot be read ({error}), and partition={name} needs its"
+            f"sample {name_of(dataset, index)} cannot be read ({error}), and partition={name} needs its"
             " label: mend it, take it out of the data, give the data set `targets`, or set partition=iid"
         ) from None
 
@@ -109,3 +108,9 @@ def file_of(source: Dataset, number: int) -> str | None:
     except (AttributeError, TypeError, LookupError):
         return None
     return path if isinstance(path, str) else None
+
+
+def name_of(dataset: Dataset, index: int) -> str:
+    """A sample's file, where it has one, or its number."""
+    source, number = source_of(dataset, index)
+    return file_of(source, number) or str(number)

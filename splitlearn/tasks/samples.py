@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 from splitlearn.batches import batch_sizes
 from splitlearn.errors import UserError
 from splitlearn.seeds import derive, drawing_from, generator
-from splitlearn.tasks.partition import file_of, source_of, within
+from splitlearn.tasks.partition import file_of, name_of, source_of, within
 
 AUTO_NBYTES = 1 << 28  # of a client's training or test samples, up to which they are kept without being asked to
 AT_ONCE = 512  # samples that wait to be put with the others
@@ -122,7 +122,7 @@ class Samples(Dataset):
             return self._loaded(index)
         except OSError as error:
             raise UserError(
-                f"sample {_name_of(self.dataset, index)} cannot be read ({error}): mend it or take it out of data.root,"
+                f"sample {name_of(self.dataset, index)} cannot be read ({error}): mend it or take it out of data.root,"
                 " or leave out all that cannot with data.skip_unreadable=true"
             ) from None
 
@@ -178,7 +178,7 @@ class Samples(Dataset):
             self._leave_out(np.fromiter((found is not None for found in reading), bool, len(self)))
 
     def _leave_out(self, can_read: np.ndarray) -> None:
-        self.unreadable = [_name_of(self.dataset, int(index)) for index in self.indices[~can_read]]
+        self.unreadable = [name_of(self.dataset, int(index)) for index in self.indices[~can_read]]
         self.indices = self.indices[can_read]
 
 
@@ -192,9 +192,3 @@ def _or_none(load: Callable[[int], Any]) -> Callable[[int], Any]:
             return None
 
     return loaded
-
-
-def _name_of(dataset: Dataset, index: int) -> str:
-    """A sample's file, where it has one, or its number."""
-    source, number = source_of(dataset, index)
-    return file_of(source, number) or str(number)
