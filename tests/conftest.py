@@ -4,7 +4,6 @@ import os
 import re
 import runpy
 import signal
-import socket
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each worker has a core; threads of se
 import pytest
 import pytest_timeout
 import torch
+from runs import a_free_port
 from simulation import compose
 
 import splitlearn.tasks  # noqa: F401  registers the config groups
@@ -40,8 +40,7 @@ def pytest_timeout_cancel_timer(item):
 
 @pytest.fixture
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
+    return a_free_port()
 
 
 @pytest.fixture

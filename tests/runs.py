@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -26,9 +27,18 @@ def slow(*values: object):
 
 def torchrun(num_ranks: int) -> list[str]:
     """The command that starts launch.py under torchrun, at a port of its own."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    return [*TORCHRUN, "--nproc-per-node", str(num_ranks), "--master-port", str(port), str(ROOT / "launch.py")]
+    return [*TORCHRUN, "--nproc-per-node", str(num_ranks), "--master-port", str(a_free_port()), str(ROOT / "launch.py")]
+
+
+def a_free_port() -> int:
+    """A port of this machine that stays free until it is used.
+
+    It is outside the ranges that systems draw outgoing connections' ports from (Linux: 32768 and more), of which one
+    that is free now may be taken by any connection that a test beside this one opens.
+    """
+    while True:
+        with suppress(OSError), socket.create_server(("127.0.0.1", secrets.choice(range(15000, 29000)))) as listener:
+            return listener.getsockname()[1]
 
 
 @contextmanager
