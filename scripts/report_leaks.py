@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from report_cells import Cell, Cells
-from report_pictures import COLORS, MARKERS, NONE, drawn, finish, label
+from report_pictures import COLORS, MARKERS, NONE, drawn, finish, label, legend
 from report_runs import Run
 
 LEAKS = """\
@@ -71,7 +71,7 @@ def against_leaks(by_cut: dict[str, dict[str, Cell]], figure: tuple[str, str]) -
 
     A mark a method: a colour for each codec, and a marker for each defence, exchange and topology.
     """
-    sheet = Figure(figsize=(3.4 + 3.6 * len(by_cut), 6.4), layout="constrained")
+    sheet = Figure(figsize=(1 + 3.6 * len(by_cut), 6.4), layout="constrained")
     axes = sheet.subplots(2, len(by_cut), squeeze=False, sharey="row")
     runs = sorted((cell.runs[0] for cells in by_cut.values() for cell in cells.values()), key=Run.place)
     codecs, ways = (list(dict.fromkeys(getattr(run, field) for run in runs)) for field in ("codec", "way"))
@@ -94,7 +94,7 @@ def against_leaks(by_cut: dict[str, dict[str, Cell]], figure: tuple[str, str]) -
         above.set_title(f"cut={cut}")
     handles = [Line2D([], [], lw=5, color=color, label=codec) for codec, color in colors.items()]
     handles += [Line2D([], [], lw=0, color=NONE, marker=markers[way], label=way or "no defence") for way in ways]
-    sheet.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+    legend(sheet, handles)
     return drawn(sheet)
 
 

@@ -11,8 +11,10 @@ from itertools import count
 from statistics import fmean
 from textwrap import fill
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, ScalarFormatter
 from report_cells import Cell, Cells
@@ -94,7 +96,7 @@ def against_bytes(by_cut: dict[str, dict[str, Cell]], looks: dict[str, Look]) ->
     A column for each cut. Lines are means over the seeds, with all seeds between the edges of the band; the marker is
     where a training ends, be it early. What is far below all ends is left out.
     """
-    figure = Figure(figsize=(3.4 + (5.6 if len(by_cut) == 1 else 4.0 * len(by_cut)), 5.2), layout="constrained")
+    figure = Figure(figsize=(5.6 if len(by_cut) == 1 else 4.0 * len(by_cut), 5.2), layout="constrained")
     row = figure.subplots(1, len(by_cut), sharey=True, squeeze=False)[0]
     low, high = shown([cell for cells in by_cut.values() for cell in cells.values()])
     for axes, (cut, cells) in zip(row, by_cut.items(), strict=True):
@@ -119,11 +121,9 @@ def against_bytes(by_cut: dict[str, dict[str, Cell]], looks: dict[str, Look]) ->
     parts: dict[str, list[Line2D]] = {}
     for method, look in looks.items():
         if any(method in cells for cells in by_cut.values()):
-            style = {"color": look.color, "ls": look.dash, "marker": look.marker, "ms": 7, "mec": "white", "mew": 0.6}
-            parts.setdefault(look.part, []).append(Line2D([], [], label=fill(method, WIDTH), lw=1.6, **style))
+            parts.setdefault(look.part, []).append(line(method, look, look.marker))
     handles = [handle for part, lines in parts.items() for handle in (Line2D([], [], lw=0, label=part), *lines)]
-    legend = figure.legend(handles=handles, loc="outside right center", frameon=False, handlelength=3.2, fontsize=9)
-    for text in legend.get_texts():
+    for text in legend(figure, handles, handlelength=3.2).get_texts():
         if text.get_text() in parts:
             text.set(fontweight="bold", color="#444444")
     return drawn(figure, dpi=160)
@@ -156,12 +156,13 @@ def traffic(by_cut: dict[str, dict], looks: dict) -> bytes:
             finish(axes, x, label(cells) if axes is row[0] else None, "bytes")
     for axes, cut in zip(rows[0], by_cut, strict=True):
         axes.set_title(cut)
-    legend(figure, rows[0, 0])
+    methods = {method for cells in by_cut.values() for method in cells}
+    legend(figure, [line(method, look) for method, look in looks.items() if method in methods])
     return drawn(figure)
 
 
 def errors(cells: dict, looks: dict) -> bytes:
-    """Relative error of the uplink against measured bits an element; a marker for each cut."""
+    """Relative error of the uplink against measured bits an element; a marker a cut, hollow where lines are broken."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     cuts = list(dict.fromkeys(cut for cut, _ in cells))
@@ -171,14 +172,18 @@ def errors(cells: dict, looks: dict) -> bytes:
             continue
         bits = [bits_of(run) for run in cell.runs]
         error = [link["relative_error"] for link in uplinks]
-        axes.scatter(bits, error, color=looks[name].color, marker=MARKERS[cuts.index(cut) % len(MARKERS)], s=40)
+        axes.scatter(bits, error, marker=MARKERS[cuts.index(cut) % len(MARKERS)], s=40, **filled(looks[name]))
     for name in dict.fromkeys(name for _, name in cells if name != "none" and "bottleneck" not in name):
-        axes.scatter([], [], color=looks[name].color, label=fill(name, WIDTH))
+        axes.scatter([], [], label=fill(name, WIDTH), **filled(looks[name]))
     for cut, marker in zip(cuts, MARKERS, strict=False):
         axes.scatter([], [], color="gray", marker=marker, label=cut)
     axes.set(xlabel="bits for each value, measured", ylabel="relative ℓ2 error", xlim=(0, None), ylim=(0, None))
-    axes.legend(fontsize="small")
+    legend(figure, axes.get_legend_handles_labels()[0])
     return drawn(figure)
+
+
+def filled(look: Look) -> dict[str, str]:
+    return {"edgecolors": look.color, "facecolors": look.color if look.dash == "-" else "none"}
 
 
 def curves(cells: dict, looks: dict, rates: list[float]) -> bytes:
@@ -199,7 +204,7 @@ def curves(cells: dict, looks: dict, rates: list[float]) -> bytes:
     for one, (x, y, value, scale) in zip(axes, panels, strict=False):
         draw(one, cells, looks, value)
         finish(one, x, y, scale)
-    legend(figure, axes[0])
+    legend(figure, [line(method, look) for method, look in looks.items() if method in cells])
     for one in axes[number:]:
         one.axis("off")
     return drawn(figure)
@@ -211,9 +216,19 @@ def label(cells: dict) -> str:
     return f"test {metric.title}" + ", %" * metric.is_share
 
 
-def legend(figure: Figure, axes: Axes) -> None:
-    """Below all panels, where it hides none of a curve."""
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+def line(method: str, look: Look, marker: str = "") -> Line2D:
+    """Of a method, for a legend."""
+    style = {"color": look.color, "ls": look.dash, "lw": 1.6, "marker": marker, "ms": 7, "mec": "white", "mew": 0.6}
+    return Line2D([], [], label=fill(method, WIDTH), **style)
+
+
+def legend(figure: Figure, handles: list[Artist], **options: object) -> Legend:
+    """Beside all panels, where it hides none of a curve: the figure grows by its width, and to its height."""
+    found = figure.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9, **options)
+    figure.draw_without_rendering()
+    width, height = found.get_window_extent().size / figure.dpi
+    figure.set_size_inches(figure.get_figwidth() + width, max(figure.get_figheight(), height + 0.2))
+    return found
 
 
 def finish(axes: Axes, x: str, y: str | None, scale: str) -> None:
@@ -231,10 +246,9 @@ def finish(axes: Axes, x: str, y: str | None, scale: str) -> None:
 def draw(axes: Axes, cells: dict, looks: dict, value) -> None:
     """A line a run; runs of the same method look alike."""
     for name, cell in cells.items():
-        for index, run in enumerate(cell.runs):
-            label = fill(name, WIDTH) if index == 0 else None
+        for run in cell.runs:
             style = {"color": looks[name].color, "ls": looks[name].dash}
-            axes.plot(*zip(*map(value, run.points), strict=True), **style, label=label, lw=1.2, alpha=0.85)
+            axes.plot(*zip(*map(value, run.points), strict=True), **style, lw=1.2, alpha=0.85)
 
 
 def drawn(figure: Figure, dpi: int = 130) -> bytes:

@@ -406,6 +406,23 @@ def test_names_of_pictures_are_short_and_their_own(monkeypatch):
     assert names[alike[2]] == file_names(alike[2:3])[alike[2]]  # whatever others there are
 
 
+@pytest.mark.parametrize("number", [1, 3, 40])
+def test_a_legend_is_in_its_picture_and_leaves_panels_their_size(number, modules):
+    pictures = importlib.import_module("report_pictures")
+    figure = pictures.Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.subplots()
+    figure.draw_without_rendering()
+    before = axes.get_window_extent().size
+    look = pictures.Look("#332288", "-", "o", "every batch")
+    names = [f"klt bits=0.{one} up, linked bits=0.8 down, weights uq bits=3" for one in range(number)]
+    legend = pictures.legend(figure, [pictures.line(name, look, "o") for name in names])
+    figure.draw_without_rendering()
+    of_legend, of_axes = legend.get_window_extent(), axes.get_window_extent()
+    assert figure.bbox.containsx(of_legend.x0) and figure.bbox.containsx(of_legend.x1)
+    assert figure.bbox.containsy(of_legend.y0) and figure.bbox.containsy(of_legend.y1)
+    assert of_axes.x1 < of_legend.x0 and (of_axes.size > 0.9 * before).all()
+
+
 @pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
 def test_a_rate_is_above_0(rate, tmp_path, run_here):
     status, out = run_here(REPORT, str(tmp_path), f"--rates={rate}")
