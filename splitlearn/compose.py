@@ -128,11 +128,11 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     above, _, name = key.rpartition(".")
     if OmegaConf.is_dict(node := OmegaConf.select(cfg, above) if above else None):
+        if name in cfg:
+            return f"{key} is unknown: did you mean {name}?"
         beside = [str(other) for other in node if other != "_target_"]
-        return (
-            f"{key} is unknown: {_suggestion(name, beside, f'{above}.')}; one that {above} takes beside them is added"
-            f" with +{key}=…"
-        )
+        known = _suggestion(name, beside, f"{above}.") if beside else f"the {above} that is chosen has no options"
+        return f"{key} is unknown: {known}; one that {above} takes beside them is added with +{key}=…"
     return f"{key} is unknown: {_suggestion(key, [*keys, *groups])}; python launch.py --help lists them all"
 
 

@@ -382,6 +382,8 @@ def test_torchruns_ranks_are_interrupted_in_silence(tmp_path):
         (["num_cleints=3"], "num_cleints is unknown: did you mean num_clients"),
         (["optimizer.momentm=0"], "optimizer.momentm is unknown: did you mean optimizer.momentum?"),
         (["optimizer.foo=1"], "optimizer.foo is unknown: choose one of lr, momentum, weight_decay, nesterov"),
+        (["exchange.foo=1"], "exchange.foo is unknown: the exchange that is chosen has no options; one that exchange"),
+        (["exchange.delta=fp32"], "exchange.delta is unknown: did you mean delta?"),
         (["cut=shallow,deep"], "cut=shallow,deep is several values: add -m for a sweep"),
         (["compressor.bits=abc"], "compressor.bits=abc must be a whole number"),
         (["data.mean=["], "data.mean=[ cannot be read"),
