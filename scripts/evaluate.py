@@ -6,9 +6,9 @@ Then, as configured: each client's accuracy, and which classes were taken for wh
     python scripts/evaluate.py outputs/2026-01-31/12-00-00 data.root=/data/cifar10 compressor=ms_best
 
 With --best it is the network of the best evaluation, which checkpoint.best=true keeps. Overrides, as for launch.py,
-come after what the run was started with, and do not change its network. A run that has not finished gives its last
-checkpoint. The batches are the run's own, each client's after the other's: what a compressor makes of a sample may
-depend on which others share its batch.
+come after what the run was started with, and do not change its network, but for the precision that it computes in. A
+run that has not finished gives its last checkpoint. The batches are the run's own, each client's after the other's:
+what a compressor makes of a sample may depend on which others share its batch.
 """
 
 import argparse
@@ -38,7 +38,9 @@ from splitlearn.tasks.task import ClientData
 from splitlearn.words import readable
 
 # What makes the network, and says what goes through it.
-OF_NETWORK = ("arch", "cut", "cut_back", "bottleneck", "exchange", "lora", "task", "freeze", "data.image_size")
+OF_NETWORK = ("arch", "cut", "cut_back", "bottleneck", "exchange", "lora", "task", "freeze")
+OF_NETWORK += ("data.image_size", "data.max_length")
+PRECISION = ("precision", "cut_precision")  # with another, it is the same network
 MOST_CLASSES = 30  # in a matrix
 MOST_MISTAKES = 20
 
@@ -68,6 +70,7 @@ def main() -> None:
 
     run = saved.load(arguments.run, arguments.client, arguments.best)
     cfg = overridden(run.cfg, arguments.run, arguments.overrides)
+    run.cfg = OmegaConf.merge(run.cfg, OmegaConf.masked_copy(cfg, PRECISION))
     task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
     clients = saved.test_data(task, cfg)
     task.know(task.tested(run.about, [data.about for data in clients]))

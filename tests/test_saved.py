@@ -298,21 +298,27 @@ def test_classes_and_clients_are_told_apart_as_the_run_did(trained, run_here):
     )
 
 
-@pytest.mark.parametrize("overrides", [["cut=deep"], ["exchange=u_shaped"], ["arch=vgg_slim"], ["bottleneck=8"]])
-def test_another_network_than_the_runs_is_refused(overrides, trained, run_here, tmp_path):
+@pytest.fixture
+def started(trained, tmp_path):
+    """The same run, with what it was started with."""
     folder = shutil.copytree(trained, tmp_path / "run")
     (folder / ".hydra").mkdir()
     OmegaConf.save(OmegaConf.create([*SMALL]), folder / ".hydra" / "overrides.yaml")
-    status, _ = run_here(EVALUATE, str(folder), *overrides)
-    assert status.startswith(f"{folder} is evaluated with the network that it has trained: leave out ")
-    assert overrides[0].split("=")[0] in status and "\n" not in status
+    return folder
 
 
-def test_overrides_of_what_is_not_the_network_may_stand_behind_an_option(trained, run_here, tmp_path):
-    folder = shutil.copytree(trained, tmp_path / "run")
-    (folder / ".hydra").mkdir()
-    OmegaConf.save(OmegaConf.create([*SMALL]), folder / ".hydra" / "overrides.yaml")
-    status, out = run_here(EVALUATE, str(folder), "--client", "0", "compressor=qu", "compressor.bits=4")
+@pytest.mark.parametrize(
+    "overrides",
+    [["cut=deep"], ["exchange=u_shaped"], ["arch=vgg_slim"], ["bottleneck=8"], ["+data.max_length=9"]],
+)
+def test_another_network_than_the_runs_is_refused(overrides, started, run_here):
+    status, _ = run_here(EVALUATE, str(started), *overrides)
+    assert status.startswith(f"{started} is evaluated with the network that it has trained: leave out ")
+    assert overrides[0].split("=")[0].lstrip("+") in status and "\n" not in status
+
+
+def test_overrides_of_what_is_not_the_network_may_stand_behind_an_option(started, run_here):
+    status, out = run_here(EVALUATE, str(started), "--client", "0", "compressor=qu", "compressor.bits=4")
     assert status == 0 and "qu" in out
 
 
@@ -327,6 +333,13 @@ def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):
         (none,) = (cells(line) for line in out.splitlines() if line.startswith("| no comp"))
         sizes.append(int(none[5].replace(",", "")))
     assert sizes[0] == sizes[2] == pytest.approx(2 * sizes[1], rel=0.01)
+
+
+def test_or_in_another(started, run_here):
+    status, out = run_here(EVALUATE, str(started), "codecs=bf16")
+    assert status == 0, out
+    sizes = [int(cells(line)[5].replace(",", "")) for line in out.splitlines() if line.startswith(("| as c", "| no c"))]
+    assert sizes == [pytest.approx(2 * 64 * 8 * 8, rel=0.01)] * 2
 
 
 @pytest.mark.parametrize("script", [EXPORT, EVALUATE])
