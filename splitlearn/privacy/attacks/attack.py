@@ -93,14 +93,14 @@ class Scene:
         return [one["inputs"] for one in self.seen]
 
     def channel(self, *names: str) -> tuple[str, list[Tensor]]:
-        """What crossed on the first of these channels that the run has.
+        """What crossed on the first of these channels that the run has, float32 whatever precision it crossed in.
 
         Raises:
             UserError: it has none of them.
         """
         for name in names:
             if all(name in one["channels"] for one in self.seen):
-                return name, [one["channels"][name] for one in self.seen]
+                return name, [one["channels"][name].float() for one in self.seen]
         raise UserError(f"nothing crossed as {' or '.join(names)}: exchange={exchange_from(self.cfg).name} sends none")
 
     @torch.no_grad()

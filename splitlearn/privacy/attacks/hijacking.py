@@ -19,6 +19,6 @@ class Hijacked(Attack):
             raise UserError("attack=hijacking reads a run with exchange=hijacking; this one's server trained the task")
         _, seen = scene.channel("smashed")
         originals = torch.cat(scene.inputs())
-        found = applied(scene.network.server.parts[1]["decoder"], torch.cat(seen).float())
+        found = applied(scene.network.server.parts[1]["decoder"], torch.cat(seen))
         figures, guess = (likeness(one, originals, scene) for one in (found, mean_image(scene, originals)))
         return Found(figures, guess, pair(originals, found, scene))

@@ -180,5 +180,5 @@ def rows_of(maps: Sequence[Tensor], tokens: Sequence[Tensor]) -> tuple[Tensor, T
 def nearest(seen: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
     """(N,) for each of (N, C) rows the token whose own rows, of (M, C) with (M,) tokens, have the nearest mean."""
     known, which, counts = tokens.unique(return_inverse=True, return_counts=True)
-    means = torch.zeros(len(known), rows.shape[1]).index_add(0, which, rows.float()) / counts.unsqueeze(1)
-    return known[torch.cat([torch.cdist(part.float(), means).argmin(1) for part in seen.split(1024)])]
+    means = torch.zeros(len(known), rows.shape[1]).index_add(0, which, rows) / counts.unsqueeze(1)
+    return known[torch.cat([torch.cdist(part, means).argmin(1) for part in seen.split(1024)])]

@@ -39,7 +39,7 @@ class LabelInference(Attack):
             len(one["targets"]) != len(gradient) for one, gradient in zip(scene.seen, gradients, strict=True)
         ):
             raise UserError("label inference is for samples of one shape with a label each")
-        rows = torch.cat([gradient.flatten(1).float() for gradient in gradients])
+        rows = torch.cat([gradient.flatten(1) for gradient in gradients])
         is_there = rows.norm(dim=1) > 0
         rows, labels = rows[is_there], labels[is_there]
         norms, directions = rows.norm(dim=1), F.normalize(rows, dim=1)
