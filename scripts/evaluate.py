@@ -72,7 +72,7 @@ def main() -> None:
     cfg = overridden(run.cfg, arguments.run, arguments.overrides)
     run.cfg = OmegaConf.merge(run.cfg, OmegaConf.masked_copy(cfg, PRECISION))
     task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
-    clients = saved.test_data(task, cfg)
+    clients = saved.test_data(task, cfg, run.about)
     task.know(task.tested(run.about, [data.about for data in clients]))
     plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
     ways = {}

@@ -72,13 +72,23 @@ def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
     return run
 
 
-def test_data(task: Task, cfg: DictConfig) -> list[ClientData]:
-    """What has the test samples that a run was evaluated with: the server's own, or each client's that are here."""
+def test_data(task: Task, cfg: DictConfig, about: dict[str, Any]) -> list[ClientData]:
+    """What has the test samples that a run was evaluated with: the server's own, or each client's that are here.
+
+    Raises:
+        UserError: they cannot be read, or are not like those that its network was trained on, which `about` says.
+    """
     if cfg.evaluate.get("on") == "server":
-        return [task.load_test(cfg)]
-    one_by_one = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
-    is_own = one_by_one[0].origin and one_by_one[0].origin.is_own  # then there are only those that are here
-    return one_by_one[: 1 if is_own else None]
+        found = [task.load_test(cfg)]
+    else:
+        found = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
+        is_own = found[0].origin and found[0].origin.is_own  # then there are only those that are here
+        found = found[: 1 if is_own else None]
+    for data in found:
+        if reason := task.disagreement(data.about | about, data.about):  # an older run does not say all
+            at = f"data={cfg.data.name} at data.root={cfg.data.get('root')}"
+            raise UserError(f"{at} does not fit what the run has learned: {reason}")
+    return found
 
 
 def weights(folder: str) -> dict[str, Tensor]:

@@ -322,6 +322,12 @@ def test_overrides_of_what_is_not_the_network_may_stand_behind_an_option(started
     assert status == 0 and "qu" in out
 
 
+def test_data_of_other_classes_than_the_runs_are_one_sentence(started, run_here):
+    status, _ = run_here(EVALUATE, str(started), "data.classes=[ant,bee,cow,dog,eel,fox,gnu,hen,ibex,jay]")
+    assert status.startswith("data=digits at data.root=None does not fit what the run has learned: it has 10 classes")
+    assert "and has ant, bee, cow, dog, eel, …" in status and "\n" not in status
+
+
 def test_evaluation_is_in_the_runs_precision(trained, run_here, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     cfg = OmegaConf.load(trained / "config.yaml")

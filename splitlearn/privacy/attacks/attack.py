@@ -67,7 +67,7 @@ class Scene:
         weights = known_segment(folder, epoch)
         if weights is not None:
             network.client.load_state_dict(weights)
-        own = saved.test_data(task, run.cfg)
+        own = saved.test_data(task, run.cfg, run.about)
         batches = [task.to_device(batch, torch.device("cpu")) for data in own for batch in data.test]
         seen = [one for one in found if one["epoch"] == epoch]
         return cls(run.cfg, task, network, epoch, seen, batches, weights is not None)
