@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from hydra.core.config_store import ConfigStore
 from hydra.errors import InstantiationException
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from splitlearn import kinds
@@ -53,7 +52,7 @@ def num_in_epoch(cfg: DictConfig) -> int:
 
 def num_at_once(cfg: DictConfig) -> int:
     """How many clients send in training at the same time: one, where it hands on what it has learned."""
-    return 1 if getattr(get_object(cfg.topology["_target_"]), "hands_on", False) else num_in_epoch(cfg)
+    return 1 if made_from(cfg, "topology").hands_on else num_in_epoch(cfg)
 
 
 def evaluates(cfg: DictConfig, epoch: int) -> bool:

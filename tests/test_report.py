@@ -344,6 +344,7 @@ def test_what_is_no_run_or_cannot_be_read_ends_no_report(tmp_path, run_here):
         "old": "".join(line for line in text.splitlines(keepends=True) if not line.startswith("seed")),
         "away": text.replace("splitlearn.exchange.labels_up.LabelsUp", "not_here.Mine"),
         "task": text.replace("splitlearn.tasks.image_classification.ImageClassification", "not_here.Mine"),
+        "topology": text.replace("splitlearn.topologies.parallel.Parallel", "not_here.Mine"),
     }
     for name, own in texts.items():
         shutil.copytree(tmp_path / "good", tmp_path / name, ignore=shutil.ignore_patterns("wandb"))
@@ -357,7 +358,7 @@ def test_what_is_no_run_or_cannot_be_read_ends_no_report(tmp_path, run_here):
     assert [line.split(" cannot be read: ")[0] for line in told] == sorted(
         f"- {name}" for name in [*texts, "lines", "diverged"]
     )
-    assert "not_here.Mine" in told[0]
+    assert "not_here.Mine" in told[0] and out.count("not_here.Mine") == 3
 
 
 def test_seeds_that_were_evaluated_after_other_epochs_have_one_line_to_their_ends(tmp_path, run_here, modules):
