@@ -18,7 +18,7 @@ from splitlearn.errors import UserError
 from splitlearn.tasks import classes
 from splitlearn.tasks.checking import check_smoothing
 from splitlearn.tasks.loading import client_data
-from splitlearn.tasks.partition import labels
+from splitlearn.tasks.partition import read_labels
 from splitlearn.tasks.task import ClientData, Metric, Task
 
 LABELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -70,8 +70,8 @@ class Classification(Task):
         """`client_data` of samples with labels: tells how many of each class there are, where that is wanted."""
         data = client_data(train, test, about, client, num_clients, cfg)
         if self.counts:
-            known, own = labels(train), data.train.dataset.indices
-            own = [int(train[index][1]) for index in own] if known is None else known[own]
+            need = "task.class_weights=balanced", "task.class_weights=null"
+            own = read_labels(train, data.train.dataset.indices, *need)
             data.about["num_train_of_class"] = np.bincount(own, minlength=about["num_classes"]).tolist()
         return data
 

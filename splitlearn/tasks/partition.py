@@ -37,9 +37,7 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
     rng = np.random.default_rng([seed, num_clients])
     if cfg.name not in ("dirichlet", "natural"):
         return [np.sort(part) for part in np.array_split(rng.permutation(len(dataset)), num_clients)]
-    targets = labels(dataset)
-    if targets is None:
-        targets = np.array([_label(dataset, index, cfg.name) for index in range(len(dataset))])
+    targets = read_labels(dataset, np.arange(len(dataset)), f"partition={cfg.name}", "partition=iid")
     if cfg.name == "natural":
         groups = rng.permutation(np.unique(targets))
         if len(groups) < num_clients:
@@ -66,14 +64,25 @@ def partition(dataset: Dataset, num_clients: int, cfg: DictConfig, seed: int) ->
     )
 
 
-def _label(dataset: Dataset, index: int, name: str) -> int:
-    try:
-        return int(dataset[index][1])
-    except OSError as error:  # whichever client has it, all need its label
-        raise UserError(
-            f"sample {name_of(dataset, index)} cannot be read ({error}), and partition={name} needs its"
-            " label: mend it, take it out of the data, give the data set `targets`, or set partition=iid"
-        ) from None
+def read_labels(dataset: Dataset, indices: np.ndarray, option: str, otherwise: str) -> np.ndarray:
+    """The labels of some samples, which are loaded one by one where the data set does not list its labels.
+
+    Raises:
+        UserError: a sample cannot be read: `option` needs its label, and `otherwise` none.
+    """
+    if (known := labels(dataset)) is not None:
+        return known[indices]
+
+    def label(index: int) -> int:
+        try:
+            return int(dataset[index][1])
+        except OSError as error:
+            raise UserError(
+                f"sample {name_of(dataset, index)} cannot be read ({error}), and {option} needs its label: mend it,"
+                f" take it out of the data, give the data set `targets`, or set {otherwise}"
+            ) from None
+
+    return np.array([label(index) for index in indices.tolist()])
 
 
 def labels(dataset: Dataset) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from PIL import Image
 from samples import image_folder
 
 from splitlearn.errors import UserError
+from splitlearn.tasks import task_from
 from splitlearn.tasks.image_classification import sources
 from splitlearn.tasks.loading import client_data, loaders
 from splitlearn.tasks.partition import labels
@@ -241,6 +242,9 @@ def test_its_samples_that_cannot_be_read_are_left_out_too(own, config, capsys):
         list(loaders(train, test, 0, 1, config("data=custom"))[0])
     with pytest.raises(UserError, match=r"^sample 3 cannot be read \(no such file\), and partition=dirichlet needs"):
         loaders(train, test, 0, 1, config("data=custom", "partition=dirichlet"))
+    cfg = config("data=custom", "task.class_weights=balanced")
+    with pytest.raises(UserError, match=r"^sample 3 cannot be read .*, and task\.class_weights=balanced needs its "):
+        task_from(cfg).labelled(train, test, {"num_classes": 2}, 0, 1, cfg)
 
 
 # Transforms
