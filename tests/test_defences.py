@@ -15,7 +15,7 @@ from splitlearn.defences.maxnorm import MaxNorm
 from splitlearn.defences.noise import Noise
 from splitlearn.defences.nopeek import distance_correlation
 from splitlearn.errors import UserError
-from splitlearn.exchange import network
+from splitlearn.exchange import network, ragged
 from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import exchange_from
@@ -73,11 +73,22 @@ def test_noise_does_not_count_rows_that_a_sample_has_not_got(clip):
     is_there = torch.arange(400) < torch.tensor(lengths).unsqueeze(1)
     x = torch.where(is_there.unsqueeze(-1), x, 1e3)
     noise = Noise(clip=clip, scale=0.5)
-    found = noise.protect_ragged(x, is_there, draws())
+    found = ragged.protected(x, torch.tensor(lengths), noise, draws())
     for one, before, length in zip(found, x, lengths, strict=True):
         alone = Noise(clip=clip, scale=0.0).protect(before[None, :length], draws())[0]
         expected = 1.5 if clip else 0.5
         assert (one[:length] - alone).std().item() == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.parametrize("defence", [Noise(), Noise(clip=3.0), MaxNorm(), Drop()], ids=lambda one: type(one).__name__)
+def test_no_defence_goes_by_such_rows_nor_leaves_anything_in_them(defence):
+    x, lengths = torch.randn(3, 6, 4, generator=stream()), torch.tensor([6, 2, 1])
+    is_there = torch.arange(6) < lengths.unsqueeze(1)
+    one, other = (
+        ragged.protected(torch.where(is_there.unsqueeze(-1), x, filling), lengths, defence, draws())
+        for filling in (0.0, 1e3)
+    )
+    assert torch.equal(one, other) and one[is_there].any() and not one[~is_there].any()
 
 
 def test_draws_are_of_the_secret_the_place_and_the_tensor():

@@ -31,7 +31,10 @@ class Defence:
         return x
 
     def protect_ragged(self, x: Tensor, is_there: Tensor, draws: Draws) -> Tensor:
-        """The same where samples differ in length: rows of (B, T, …) that are not there, (B, T) bool, do not cross."""
+        """The same where samples differ in length: rows of (B, T, …) that are not there, (B, T) bool, are zeros.
+
+        They do not cross, whatever becomes of them here.
+        """
         return self.protect(x, draws)
 
     def penalty(self, inputs: Tensor, x: Tensor) -> Tensor | None:

@@ -66,12 +66,11 @@ class Noise(Defence):
         return self._noisy(x, x.shape[1:].numel(), draws)
 
     def protect_ragged(self, x: Tensor, is_there: Tensor, draws: Draws) -> Tensor:
-        others = [1] * (x.dim() - 2)
-        num_values = is_there.sum(1).view(-1, 1, *others) * x.shape[2:].numel()
-        return self._noisy(x.masked_fill(~is_there.view(*is_there.shape, *others), 0), num_values, draws)
+        num_values = is_there.sum(1).view(-1, *[1] * (x.dim() - 1)) * x.shape[2:].numel()
+        return self._noisy(x, num_values, draws)
 
     def _noisy(self, x: Tensor, num_values: int | Tensor, draws: Draws) -> Tensor:
-        """With noise by the norms of samples that have so many values each; the others are zero."""
+        """With noise by the norms of samples that have so many values each; the others are zeros."""
         values, rows = x.float(), x.flatten(1).float()
         norms = torch.linalg.vector_norm(rows, 2 if self.clip is None else KINDS[self.kind], dim=1)
         norms = norms.view(-1, *[1] * (x.dim() - 1))

@@ -36,10 +36,16 @@ def padded(rows: Tensor, lengths: Tensor) -> Tensor:
 
 
 def protected(x: Tensor, lengths: Tensor | None, defence: Defence, draws: Draws) -> Tensor:
-    """A (B, T, …) map of samples of these lengths, or one of any shape without lengths, as a defence lets it cross."""
+    """A (B, T, …) map of samples of these lengths, or one of any shape without lengths, as a defence lets it cross.
+
+    Rows that a sample has not got are zeros for the defence, and for what comes after it: norms are not to depend on
+    how long the others of its batch are.
+    """
     if lengths is None:
         return defence.protect(x, draws)
-    return defence.protect_ragged(x, valid(lengths, x.shape[1]), draws)
+    is_there = valid(lengths, x.shape[1])
+    is_padding = ~is_there.view(*is_there.shape, *[1] * (x.dim() - 2))
+    return defence.protect_ragged(x.masked_fill(is_padding, 0), is_there, draws).masked_fill(is_padding, 0)
 
 
 def pack(lengths: Tensor) -> Tensor:
