@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--epoch", type=int, help="of what was kept; default: the last")
     parser.add_argument("--seeds", type=int, default=1, help="how often, each with other draws")
     parser.add_argument("overrides", nargs="+", help="attack=<name>, and options of it")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds {arguments.seeds} must be at least 1")
 

@@ -192,7 +192,7 @@ def test_labels_come_back_from_the_gradients_of_features(tmp_path):
 
 
 def test_the_script_writes_what_it_finds(plain, run_here):
-    options = ["attack=inversion", "attack.steps=3", "attack.classifier_steps=3", "--seeds", "2"]
+    options = ["attack=inversion", "--seeds", "2", "attack.steps=3", "attack.classifier_steps=3"]
     status, out = run_here(ROOT / "scripts" / "attack.py", str(plain), *options)
     assert status == 0, out
     assert "| ssim" in out and " ± " in out and (plain / "attacks" / "inversion.png").exists()

@@ -38,6 +38,13 @@ def test_a_mistake_of_the_code_has_a_traceback(lines):
     assert script.returncode == 1 and err.startswith("Traceback")
 
 
+def test_overrides_may_stand_before_between_and_behind_options():
+    texts = {path.name: path.read_text() for path in (ROOT / "scripts").rglob("*.py")}
+    takers = {name for name, text in texts.items() if 'add_argument("overrides", nargs=' in text}
+    assert {"attack.py", "hidden_states.py", "scaling.py"} <= takers
+    assert not {name for name in takers if ".parse_args()" in texts[name]}
+
+
 def test_a_users_own_module_is_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("NAME = 'mine'")

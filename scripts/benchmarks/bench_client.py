@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     torch.set_num_threads(arguments.threads)
     header = ["uplink + downlink", "forward + backward ms", "encode ms", "decode ms", "codec / compute"]
     for overrides in [arguments.overrides] if arguments.overrides else CASES:

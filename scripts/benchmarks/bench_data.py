@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of the process with the uncut network")
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides = [*SHAPE, *FIXED, *arguments.overrides]
     cfg = compose(*overrides)
     if cfg.epochs < 3:

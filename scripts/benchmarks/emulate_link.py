@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--down", type=mbits, metavar="MBITS", help="Mbit/s to each client, where not as --rate")
     parser.add_argument("--clients", type=int, default=2, metavar="N")
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     up, down = arguments.up or arguments.rate, arguments.down or arguments.rate
     with network(arguments.clients, up, down) as net:
         measured_up, measured_down = net.measure()

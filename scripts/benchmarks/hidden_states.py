@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=4, help="of a batch")
     parser.add_argument("--out", type=Path, default=Path("outputs/hidden_states.md"))
     parser.add_argument("overrides", nargs="*", help="of a configuration, without --run")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if bool(arguments.run) == bool(arguments.overrides):
         parser.error("give --run, or overrides such as task=causal_lm arch=hf arch.model=<folder>")
     from splitlearn.tasks import task_from

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     found = {number: Found() for number in arguments.clients}
     for _ in range(arguments.rounds):
         for number, of_runs in found.items():
