@@ -261,6 +261,8 @@ def test_a_run_whose_classes_weighed_the_same_knows_how_many_samples_of_each_it_
     assert task.class_weights.tolist() == pytest.approx([1.2] * 9 + [0.4])
     status, out = run_here(EVALUATE, str(folder))
     assert status == 0 and f"{summary(trained)['test_loss']:.4f}" in out
+    (folder / "summary.json").write_text(json.dumps(summary(trained)))  # as before it said so
+    assert run_here(EVALUATE, str(folder)) == (0, out)
 
 
 @pytest.mark.parametrize("content", ["", '{"test_top1": 0.'])

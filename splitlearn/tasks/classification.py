@@ -82,8 +82,9 @@ class Classification(Task):
         return abouts[0] | {"num_train_of_class": [sum(of_class) for of_class in zip(*counts, strict=True)]}
 
     def know(self, about: dict[str, Any]) -> None:
-        if self.counts:
-            counts = torch.tensor(about["num_train_of_class"], dtype=torch.float64)
+        # An older run's summary does not have them: it is evaluated without, since classes weigh in training alone.
+        if counted := about.get("num_train_of_class"):
+            counts = torch.tensor(counted, dtype=torch.float64)
             self.class_weights = (counts.sum() / len(counts) / counts).float()
             self.class_weights[counts == 0] = 0
         if self.class_weights is not None and len(self.class_weights) != about["num_classes"]:
