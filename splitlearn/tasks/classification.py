@@ -83,7 +83,7 @@ class Classification(Task):
 
     def know(self, about: dict[str, Any]) -> None:
         # An older run's summary does not have them: it is evaluated without, since classes weigh in training alone.
-        if counted := about.get("num_train_of_class"):
+        if self.counts and (counted := about.get("num_train_of_class")):
             counts = torch.tensor(counted, dtype=torch.float64)
             self.class_weights = (counts.sum() / len(counts) / counts).float()
             self.class_weights[counts == 0] = 0
