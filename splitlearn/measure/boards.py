@@ -24,15 +24,15 @@ class Board(Protocol):
     def close(self) -> None: ...
 
 
-def boards(cfg: DictConfig, folder: Path, step: int) -> list[Board]:
-    """Those that `log` asks for, of the run in `folder`, which goes on after `step`.
+def boards(cfg: DictConfig, folder: Path, step: int | None) -> list[Board]:
+    """Those that `log` asks for, of the run in `folder`, which goes on after `step`; None: it starts.
 
     Raises:
         UserError: one is not installed, or does not start.
     """
     kinds = {"wandb": WandB, "mlflow": MLflow, "tensorboard": TensorBoard}  # first what may not start
     found = []
-    with nullcontext() if step else _anew(folder):
+    with _anew(folder) if step is None else nullcontext():
         for name, kind in kinds.items():
             if cfg.log[name]:
                 try:
@@ -59,10 +59,11 @@ def _anew(folder: Path) -> Iterator[None]:
 
 
 class TensorBoard:
-    def __init__(self, cfg: DictConfig, folder: Path, step: int):
+    def __init__(self, cfg: DictConfig, folder: Path, step: int | None):
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder, self._writer = folder, SummaryWriter(folder, purge_step=step + 1 if step else None)
+        self.folder = folder
+        self._writer = SummaryWriter(folder, purge_step=None if step is None else step + 1)
 
     def add(self, values: dict[str, float], step: int) -> None:
         with writing_to(self.folder):
@@ -77,7 +78,7 @@ class TensorBoard:
 class WandB:
     """Weights & Biases, in the project log.wandb. Its WANDB_MODE=offline works without their servers."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, step: int):
+    def __init__(self, cfg: DictConfig, folder: Path, step: int | None):
         import wandb
 
         number = _remembered(folder / "wandb_id", lambda: secrets.token_hex(4))
@@ -97,7 +98,7 @@ class WandB:
 class MLflow:
     """MLflow, in the experiment log.mlflow, where MLFLOW_TRACKING_URI or mlflow itself says."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, step: int):
+    def __init__(self, cfg: DictConfig, folder: Path, step: int | None):
         import mlflow
 
         self._client = mlflow.MlflowClient()

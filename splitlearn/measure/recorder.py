@@ -90,7 +90,7 @@ class Recorder:
             for name in ("seconds", "refused"):
                 getattr(self, name).update(state[name])
         # First what may fail: a start that does leaves the run that is there as it was.
-        self._boards = boards(self.cfg, self.folder, self.step_number)
+        self._boards = boards(self.cfg, self.folder, state and self.step_number)
         texts = self.origin | {"config.yaml": OmegaConf.to_yaml(self.cfg, resolve=True)}
         weights = self.folder.glob("[!b]*_segment*.pt" if state else "*_segment*.pt")  # the best are still the best
         stale = self.folder / "summary.json", *weights, *([] if state else [self.folder / CONFUSION])

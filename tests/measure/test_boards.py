@@ -10,7 +10,7 @@ from splitlearn.measure.boards import boards
 def show(log: dict[str, object], folder, step: int, values: dict[str, float]) -> None:
     cfg = compose()
     cfg.log.update({"tensorboard": False, **log})
-    (board,) = boards(cfg, folder, step - 1)
+    (board,) = boards(cfg, folder, step - 1 or None)
     board.add(values, step)
     board.close()
 
@@ -34,7 +34,7 @@ def test_a_run_that_starts_over_is_alone_on_its_boards(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(UserError, match=r"log.wandb=mine needs a package"):
-        boards(compose("log.wandb=mine"), tmp_path, 0)
+        boards(compose("log.wandb=mine"), tmp_path, None)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     show({"tensorboard": True}, tmp_path, 1, {"train/loss": 5.0})
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -68,4 +68,4 @@ def test_mlflow_keeps_the_run_that_goes_on(tmp_path, monkeypatch):
 def test_a_package_that_is_missing_is_named(name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"log.{name}=mine needs a package: pip install {name}"):
-        boards(compose(f"log.{name}=mine"), tmp_path, 0)
+        boards(compose(f"log.{name}=mine"), tmp_path, None)

@@ -49,6 +49,18 @@ def test_an_epoch_and_a_run_without_a_finite_batch_are_told_of(recorder, tmp_pat
         recorder.finish()
 
 
+def test_a_run_that_goes_on_before_its_first_step_keeps_its_boards(recorder, tmp_path):
+    recorder.end_epoch(1, {})  # in which the clients trained alone
+    state = recorder.state()
+    recorder.close()
+    (tmp_path / "wandb_id").write_text("mine")
+    for start, is_kept in ((state, True), (None, False)):
+        again = Recorder(recorder.cfg, tmp_path, Display())
+        again.open(start)
+        again.close()
+        assert (tmp_path / "wandb_id").exists() == is_kept
+
+
 @pytest.mark.parametrize("refused", [{}, {"call": 2, "message": 1}])
 def test_refusals_are_in_the_summary_and_shown_where_there_are_any(refused, recorder, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(guard, "refusals", Counter(refused))
