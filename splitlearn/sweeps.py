@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -150,7 +151,8 @@ def _check_names(config: DictConfig) -> None:
         word.key_or_group: word for word in OverridesParser.create().parse_overrides([*words, *hydra.overrides.task])
     }
     for key in hydra.job.config.override_dirname.exclude_keys:
-        if key in given and given[key].is_sweep_override() and f"${{{key}." not in subdir:
+        tells_apart = re.search(rf"\$\{{({re.escape(key)}[.}}]|hydra[.:]job\.(num|id)\}})", subdir)
+        if key in given and given[key].is_sweep_override() and not tells_apart:
             raise UserError(
                 f"{given[key].input_line} would give several jobs one folder, as {key} is not in their names: start a"
                 " sweep for each value, with a hydra.sweep.dir=<folder> of its own"

@@ -438,6 +438,14 @@ def test_jobs_that_would_have_one_folder_are_refused(word, run_here):
     assert_one_sentence(status, out, [f"{word} would give several jobs one folder", "hydra.sweep.dir="])
 
 
+@pytest.mark.parametrize("own", ["${client.num_threads}", "${hydra.job.num}", "${hydra:job.id}"])
+def test_jobs_have_folders_by_what_the_sweep_says(own, run_here, tmp_path, monkeypatch):
+    monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, 0.5))
+    subdir = f"hydra.sweep.subdir=${{hydra.job.override_dirname}}/{own}"
+    status, out = run_here(ROOT / "launch.py", "sweep=grid", subdir, "seed=0,1", "client.num_threads=1,2")
+    assert status == 0 and len([*tmp_path.rglob("summary.json")]) == 4, out
+
+
 def test_a_job_with_more_words_than_a_folders_name_holds_has_one_too(run_here, tmp_path, monkeypatch):
     monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: finished(folder, 0.5))
     weights = f"task.class_weights=[{','.join(['1.0000001'] * 30)}]"
