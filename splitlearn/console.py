@@ -17,8 +17,11 @@ def forgive(*streams: TextIO | None) -> None:
             stream.reconfigure(errors="replace")
 
 
-def legible(text: str, most: int = 500) -> str:
-    """What others have said, for a console or a log: one line, of so many letters at most, that commands nothing."""
+def legible(text: str, most: int = 4096) -> str:
+    """What others have said, for a console or a log: one line, of so many letters at most, that commands nothing.
+
+    A sentence of theirs ends with what to do, after paths that may be long.
+    """
     shown = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 

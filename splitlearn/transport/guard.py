@@ -19,6 +19,7 @@ from splitlearn.console import legible
 
 MAX_LINES = 20  # of each kind in a minute: a stranger that tries for ever must not fill the disk
 MINUTE_S = 60.0
+MAX_DETAIL = 500  # letters of a line
 
 log = logging.getLogger("splitlearn")
 refusals: Counter[str] = Counter()  # of this process, by what was refused
@@ -41,4 +42,4 @@ def refuse(what: str, detail: str) -> None:
         _lines[what] += 1
         if _lines[what] > MAX_LINES:
             return
-    log.warning("refused %s: %s", what, legible(detail))
+    log.warning("refused %s: %s", what, legible(detail, MAX_DETAIL))

@@ -14,7 +14,7 @@ from torch.distributed.rpc import internal
 
 from splitlearn.console import legible
 from splitlearn.errors import UserError
-from splitlearn.transport.guard import refuse
+from splitlearn.transport.guard import MAX_DETAIL, refuse
 from splitlearn.transport.operators import take_away_operators
 
 
@@ -47,7 +47,7 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 def _forbid(what: str) -> _Forbidden:
-    refuse("message", why := f"{legible(what)} is not allowed in a message")
+    refuse("message", why := f"{legible(what, MAX_DETAIL)} is not allowed in a message")
     return _Forbidden(why)
 
 

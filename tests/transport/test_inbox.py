@@ -59,12 +59,13 @@ def test_a_call_that_is_sent_again_with_another_body_is_one_request(make):
     ("body", "told"),
     [
         (("no data\nfake line\x1b[31m",), "no data\\nfake line\\x1b[31m"),
-        (("x" * 1000,), "x" * 499 + "…"),
+        (("x" * 4000,), "x" * 4000),  # an honest one, with two long paths before what to do
+        (("x" * 5000,), "x" * 4095 + "…"),
         (([["x"]],), "it does not say why"),
         (5, "it does not say why"),
         ((), "it does not say why"),
     ],
-    ids=["escapes", "long", "lists", "a number", "nothing"],
+    ids=["escapes", "a sentence", "long", "lists", "a number", "nothing"],
 )
 def test_why_a_client_failed_is_one_line_for_the_console(make, body, told):
     box = make(1)
