@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed.rpc as rpc
 
+from splitlearn.console import legible
 from splitlearn.errors import PeerError, Rejoin
 from splitlearn.transport.delivery import deliver, value_of
 from splitlearn.transport.link import Link
@@ -70,7 +71,7 @@ class ServerProxy:
         if status == "rejoin":
             raise Rejoin
         if status == "failed":
-            error = PeerError(value)
+            error = PeerError(legible(value) if isinstance(value, str) else "the server does not say why")
             error.is_told = True
             raise error
         return value

@@ -81,3 +81,14 @@ def test_of_two_bodies_of_a_call_the_newer_is_sent_on(make):
     assert {args[2] for args in sent} == {1}
     bodies = [args[-1][0] for args in sent]
     assert bodies[0] == "older" and bodies == sorted(bodies, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [("no room\x1b[31m\nfake line", "no room\\x1b[31m\\nfake line"), (5, "the server does not say why")],
+)
+def test_why_the_server_refuses_is_one_line_for_the_console(why, told, make):
+    calls, _ = make([("failed", why)])
+    with pytest.raises(PeerError) as caught:
+        calls.call("step", "body")
+    assert str(caught.value) == told and caught.value.is_told
