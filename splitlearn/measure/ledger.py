@@ -49,6 +49,7 @@ class Ledger:
         self.traffic: Counter[str] = Counter()
         self.delta_bytes = 0
         self.channels: dict[str, Counter[str]] = {name: Counter() for name in self.specs}
+        self._of_step: list[list[Transfer]] = []  # by client
 
     def state(self) -> dict[str, Any]:
         channels = {name: dict(total) for name, total in self.channels.items()}
@@ -68,6 +69,7 @@ class Ledger:
     def trained(self, transfers: list[Transfer], targets_bytes: int) -> None:
         """What crossed for a client's batch in a step, whether it is part of it or was left out."""
         self.book("labels_up", targets_bytes)
+        self._of_step.append(transfers)
         for one in transfers:
             self.book(self.specs[one.channel].traffic, one.num_bytes)
             self.channels[one.channel].update(
@@ -86,13 +88,15 @@ class Ledger:
         for one in transfers:
             self.book(f"evaluation_{self.specs[one.channel].way}", one.num_bytes)
 
-    def stepped(self, of_clients: list[list[Transfer]]) -> None:
-        """A step is over: all clients have sent at the same time, each over its own link."""
+    def stepped(self) -> None:
+        """A step is over: all clients whose batches were booked have sent at the same time, each over its own link."""
         for way in ("up", "down"):
-            self.totals[f"link_{way}_bytes"] += max(
+            of_clients = (
                 sum(one.num_bytes for one in transfers if self.specs[one.channel].way == way)
-                for transfers in of_clients
+                for transfers in self._of_step
             )
+            self.totals[f"link_{way}_bytes"] += max(of_clients, default=0)
+        self._of_step.clear()
 
     def tested(self, num_clients: int) -> None:
         """The epoch's evaluation is over: so many clients have sent at the same time."""

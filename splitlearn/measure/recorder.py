@@ -147,6 +147,11 @@ class Recorder:
         self.step_number = progress.step
         line: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step}
         line["clients"] = [one.client for one in measured]
+        for one in measured:
+            self.ledger.trained(one.transfers, one.targets_bytes)
+            self.ledger.totals.update(batches=1)
+            self.tally.add(one.outcome)
+        self.ledger.stepped()
         if not measured:
             return self._write("step", line, progress.step, "train")
         num_samples = sum(one.outcome.num_samples for one in measured)
@@ -157,11 +162,6 @@ class Recorder:
         for spec in self.specs:
             line |= of_payloads(spec, [t for one in measured for t in one.transfers if t.channel == spec.name])
         self._write("step", line, progress.step, "train")
-        self.ledger.stepped([one.transfers for one in measured])
-        for one in measured:
-            self.ledger.trained(one.transfers, one.targets_bytes)
-            self.tally.add(one.outcome)
-            self.ledger.totals.update(batches=1)
         if note := self.growth.note(line, self.at_start):
             self.display.note(note)
         self.display.step(line, self.task, num_samples, self.ledger.of_run("up"), self.ledger.of_run("down"))

@@ -34,12 +34,12 @@ def test_each_byte_is_booked_once(ledger):
 
 
 def test_a_link_carries_the_largest_of_the_clients_bytes(ledger):
-    ledger.stepped(
-        [
-            [Transfer("smashed", 10, 0, 0), Transfer("feature_gradient", 5, 0, 0), Transfer("features", 9, 0, 0)],
-            [Transfer("smashed", 12, 0, 0), Transfer("gradient", 8, 0, 0)],
-        ]
-    )
+    for transfers in (
+        [Transfer("smashed", 10, 0, 0), Transfer("feature_gradient", 5, 0, 0), Transfer("features", 9, 0, 0)],
+        [Transfer("smashed", 12, 0, 0), Transfer("gradient", 8, 0, 0)],
+    ):
+        ledger.trained(transfers, targets_bytes=0)
+    ledger.stepped()
     assert (ledger.totals["link_up_bytes"], ledger.totals["link_down_bytes"]) == (15, 9)
 
 

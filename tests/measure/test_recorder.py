@@ -124,6 +124,16 @@ def test_clients_that_take_turns_send_one_after_the_other(topology, weights, tmp
     assert found["seconds_over_link"] - found["seconds"] == pytest.approx(1e-6 * (10 + weights + 40 / 4), abs=1e-9)
 
 
+def test_what_crossed_of_batches_that_are_left_out_takes_its_time_over_a_link(recorder):
+    large = Transfer("smashed", 25, 40, 80)
+    recorder.left_out([large], 8, is_skipped=True)
+    recorder.step(FIRST, [MEASURED], 0.1)
+    assert (recorder.ledger.totals["link_up_bytes"], recorder.ledger.totals["link_down_bytes"]) == (25, 40)
+    recorder.left_out([large], 8, is_skipped=False)
+    recorder.step(Progress(epoch=1, epoch_step=2, step=2), [], 0.1)
+    assert (recorder.ledger.totals["link_up_bytes"], recorder.ledger.totals["link_down_bytes"]) == (50, 40)
+
+
 @pytest.mark.parametrize("left", [None, 10])
 def test_measurements_that_are_missing_are_not_made_up(left, recorder, tmp_path):
     recorder.step(FIRST, [MEASURED], 0.1)
