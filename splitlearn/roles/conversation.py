@@ -206,7 +206,8 @@ class Conversation:
             self.server.codecs[client].start_evaluation()
         outcomes = []
         while remaining := {client: number for client, number in remaining.items() if number}:
-            talks = {one: self._begin(one, self.exchange.server_evaluation, in_evaluation=True) for one in remaining}
+            begun = {one: self._begin(one, self.exchange.server_evaluation, in_evaluation=True) for one in remaining}
+            talks = begun
             for number, (sent, _) in enumerate(rounds, start=1):
                 scored = {}  # not who is there: a new process of one that went wrong may have come meanwhile
                 for client in roster.due(talks, Evaluate, too_late):
@@ -214,6 +215,8 @@ class Conversation:
                         self._score(client, talks[client], sent, is_last=number == len(rounds))
                         scored[client] = talks[client]
                 talks = scored
+            for talk in begun.values():  # what crossed, whatever came of it
+                self.server.recorder.ledger.evaluated(talk.passage.transfers, talk.targets_bytes)
             for client, talk in talks.items():
                 if not roster.is_open or math.isfinite(talk.outcome.sums["loss"]):  # else one client's would be all's
                     outcomes.append((client, talk.outcome))
@@ -232,6 +235,5 @@ class Conversation:
                 raise self._diverged(client, error, "features") from None
             if is_last:
                 talk.outcome = conclude(talk.half)
-                server.recorder.ledger.evaluated(talk.passage.transfers, talk.targets_bytes)
         now = time.perf_counter()
         request.reply(StepReply(answer.body(), None, started - request.arrived_at, now - started, None).body())

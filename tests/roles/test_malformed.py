@@ -353,6 +353,25 @@ def test_a_client_that_goes_wrong_between_two_round_trips(is_open, tmp_path):
 
 
 @pytest.mark.usefixtures("built_before")
+def test_what_crossed_of_a_test_batch_that_does_not_come_through_is_booked(tmp_path, monkeypatch):
+    sent, received, call = [], [], Proxy.call_anew
+
+    def counted(proxy, kind, *body):
+        reply = call(proxy, kind, *body)  # none for what is malformed
+        if kind == "evaluate":
+            sent.append(sum(one.nbytes for one in body[0] if isinstance(one, torch.Tensor)))
+            received.append(sum(one.nbytes for one in reply[0] if isinstance(one, torch.Tensor)))
+        return reply
+
+    monkeypatch.setattr(Proxy, "call_anew", counted)
+    cfg = compose(*OPTIONS, "exchange=u_shaped", "membership.open=true", "membership.step_deadline_s=60")
+    server, error, told = play(tmp_path, cfg, instead("evaluate", lambda body: (1,), after=2))
+    assert error is None and "client 1 sent a malformed evaluate: " in str(told) and len(sent) == 3
+    totals = server.recorder.ledger.totals
+    assert (totals["evaluation_up_bytes"], totals["evaluation_down_bytes"]) == (sum(sent), sum(received))
+
+
+@pytest.mark.usefixtures("built_before")
 def test_in_an_open_run_without_averages_each_client_keeps_its_weights(tmp_path):
     cfg = compose(*OPTIONS, "membership.open=true", "topology.average=never", "membership.step_deadline_s=60")
     _, error, told = play(tmp_path, cfg, lambda kind, body: body)
