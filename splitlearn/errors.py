@@ -23,7 +23,7 @@ class UserError(ValueError):
 
 
 class PeerError(UserError):
-    """Another process of the run stopped, is gone, or does not answer."""
+    """Another process of the run stopped, is gone, does not answer, or comes with what does not fit."""
 
 
 class Busy(UserError):

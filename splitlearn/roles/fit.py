@@ -12,9 +12,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from splitlearn.batches import counted
 from splitlearn.config import differences, shared
 from splitlearn.console import legible
-from splitlearn.errors import UserError
+from splitlearn.errors import PeerError, UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.channel import Channel
+from splitlearn.exchange.channels import know
 from splitlearn.exchange.latest import sample_nbytes
 from splitlearn.exchange.messages import Hello
 from splitlearn.exchange.network import Network
@@ -25,36 +26,57 @@ from splitlearn.tasks.origin import Origin, disagreement, same_data
 def compare(roster: Any, client: int, hello: Hello) -> None:
     """
     Raises:
-        UserError: configuration or data do not fit those of the others.
+        PeerError: configuration or data do not fit those of the others.
     """
     if difference := differences(shared(roster.cfg), hello.config, "server", "client"):
-        raise UserError(f"the server and client {client} are configured differently: {difference}")
+        raise PeerError(f"the server and client {client} are configured differently: {difference}")
     if reason := roster.agreement.task.disagreement(roster.about or hello.about, hello.about):
-        raise UserError(f"client {client} does not fit: {legible(reason)}")
+        raise PeerError(f"client {client} does not fit: {legible(reason)}")
     if not hello.origin:
         return
     before = roster.members[client].origin if client in roster.members else None
     if not roster.is_open and before not in (None, hello.origin):
-        raise UserError(
+        raise PeerError(
             f"client {client}'s data are not those that this run was started with: put them back to go on with it,"
             " or start over with resume=never"
         )
     origin = Origin(**hello.origin)
     others = {other: its for other, its in roster.origins().items() if other != client}
     if reason := disagreement(client, origin, others, roster.cfg.partition.name):
-        raise UserError(legible(reason))
+        raise PeerError(legible(reason))
     if not roster.has_noted_same and (note := same_data({**others, client: origin})):
         roster.note(note)
         roster.has_noted_same = True
 
 
-def has_network(cfg: DictConfig) -> bool:
-    """Whether the network can be built where nothing is known of the data: else no client is to blame."""
+def network_for(server: Any, about: dict[str, Any]) -> Network:
+    """A server's network, with the weights that it starts from, for data that are like this.
+
+    Raises:
+        PeerError: there is none for the data of an open run's first client, but maybe for another's.
+        UserError: there is none, whatever the data are: the mistake is the server's own.
+    """
+
+    def built_for(about: dict[str, Any]) -> Network:
+        built = network.build(server.cfg, about, pretrained=not server.runstate.goes_on)
+        server.runstate.initialise(built)
+        know(server.channels, built, server.cfg)
+        server.task.know(about)
+        if server.cfg.get("delta") and (note := dropout_note(built)):
+            built.notes.append(note)
+        return built
+
     try:
-        network.build(cfg)
-    except UserError:
-        return False
-    return True
+        return built_for(about)
+    except UserError as error:
+        if not server.roster.is_open:
+            raise
+        try:
+            built_for(server.task.default_about(server.cfg))
+        except UserError as other:
+            if str(other) == str(error):  # where the data matter, it says another thing of others
+                raise
+        raise PeerError(str(error)) from None
 
 
 def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alone: str | None) -> None:
@@ -67,12 +89,13 @@ def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alon
         alone: what goes wrong in the network with a single sample in a batch; None if nothing does.
 
     Raises:
-        UserError: the network cannot train on the batches that so many samples give; says what to do.
+        PeerError: the network cannot train on the batches that so many samples give; says what to do.
+        UserError: on those that anyone's give.
     """
     size = cfg.batch_size
     num_full, last = counted(num_train, size, cfg.last_batch)
     if num_train and not num_full and not last:
-        raise UserError(
+        raise PeerError(
             f"client {client} has {num_train} samples, fewer than batch_size={size}, so that last_batch=drop leaves"
             " it none: lower batch_size, or set last_batch=keep"
         )
@@ -82,8 +105,8 @@ def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alon
     if size == 1:
         raise UserError(f"batch_size=1 has one sample in each batch, {why}: set batch_size=2 or more")
     if num_train == 1:
-        raise UserError(f"client {client} has a single sample, {why}: give it more")
-    raise UserError(
+        raise PeerError(f"client {client} has a single sample, {why}: give it more")
+    raise PeerError(
         f"client {client} has {num_train} samples, of which batch_size={size} leaves one for the last batch, {why}:"
         " set last_batch=merge, last_batch=drop, or another batch_size"
     )
@@ -92,12 +115,12 @@ def check_batches(client: int, num_train: int, cfg: DictConfig, title: str, alon
 def check_latest(members: Mapping[int, Any], channels: Mapping[str, Channel], task: Task, cfg: DictConfig) -> None:
     """
     Raises:
-        UserError: what is held of all clients' samples may take more memory than it is allowed.
+        PeerError: what is held of all clients' samples may take more memory than it is allowed.
     """
     most = most_latest(members, channels, task, cfg)
     if most > cfg.get("delta_gb", inf) * 1e9:
         number = sum(member.num_numbered for member in members.values())
-        raise UserError(
+        raise PeerError(
             f"delta={cfg.delta} may take the server {most / 1e9:.3g} GB of memory, for the smashed data of {number:,}"
             f" samples, more than delta_gb={cfg.delta_gb:g}: allow more, choose delta=uint8, or set delta=null"
         )

@@ -15,12 +15,18 @@ class Host(Protocol):
     codecs: OfClients
 
     def build(self, about: dict[str, Any]) -> None:
-        """Builds the network for the data of the first client."""
+        """Builds the network for the data of the first client.
+
+        Raises:
+            PeerError: it cannot be built for these, but maybe for another's.
+            UserError: for nobody's.
+        """
 
     def check_batches(self, client: int, num_train: int) -> None:
         """
         Raises:
-            UserError: the network cannot train on the batches that so many samples give.
+            PeerError: the network cannot train on the batches that so many samples give.
+            UserError: on those that anyone's give.
         """
 
     def welcome(self, client: int) -> Welcome:

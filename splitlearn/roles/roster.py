@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from splitlearn.batches import num_batches
-from splitlearn.errors import UserError
+from splitlearn.errors import PeerError
 from splitlearn.exchange.messages import Failed, Goodbye, Hello, Message, State, Step, Weights, WeightsReply
 from splitlearn.exchange.rounds import Round
-from splitlearn.roles.fit import check_test, compare, has_network
+from splitlearn.roles.fit import check_test, compare
 from splitlearn.roles.host import Host
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import Rounds
@@ -90,7 +90,7 @@ class Roster(Rounds):
         is_first = self.about is None
         try:
             compare(self, client, hello)
-        except UserError as error:
+        except PeerError as error:
             return request.fail(str(error))
         before = self.known(client)
         self._enrol(client, hello)
@@ -99,10 +99,8 @@ class Roster(Rounds):
                 self.host.build(self.about)
                 is_first = False
             self.host.check_batches(client, hello.num_train)
-        except UserError as error:
+        except PeerError as error:  # another is the server's own mistake, and ends the run
             if is_first:  # there is no network yet, and the next client's data may fit
-                if not has_network(self.cfg):
-                    raise
                 self.about = None
                 self.tell(client, f"is sent away: {error}")
             del self.members[client]

@@ -13,7 +13,7 @@ from splitlearn.errors import Stopped, UserError, typed
 from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
 from splitlearn.roles import longer
-from splitlearn.roles.fit import dropout_note, latest_notes
+from splitlearn.roles.fit import latest_notes
 from splitlearn.roles.member import Member
 from splitlearn.segments.trainable import state_of
 
@@ -66,8 +66,6 @@ class RunState:
         """Gives the network, as it was built, the weights that it is to start from."""
         if self._weights is not None:
             network.load(built, self._weights, f"init_from={self.cfg.init_from}")
-        if self.cfg.get("delta") and (note := dropout_note(built)):
-            self.server.recorder.display.note(note)
 
     @property
     def goes_on(self) -> bool:

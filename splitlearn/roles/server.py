@@ -19,9 +19,8 @@ from splitlearn import saved
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import evaluates
 from splitlearn.errors import PeerError, typed
-from splitlearn.exchange import network
 from splitlearn.exchange.agreement import Agreement
-from splitlearn.exchange.channels import channels_of, know
+from splitlearn.exchange.channels import channels_of
 from splitlearn.exchange.codecs import OfClients
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import Goodbye, GoodbyeReply, Welcome
@@ -33,7 +32,7 @@ from splitlearn.privacy.observing import Observer
 from splitlearn.roles.conversation import Conversation
 from splitlearn.roles.epochs import end_epoch, num_steps, start_epoch
 from splitlearn.roles.firstmaps import fit
-from splitlearn.roles.fit import check_batches, check_latest
+from splitlearn.roles.fit import check_batches, check_latest, network_for
 from splitlearn.roles.held import Held
 from splitlearn.roles.owntest import OwnTest
 from splitlearn.roles.progress import Progress
@@ -125,14 +124,12 @@ class Server:
     # Meeting and parting
 
     def build(self, about: dict[str, Any]) -> None:
-        """Builds the network for the data of the clients, and cuts it."""
-        built = network.build(self.cfg, about, pretrained=not self.runstate.goes_on)
+        """Builds the network for the data of the clients, and cuts it. Raises as Host says."""
+        built = network_for(self, about)
         for note in built.notes:
             self.recorder.display.note(escape(note))
-        self.runstate.initialise(built)
         self.unfitted = [] if self.runstate.goes_on else built.unfitted
         self.alone = built.alone()
-        know(self.channels, built, self.cfg)
         if self.own_test:
             about = self.own_test.know(built.client, about)
         self.agreement.know(built.client, about)

@@ -107,7 +107,7 @@ class Task(ABC):
         return about
 
     def know(self, about: dict[str, Any]) -> None:  # noqa: B027
-        """The data are agreed on: called once at each end, before the first batch.
+        """The data are agreed on: called at each end, before the first batch.
 
         Raises:
             UserError: the task's options do not fit them.

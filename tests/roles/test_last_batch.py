@@ -61,6 +61,12 @@ def test_an_open_run_goes_on_without_the_client_whose_it_is(tmp_path):
     assert [step["clients"] for step in metrics(tmp_path, "step")] == [[1]]
 
 
+def test_a_batch_size_that_nobodys_samples_make_right_ends_an_open_run(tmp_path):
+    _, error, _ = run(tmp_path, "membership.open=true", "batch_size=1")
+    assert isinstance(error, UserError) and not isinstance(error, PeerError)
+    assert str(error).startswith("batch_size=1 has one sample in each batch")
+
+
 def server_of(*overrides) -> SimpleNamespace:
     cfg = compose(*NORMED, *overrides)
     roster = SimpleNamespace(members={})

@@ -15,6 +15,7 @@ from runs import ROOT, TINY, metrics, wait_for
 from simulation import compose
 from test_membership import TOKEN, Machine
 
+from splitlearn import saved
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.compressors import Payload, UniformQuantizer
 from splitlearn.config import shared
@@ -216,6 +217,31 @@ def test_an_open_run_waits_for_the_next_where_the_first_clients_data_do_not_fit(
     monkeypatch.setattr(network, "build", build)  # a mistake in the server's own configuration is no client's
     with pytest.raises(UserError, match="cut=nowhere is none"):
         server.roster.meet(server)
+
+
+@pytest.mark.usefixtures("built_before")
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["init_from=elsewhere"], "init_from=elsewhere holds another network"),
+        (["defence=noise", "defence.noise.clip=1", "defence.noise.delta=1e-5"], "defence.noise: delta claims privacy"),
+        (["task.class_weights=[1,1]"], "task.class_weights has 2 numbers, but the data 10 classes"),
+        (["evaluate.on=server"], r"the server's test data do not fit \(evaluate.on=server\)"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_of_the_servers_own_ends_an_open_run_and_is_no_clients(options, sentence, tmp_path, monkeypatch):
+    monkeypatch.setattr(saved, "weights", lambda folder: {"other": torch.zeros(1)})
+    cfg = compose(*OPTIONS, *OPEN, *options)
+    server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
+    about = {"num_classes": 10, "classes": list("abcdefghij")}
+    told = server.inbox.deliver(0, "session", 1, "hello", Hello(shared(cfg), about, 32, 16, None).body())
+    serving = Thread(server.run)
+    serving.start()
+    serving.join(60)
+    with pytest.raises(UserError, match=sentence):
+        raise serving.error or TimeoutError
+    assert not isinstance(serving.error, PeerError) and not told.done()
 
 
 class OneMore(Proxy):
