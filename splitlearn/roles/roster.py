@@ -87,24 +87,20 @@ class Roster(Rounds):
     def _admit(self, client: int) -> None:
         request, hello = self.take(client, Hello)
         self.untold.pop(client, None)
-        is_first = self.about is None
+        is_first, before = self.about is None, self.known(client)
         try:
             compare(self, client, hello)
-        except PeerError as error:
-            return request.fail(str(error))
-        before = self.known(client)
-        self._enrol(client, hello)
-        try:
+            self._enrol(client, hello)
             if is_first:
                 self.host.build(self.about)
                 is_first = False
             self.host.check_batches(client, hello.num_train)
         except PeerError as error:  # another is the server's own mistake, and ends the run
-            if is_first:  # there is no network yet, and the next client's data may fit
+            self.members.pop(client, None)
+            self.members |= before
+            if is_first:  # the next client's data may fit
                 self.about = None
                 self.tell(client, f"is sent away: {error}")
-            del self.members[client]
-            self.members |= before
             return request.fail(str(error))
         if self.has_room() and client not in self.progress.drawn:
             self.progress.drawn.append(client)

@@ -244,6 +244,31 @@ def test_a_mistake_of_the_servers_own_ends_an_open_run_and_is_no_clients(options
     assert not isinstance(serving.error, PeerError) and not told.done()
 
 
+@pytest.mark.parametrize(
+    "options, num_train, why",
+    [
+        (["init_from=elsewhere"], 32, "init_from=elsewhere holds another network: classifier.bias is"),
+    ],
+    ids=["its classes"],
+)
+def test_a_first_client_that_is_sent_away_is_not_there(options, num_train, why, tmp_path, monkeypatch, capfd):
+    cfg = compose(*OPTIONS, *OPEN, *options)
+    built = network.build(cfg, TEN)
+    monkeypatch.setattr(saved, "weights", lambda folder: built.client.state_dict() | built.server.state_dict())
+    server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
+    seven = {"num_classes": 7, "classes": list("abcdefg")}
+    first, second = (
+        server.inbox.deliver(client, "session", 1, "hello", Hello(shared(cfg), about, number, 16, None).body())
+        for client, (about, number) in enumerate([(seven, num_train), (TEN, 32)])
+    )
+    server.runstate.find()
+    server.roster.meet(server)
+    assert server.roster.here() == [1] and server.roster.about == server.agreement.about == TEN
+    assert second.wait()[0] == "done" and first.wait()[0] == "failed" and why in first.wait()[1]
+    out = capfd.readouterr().out
+    assert f"client 0 is sent away: {first.wait()[1]} (0 of 2 are there)" in out
+
+
 class OneMore(Proxy):
     """Sends its last step again, once, in the place of the weights."""
 
