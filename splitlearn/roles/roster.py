@@ -93,7 +93,6 @@ class Roster(Rounds):
             self._enrol(client, hello)
             if is_first:
                 self.host.build(self.about)
-                is_first = False
             self.host.check_batches(client, hello.num_train)
         except PeerError as error:  # another is the server's own mistake, and ends the run
             self.members.pop(client, None)

@@ -248,10 +248,11 @@ def test_a_mistake_of_the_servers_own_ends_an_open_run_and_is_no_clients(options
     "options, num_train, why",
     [
         (["init_from=elsewhere"], 32, "init_from=elsewhere holds another network: classifier.bias is"),
+        (["last_batch=drop"], 1, "client 0 has 1 samples, fewer than batch_size=16"),
     ],
-    ids=["its classes"],
+    ids=["its classes", "its samples"],
 )
-def test_a_first_client_that_is_sent_away_is_not_there(options, num_train, why, tmp_path, monkeypatch, capfd):
+def test_a_first_client_that_is_sent_away_decides_nothing(options, num_train, why, tmp_path, monkeypatch, capfd):
     cfg = compose(*OPTIONS, *OPEN, *options)
     built = network.build(cfg, TEN)
     monkeypatch.setattr(saved, "weights", lambda folder: built.client.state_dict() | built.server.state_dict())
