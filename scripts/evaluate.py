@@ -33,6 +33,7 @@ from splitlearn.exchange.exchange import Exchange, Outcome, converse, exchange_f
 from splitlearn.exchange.network import Network
 from splitlearn.exchange.passage import Passage
 from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of, told_apart
+from splitlearn.started import WORDS, Start
 from splitlearn.tasks import Metric, Task, task_from
 from splitlearn.tasks.task import ClientData
 from splitlearn.words import readable
@@ -115,12 +116,12 @@ def overridden(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfi
     """
     if not overrides:
         return cfg
-    started_with = folder / ".hydra" / "overrides.yaml"
-    if not started_with.exists():
-        raise UserError(f"overrides need {started_with}, with what the run was started with, and it is not there")
-    started_with = OmegaConf.load(started_with)
-    own = compose(*started_with, *readable(overrides))
-    if changed := differences(*map(_of_network, (compose(*started_with), own)), "the run has", "here"):
+    if not (folder / WORDS).exists():
+        raise UserError(f"overrides need {folder / WORDS}, with what the run was started with, and it is not there")
+    begun, now = Start.of(folder), readable(overrides)
+    own = compose(*begun.then(now))
+    before = compose(*begun.then([word for word in now if word.startswith("hydra.searchpath=")]))
+    if changed := differences(*map(_of_network, (before, own)), "the run has", "here"):
         raise UserError(f"{folder} is evaluated with the network that it has trained: leave out {changed}")
     return OmegaConf.merge(own, {"num_clients": cfg.num_clients})
 

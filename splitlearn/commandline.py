@@ -8,11 +8,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from splitlearn.errors import UserError, typed
 from splitlearn.folder import unusable
-from splitlearn.words import FOLDERS, quoted, readable, unquoted
+from splitlearn.started import WORDS, Start
+from splitlearn.words import FOLDERS, flags_first, quoted, readable, unquoted
+
+SWEEPS = "hydra.mode=MULTIRUN"
 
 
 def read(argv: list[str]) -> list[str]:
@@ -21,12 +22,11 @@ def read(argv: list[str]) -> list[str]:
     Raises:
         UserError: a word of it cannot be read, or a folder that it names cannot be used.
     """
-    argv = [argv[0], *readable(go_on(argv)[1:])]
+    argv = [argv[0], *flags_first(readable(go_on(argv)[1:]))]
     if not is_client():  # which writes nowhere
         check_folders(argv)
-    is_sweep = any(word.startswith("sweep=") and word not in ("sweep=", "sweep=null") for word in argv)
-    if is_sweep and not any(word.startswith("hydra.mode=") for word in argv):
-        argv.append("hydra.mode=MULTIRUN")  # Hydra 1.4 takes it from no file that is chosen
+    if is_sweep(argv):
+        argv.append(SWEEPS)  # Hydra 1.4 takes it from no file that is chosen
     return argv
 
 
@@ -50,41 +50,41 @@ def go_on(argv: list[str]) -> list[str]:
     folder = Path(os.path.expanduser(folders[-1]))
     if not os.path.exists(folder) and folders[-1][0] == folders[-1][-1] in "'\"":
         folder = Path(folders[-1][1:-1])  # quoted for Hydra
-    overrides, found = folder / ".hydra" / "overrides.yaml", _started_with(folder)
-    if found is None and not is_client():
-        if (folder / "config.yaml").exists():
-            raise UserError(
-                f"resume={folder}: there is no {overrides} any more, with the options that this run was started with:"
-                f" give them again, with {typed('hydra.run.dir', folder)}"
-            )
-        raise UserError(f"resume={folder}: no run was started in that folder; there is no {overrides}")
     now = [word for word in argv[1:] if not word.startswith("resume=")]
-    given = {"resume", "role", "client.index", *(word.split("=")[0] for word in now)}
-    before, number = found or ([], None)
-    before = [word for word in before if word.split("=")[0] not in given]
+    if is_sweep(now):
+        raise UserError(f"resume={folder} goes on with one run: leave out what makes a sweep of it, -m or sweep=")
+    start = _start_of(folder)
+    words = start.then(now) if start else now
     # A job of a sweep goes on alone, and stays the one that it is in that sweep's table.
-    number = [] if number is None else [f"hydra.job.num={number}"]
-    return [argv[0], *before, *now, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN", *number]
+    number = [f"hydra.job.num={start.job}"] if start and start.job is not None else []
+    return [argv[0], *words, f"hydra.run.dir={quoted(str(folder))}", "hydra.mode=RUN", *number]
 
 
-def _started_with(folder: Path) -> tuple[Sequence[str], int | None] | None:
-    """The words that the run in a folder was started with, and which job of a sweep it is; None where none is there."""
+def is_sweep(words: Sequence[str]) -> bool:
+    """Whether a command line's words start several runs."""
+    if modes := [word for word in words if word.startswith("hydra.mode=")]:
+        return modes[-1] == SWEEPS
+    words = [word for word in words if word not in ("sweep=", "sweep=null")]
+    return any(word == "-m" or word.startswith(("--m", "sweep=")) for word in words)
+
+
+def _start_of(folder: Path) -> Start | None:
+    """What the run in a folder was started with; None where a client, whose machine it need not be on, has it not."""
     try:
-        return OmegaConf.load(folder / ".hydra" / "overrides.yaml"), job_number(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+        return Start.of(folder)
     except OSError as error:
-        if is_client():  # of whose machine the folder need not be
+        if is_client():
             return None
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise UserError(
+                f"resume={folder} cannot be read ({error.strerror}): give a folder that this user may read and write"
+            ) from None
+    if (folder / "config.yaml").exists():
         raise UserError(
-            f"resume={folder} cannot be read ({error.strerror}): give a folder that this user may read and write"
-        ) from None
-
-
-def job_number(folder: Path) -> int | None:
-    """Which job of a sweep the run in a folder is; None for one that was started alone."""
-    path = folder / ".hydra" / "hydra.yaml"
-    return OmegaConf.select(OmegaConf.load(path), "hydra.job.num") if path.exists() else None  # None for ??? too
+            f"resume={folder}: there is no {folder / WORDS} any more, with the options that this run was started with:"
+            f" give them again, with {typed('hydra.run.dir', folder)}"
+        )
+    raise UserError(f"resume={folder}: no run was started in that folder; there is no {folder / WORDS}")
 
 
 def check_folders(argv: list[str]) -> None:

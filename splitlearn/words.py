@@ -15,6 +15,8 @@ from splitlearn.errors import UserError
 
 FOLDERS = ("hydra.run.dir", "hydra.sweep.dir")  # where runs write; never one of several values
 PATHS = (*FOLDERS, "data.root", "init_from", "rpc.token_file", "secret_file")
+WITH_VALUE = re.compile(r"--?[cpie][^=]*")  # flags of Hydra's whose value may be the next word, such as --config-dir
+OPTIONAL = re.compile("-i|--i[nfo]*")  # of which it need not be
 
 
 def quoted(text: str) -> str:
@@ -34,6 +36,17 @@ def readable(words: Iterable[str]) -> list[str]:
         UserError: it cannot read another word; says how to quote it.
     """
     return [_readable(word) for word in words]
+
+
+def flags_first(words: Iterable[str]) -> list[str]:
+    """A command line's words, flags of the program before all options: argparse takes options in one piece alone."""
+    flags, options, before = [], [], ""
+    for word in words:
+        is_value = WITH_VALUE.fullmatch(before) and ("=" not in word or not OPTIONAL.fullmatch(before))
+        is_flag = word.startswith("-") or is_value
+        (flags if is_flag else options).append(word)
+        before = word
+    return [*flags, "--", *options] if flags else options
 
 
 def _readable(word: str) -> str:

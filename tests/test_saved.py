@@ -324,6 +324,20 @@ def test_overrides_of_what_is_not_the_network_may_stand_behind_an_option(started
     assert status == 0 and "qu" in out
 
 
+def test_options_of_a_codec_go_with_it_and_a_runs_own_files_are_found(started, run_here, tmp_path):
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text("{_target_: torch.optim.SGD, lr: 0.125}")
+    words = [*SMALL, "optimizer=mine", "compressor=qu", "compressor.bits=4"]
+    OmegaConf.save(OmegaConf.create(words), started / ".hydra" / "overrides.yaml")
+    source = {"path": str(tmp_path / "conf"), "schema": "file", "provider": "command-line"}
+    runtime = {"config_sources": [source], "choices": {"compressor": "qu"}}
+    OmegaConf.save({"hydra": {"runtime": runtime}}, started / ".hydra" / "hydra.yaml")
+    status, out = run_here(EVALUATE, str(started), "compressor=none")
+    assert status == 0, f"{status}{out}"
+    (row,) = (cells(line) for line in out.splitlines() if line.startswith("| as c"))
+    assert row[1] == "none"
+
+
 def test_data_of_other_classes_than_the_runs_are_one_sentence(started, run_here):
     status, _ = run_here(EVALUATE, str(started), "data.classes=[ant,bee,cow,dog,eel,fox,gnu,hen,ibex,jay]")
     assert status.startswith("data=digits at data.root=None does not fit what the run has learned: it has 10 classes")

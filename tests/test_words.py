@@ -9,7 +9,7 @@ from runs import ROOT
 from simulation import compose
 
 from splitlearn.errors import UserError, typed
-from splitlearn.words import quoted, readable, unquoted
+from splitlearn.words import flags_first, quoted, readable, unquoted
 
 sys.path.insert(0, str(ROOT))
 from splitlearn import commandline
@@ -114,6 +114,87 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(word, words, tmp_path, run
     (tmp_path / "copied" / "config.yaml").touch()
     status, out = run_here(ROOT / "launch.py", word)
     assert status and all(text in f"{status}{out}" for text in words) and "Traceback" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("seed=1 cut=deep", "seed=1 cut=deep"),
+        ("seed=1 --config-dir a=b cut=deep -m", "--config-dir a=b -m -- seed=1 cut=deep"),
+        ("-cd mine -m ~sweep seed=1", "-cd mine -m -- ~sweep seed=1"),
+        ("cut=deep --info seed=1 -c job", "--info -c job -- cut=deep seed=1"),
+        ("--info config cut=deep", "--info config -- cut=deep"),
+    ],
+)
+def test_flags_may_stand_anywhere(words, expected):
+    assert flags_first(words.split()) == expected.split()
+
+
+@pytest.fixture
+def begun(tmp_path):
+    """begun("key=value", …): a run was started in d1 with these, and with files of options of the user's own."""
+    (tmp_path / "conf" / "optimizer").mkdir(parents=True)
+    (tmp_path / "conf" / "optimizer" / "mine.yaml").write_text("{_target_: torch.optim.SGD, lr: 0.125}")
+
+    def begin(*words, **choices):
+        source = {"path": str(tmp_path / "conf"), "schema": "file", "provider": "command-line"}
+        about = {"runtime": {"config_sources": [source], "choices": choices}, "job": {"num": "???"}}
+        (tmp_path / "d1" / ".hydra").mkdir(parents=True)
+        OmegaConf.save({"hydra": about}, tmp_path / "d1" / ".hydra" / "hydra.yaml")
+        OmegaConf.save([*words], tmp_path / "d1" / ".hydra" / "overrides.yaml")
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--cfg", "job", "resume=d1", "epochs=2"], ["resume=d1", "epochs=2", "--config-dir", "conf", "--cfg", "job"]],
+)
+def test_a_run_goes_on_with_ones_own_files_and_any_flags(flags, begun, run_here):
+    begun("optimizer=mine", optimizer="mine")
+    status, out = run_here(ROOT / "launch.py", *flags)
+    assert status == 0 and "lr: 0.125\n" in out and "\nepochs: 2\n" in out, out
+
+
+def test_one_whose_own_files_have_gone_is_one_sentence(begun, tmp_path, run_here):
+    begun("optimizer=mine", optimizer="mine")
+    (tmp_path / "conf").rename(tmp_path / "moved")
+    status, out = run_here(ROOT / "launch.py", "resume=d1", "--cfg", "job")
+    assert status == 1 and f"{tmp_path / 'conf'}, which is not there any more: name the folder" in out
+    status, out = run_here(ROOT / "launch.py", "resume=d1", "--cfg", "job", "hydra.searchpath=[file://moved]")
+    assert status == 0 and "lr: 0.125\n" in out
+
+
+@pytest.mark.parametrize("words", [["-m", "resume=d1", "seed=0,1"], ["resume=d1", "sweep=grid"]])
+def test_a_sweep_does_not_go_on_in_one_runs_folder(words, begun, run_here):
+    begun()
+    status, out = run_here(ROOT / "launch.py", *words)
+    assert status == 1 and out == "resume=d1 goes on with one run: leave out what makes a sweep of it, -m or sweep=\n"
+
+
+BEFORE = ["schedule=step", "schedule.step_size=2", "compressor=qu", "compressor.bits=4", "compressor@downlink=rt"]
+BEFORE += ["downlink.ratio=0.7", "+schedule.gamma=0.5", "seed=1"]
+CHOSEN = {"schedule": "step", "compressor": "qu", "compressor@downlink": "rt", "optimizer": "mine"}
+
+
+@pytest.mark.parametrize(
+    ("now", "left"),
+    [
+        (["seed=2"], BEFORE[:7]),
+        (["compressor=qu", "optimizer=mine"], [*BEFORE[:2], *BEFORE[3:]]),
+        (["schedule=constant"], [*BEFORE[2:6], "seed=1"]),
+        (["compressor=none"], [*BEFORE[:2], *BEFORE[4:]]),
+        (["compressor@downlink=none"], [*BEFORE[:4], *BEFORE[6:]]),
+        (["codecs=none"], [*BEFORE[:2], *BEFORE[6:]]),
+        (["schedule={step_size: 3}"], BEFORE[1:]),
+    ],
+    ids=lambda words: words[0],
+)
+def test_what_a_group_was_before_goes_with_its_options(now, left, begun, tmp_path, monkeypatch):
+    begun(*BEFORE, **CHOSEN)
+    monkeypatch.chdir(tmp_path)
+    argv = commandline.go_on(["launch.py", "resume=d1", *now])
+    assert [word for word in argv[1:] if not word.startswith("hydra.")] == [*left, *now]
 
 
 def test_a_client_may_be_given_folders_of_the_servers_machine(tmp_path, monkeypatch):
