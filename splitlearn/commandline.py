@@ -53,6 +53,8 @@ def go_on(argv: list[str]) -> list[str]:
     now = [word for word in argv[1:] if not word.startswith("resume=")]
     if is_sweep(now):
         raise UserError(f"resume={folder} goes on with one run: leave out what makes a sweep of it, -m or sweep=")
+    if (elsewhere := [word for word in now if word.startswith(FOLDERS)]) and not is_client():
+        raise UserError(f"resume={folder} goes on in that folder: leave {elsewhere[-1]} out")
     start = _start_of(folder)
     words = start.then(now) if start else now
     # A job of a sweep goes on alone, and stays the one that it is in that sweep's table.
@@ -90,11 +92,19 @@ def _start_of(folder: Path) -> Start | None:
 def check_folders(argv: list[str]) -> None:
     """
     Raises:
-        UserError: the folder that the run is given to write into cannot be.
+        UserError: a folder that is given to write into cannot be, or nothing would heed it.
     """
+    heeded = FOLDERS[is_sweep(argv)]
     for word in argv:
-        key, _, folder = word.partition("=")
-        if key in FOLDERS and "${" not in folder and (why := unusable(Path(unquoted(folder)))):
+        key, _, folder = word.lstrip("+").partition("=")
+        if key not in FOLDERS:
+            continue
+        if key != heeded:
+            remedy = "leave -m or sweep= out" if is_sweep(argv) else "add -m"
+            raise UserError(f"{word} is not heeded here: the folder is {heeded}=<folder>; say so, or {remedy}")
+        if "${" not in folder and not unquoted(folder).strip():
+            raise UserError(f"{word} is blank: name a folder, or leave it out")
+        if "${" not in folder and (why := unusable(Path(unquoted(folder)))):
             raise UserError(f"{word}: {why}; choose another folder")
 
 

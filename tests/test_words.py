@@ -106,13 +106,19 @@ def test_quotes_come_off_again():
         ("resume=file", ["no run was started in that folder"]),
         ("hydra.run.dir=file", ["file is a file, not a folder"]),
         ("hydra.run.dir='file/below'", ["file is a file, not a folder"]),
+        ("hydra.run.dir=", ["hydra.run.dir= is blank: name a folder, or leave it out"]),
+        ("-m hydra.sweep.dir=", ["hydra.sweep.dir= is blank"]),
+        ("hydra.sweep.dir=x", ["hydra.sweep.dir=x is not heeded here", "is hydra.run.dir=<folder>", "or add -m"]),
+        ("-m hydra.run.dir=x", ["hydra.run.dir=x is not heeded here", "is hydra.sweep.dir=<folder>", "or leave -m"]),
+        ("sweep=grid hydra.run.dir=x", ["hydra.run.dir=x is not heeded here"]),
+        ("resume=d1 hydra.run.dir=x", ["resume=d1 goes on in that folder: leave hydra.run.dir=x out"]),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_sentence(word, words, tmp_path, run_here):
     (tmp_path / "file").touch()
     (tmp_path / "copied").mkdir()
     (tmp_path / "copied" / "config.yaml").touch()
-    status, out = run_here(ROOT / "launch.py", word)
+    status, out = run_here(ROOT / "launch.py", *word.split())
     assert status and all(text in f"{status}{out}" for text in words) and "Traceback" not in out
 
 
