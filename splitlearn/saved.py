@@ -97,6 +97,8 @@ def weights(folder: str) -> dict[str, Tensor]:
     Raises:
         UserError: there are none, or each client has a network of its own.
     """
+    if not str(folder).strip():
+        raise UserError("init_from= is blank: name the folder of a run, or leave it out")
     try:
         run = _load(Path(os.path.expanduser(str(folder))))
     except UserError as error:

@@ -204,6 +204,8 @@ def test_a_run_does_not_start_from_another_network(overrides, words, trained):
 def test_what_there_is_to_start_from(trained, tmp_path):
     with pytest.raises(UserError, match="init_from: nowhere holds no run"):
         saved.weights("nowhere")
+    with pytest.raises(UserError, match="init_from= is blank: name the folder of a run"):
+        saved.weights("")
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     state = torch.load(run / "client_segment.pt")

@@ -100,7 +100,7 @@ def build(cfg: DictConfig, about: dict[str, Any] | None = None, pretrained: bool
             raise UserError(f"bottleneck={channels} is for samples of one shape, and texts differ in length: set null")
         try:
             path = task.cut_path(cfg, cut, plain) if cut != LAST else task.last_cut(plain)
-            path = path or _last(rest, example, lengths)
+            path = _last(rest, example, lengths) if path is None else path
             part, following = split(rest, path, example, lengths)
         except UserError as error:
             if points:

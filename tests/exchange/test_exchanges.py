@@ -188,6 +188,8 @@ def test_a_way_back_that_is_not_possible_is_refused_with_the_valid_ones(cut):
         (["cut=[block1,block2]"], "exchange=labels_up cuts the network once"),
         (["exchange=u_shaped", "cut=[block1]"], r"give two cuts, cut=\[<first>,<second>\]"),
         (["exchange=u_shaped", "cut=flatten"], "cut_back=last is not possible.*; this cut has to come after flatten"),
+        (["cut="], "^cut= is not possible: no module has this path. Valid cuts: .*block1"),
+        (["exchange=u_shaped", "cut=block2", "cut_back="], "^cut= is not possible: no .*has to come after block2$"),
     ],
 )
 def test_a_number_of_cuts_that_does_not_fit_is_one_sentence(overrides, expected):
