@@ -129,6 +129,8 @@ def check(cfg: DictConfig) -> None:
                 continue
             if isinstance(value, bool) or not isinstance(value, number) or not low <= value < math.inf:
                 raise UserError(f"{key}={kinds.shown(value)} must be {what}")
+            if number is int and value > kinds.LARGEST:
+                raise UserError(f"{key}={value} is too large: choose {kinds.LARGEST} at most")
     for key in (*TEXT, *TEXT_OR_NONE):
         value = OmegaConf.select(cfg, key)
         if not (isinstance(value, str) and value.strip()) and not (value is None and key in TEXT_OR_NONE):

@@ -195,6 +195,7 @@ def test_random_compressors_draw_by_their_seed(seeds, same):
         "checkpoint.best=often",
         "membership.step_deadline_s=0",
         "observe.inputs=ture",
+        "batch_size=99999999999999999999",
     ],
 )
 def test_mistake_is_named(override):

@@ -104,6 +104,7 @@ def test_a_file_with_the_same_classes_has_the_head_too(config, tmp_path):
     "overrides, content, expected",
     [
         (["arch.weights=nowhere/model.pt"], None, r"^arch\.weights=nowhere/model\.pt: there is no such file"),
+        (["arch.weights=[a,b]"], None, r"^arch.weights=\['a', 'b'\] must be a file, the name of weights, or null"),
         (["arch.weights=DEFAULT"], None, "^arch.weights=DEFAULT: arch convnet has no weights that are known by name"),
         (
             ["arch=resnet18", "arch.weights=BEST"],

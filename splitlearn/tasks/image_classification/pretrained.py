@@ -29,6 +29,8 @@ def load(arch: DictConfig, model: nn.Module, num_classes: int, image_size: int) 
     Raises:
         UserError: they are not there, or of another network; says where they were looked for.
     """
+    if not isinstance(arch.weights, str):
+        raise UserError(f"arch.weights={arch.weights} must be a file, the name of weights, or null")
     path = Path(arch.weights).expanduser()
     if path.suffix in FILES or path.is_file():
         if not path.is_file():
