@@ -60,14 +60,8 @@ def main() -> None:
         state = adapters.save(model, run.cfg.lora, arch.get("model"), arguments.file)
     elif is_folder:
         hf.save(model, arguments.file)
-    elif arguments.file.suffix == ".safetensors":
-        try:
-            from safetensors.torch import save_file
-        except ImportError:
-            sys.exit("a .safetensors file needs the package safetensors: pip install safetensors, or write a .pt file")
-        save_file(state, arguments.file, metadata={"format": "pt"})
     else:
-        torch.save(state, arguments.file)
+        write(state, arguments.file)
     size = sum(tensor.nbytes for tensor in state.values())
     print(f"{arguments.file}: {arch.name} after step {run.step}, {len(state)} tensors, {size:,} bytes")
     for cut in run.network().cuts:
@@ -76,6 +70,27 @@ def main() -> None:
                 f'with a bottleneck, so that it loads into splitlearn.with_bottleneck(model, "{cut.path}",'
                 f" {cut.channels[0]}, example)"
             )
+
+
+def write(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a state_dict as a file's name says; ends with a sentence where it cannot be written there."""
+    refusals: tuple[type[Exception], ...] = (OSError,)
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import save_file
+        except ImportError:
+            sys.exit("a .safetensors file needs the package safetensors: pip install safetensors, or write a .pt file")
+        refusals += (SafetensorError,)
+    try:
+        with path.open("wb") as file:  # by itself, as what torch and safetensors say of a place differs
+            if path.suffix == ".safetensors":
+                save_file(state, path, metadata={"format": "pt"})
+            else:
+                torch.save(state, file)
+    except refusals as error:
+        why = getattr(error, "strerror", None) or error
+        sys.exit(f"{path} cannot be written ({why}): make room there, or name another file")
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ def test_an_export_loads_into_the_uncut_network(trained, suffix, run_here, tmp_p
     assert all(torch.equal(state[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("path", ["/proc/model.pt", "/proc/model.safetensors", "/dev/full/model.pt", "full.pt"])
+def test_an_export_that_cannot_be_written_is_one_sentence(path, trained, run_here, tmp_path):
+    (tmp_path / "full.pt").symlink_to("/dev/full")
+    status, _ = run_here(EXPORT, str(trained), path)
+    assert str(status).startswith(path if "full/" not in path else "/dev/full") and "\n" not in status
+
+
 def test_no_test_samples_are_one_sentence(trained, run_here, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     cfg = OmegaConf.load(trained / "config.yaml")
