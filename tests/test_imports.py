@@ -26,10 +26,11 @@ FLOORS = [
     {"tasks", "transport"},
     {"segments", "rates"},
     {"config"},
+    {"commandline"},
+    {"started"},
     {"kinds"},
     {"compressors", "defences"},
     {"kernels"},
-    {"commandline"},
     {
         "batches",
         "checkpoints",
