@@ -228,6 +228,15 @@ def test_membership_that_cannot_work_is_named(overrides, match):
         checks.check(compose(*overrides))
 
 
+@pytest.mark.parametrize("exchange", ["send_once", "update_by_loss"])
+def test_an_exchange_whose_server_holds_the_samples_is_given_all_of_them(exchange):
+    options = [f"exchange={exchange}", "epochs=20"]
+    for overrides in (["samples_per_epoch=100"], ["task=causal_lm"]):
+        with pytest.raises(UserError, match=rf"^exchange={exchange} does not go with .*: use samples_per_epoch=null$"):
+            checks.check(compose(*overrides, *options))
+        checks.check(compose(*overrides, *options, "samples_per_epoch=null"))
+
+
 def test_mistake_in_downlink_is_named():
     with pytest.raises(UserError, match=r"^downlink\.ratio=1\.0 is out of range"):
         checks.check(compose("compressor@downlink=sp", "downlink.ratio=1"))

@@ -79,3 +79,5 @@ def check_alone(cfg, exchange: str) -> None:
         "membership.sample": (None,),
     }
     check_goes_with(cfg, exchange, fits)
+    why = ", as the server would hold that many of each client's samples and train on these alone"
+    check_goes_with(cfg, exchange, {"samples_per_epoch": (None,)}, why)
