@@ -1,6 +1,7 @@
 """Evaluates a run's network on its test set: through its compressors, as in the run, and without compression.
 
-Then, as configured: each client's accuracy, and which classes were taken for which.
+Then, as configured: each client's accuracy, and which classes were taken for which. Where each client has a segment of
+its own, it is tested with that one, or all are with the one of --client.
 
     python scripts/evaluate.py outputs/2026-01-31/12-00-00
     python scripts/evaluate.py outputs/2026-01-31/12-00-00 data.root=/data/cifar10 compressor=ms_best
@@ -36,6 +37,7 @@ from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of,
 from splitlearn.started import WORDS, Start
 from splitlearn.tasks import Metric, Task, task_from
 from splitlearn.tasks.task import ClientData
+from splitlearn.topologies import topology_from
 from splitlearn.words import readable
 
 # What makes the network, and says what goes through it.
@@ -64,7 +66,7 @@ class Tested:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
-    parser.add_argument("--client", type=int, default=0, help="whose segment, where each client has its own")
+    parser.add_argument("--client", type=int, help="whose segment, where each has its own; default: each client's own")
     parser.add_argument("--best", action="store_true", help="the weights of the best evaluation (checkpoint.best=true)")
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
@@ -75,12 +77,15 @@ def main() -> None:
     task, exchange, network = task_from(cfg), exchange_from(cfg), run.network()
     clients = saved.test_data(task, cfg, run.about)
     task.know(task.tested(run.about, [data.about for data in clients]))
+    are_all_here = len(clients) == run.cfg.num_clients  # else nothing says whose data these are
+    has_own = arguments.client is None and topology_from(run.cfg).keeps_own and are_all_here
+    segments = run.clients if has_own else dict.fromkeys(range(len(clients)), run.client)
     plain = OmegaConf.merge(cfg, {"evaluate": {"compressed": False}})
     ways = {}
     for title, setting in {"as configured": cfg, "no compression": plain}.items():
         channels = channels_of(setting, exchange)
         know(channels, network, setting)
-        ways[title] = tested(network, channels, exchange, task, clients, cfg.batch_size)
+        ways[title] = tested(network, segments, channels, exchange, task, clients, cfg.batch_size)
     if not any(way.outcomes for way in ways.values()):
         root = cfg.data.get("root")
         raise UserError(f"data={cfg.data.name} has no test samples at data.root={root}: give another data.root")
@@ -89,7 +94,10 @@ def main() -> None:
     its = found["as configured"]
     name, of_data = task.headline(cfg)
     of = f", bottleneck={cfg.bottleneck}" if cfg.get("bottleneck") else ""
-    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {its['samples']:,} test samples of {of_data}\n")
+    client = next(iter(run.clients)) if arguments.client is None else arguments.client
+    whose = ", each client's with its own segment" if has_own else f", with the segment of client {client}"
+    whose *= len(run.clients) > 1
+    print(f"{name} cut={cfg.cut}{of} after step {run.step}, {its['samples']:,} test samples of {of_data}{whose}\n")
     titles = [metric.title for metric in task.metrics]
     rows = [
         [title, way.codec, *forms(found[title], task.metrics), f"{found[title]['loss']:.4f}", a_sample(way, its)]
@@ -134,15 +142,18 @@ def _of_network(cfg: DictConfig) -> dict[str, object]:
 @torch.no_grad()
 def tested(
     network: Network,
+    segments: dict[int, dict[str, Tensor]],
     channels: dict[str, Channel],
     exchange: Exchange,
     task: Task,
     clients: list[ClientData],
     batch_size: int,
 ) -> Tested:
-    """All clients' test samples through the network and the channels' codecs."""
+    """The test samples of each client that there is a segment of, through it, the rest, and the channels' codecs."""
     outcomes, num_bytes = [], 0
-    for client, data in enumerate(clients):
+    for client, segment in segments.items():
+        network.client.load_state_dict(segment)
+        data = clients[client]
         both = Codecs(channels, "up"), Codecs(channels, "down")
         for batch in data.test:
             inputs, targets = task.to_device(batch, torch.device("cpu"))

@@ -56,12 +56,13 @@ class SavedRun:
         return built
 
 
-def load(folder: Path, client: int = 0, best: bool = False) -> SavedRun:
+def load(folder: Path, client: int | None = 0, best: bool = False) -> SavedRun:
     """Loads the run in `folder`: its final weights, or of a run that has not finished those of its last checkpoint.
 
     Args:
         folder: of the run.
-        client: whose segment, where each client has its own (topology.average=never, or a checkpoint within an epoch).
+        client: whose segment, where each client has its own (topology.average=never, or a checkpoint within an epoch);
+            None: that of the first one that has any.
         best: the weights of the best evaluation, which checkpoint.best keeps.
 
     Raises:
@@ -165,9 +166,9 @@ def _summary(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def _of_client(segments: dict[int, Any], client: int, folder: Path) -> Any:
-    if len(segments) == 1:
-        return next(iter(segments.values()))  # all have the same
+def _of_client(segments: dict[int, Any], client: int | None, folder: Path) -> Any:
+    if len(segments) == 1 or client is None:
+        return next(iter(segments.values()))  # of one, all have the same
     if client not in segments:
         raise UserError(f"there is no client {client} in {folder}: choose one of {', '.join(map(str, segments))}")
     return segments[client]

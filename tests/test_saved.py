@@ -309,6 +309,27 @@ def test_classes_and_clients_are_told_apart_as_the_run_did(trained, run_here):
     )
 
 
+def test_clients_of_their_own_segments_are_tested_with_these_as_in_the_run(run_here, tmp_path):
+    local.run(compose(*SMALL, "topology.average=never", "epochs=3", "optimizer.lr=0.1"), tmp_path / "run")
+    found = summary(tmp_path / "run")
+    expected = [pytest.approx(its["top1"], abs=5e-5) for its in found["by_client"].values()]
+
+    def evaluated(*options: str) -> tuple[str, list[float]]:
+        status, out = run_here(EVALUATE, "run", *options)
+        assert status == 0, out
+        table = [cells(line) for line in out.splitlines() if line.startswith("| ")]
+        start = [row[0] for row in table].index("client")
+        return out, [float(row[2].rstrip("%")) / 100 for row in table[start + 1 : start + 3]]
+
+    out, by_client = evaluated()
+    assert by_client == expected and f"| {found['test_loss']:.4f} |" in out
+    assert "20 test samples of digits, each client's with its own segment\n" in out
+    for client in range(2):
+        out, by_client = evaluated("--client", f"{client}")
+        assert f"20 test samples of digits, with the segment of client {client}\n" in out
+        assert by_client[client] == expected[client] and f"| {found['test_loss']:.4f} |" not in out
+
+
 @pytest.fixture
 def started(trained, tmp_path):
     """The same run, with what it was started with."""
