@@ -1,11 +1,13 @@
 """Defences: what they do to a tensor, what they claim, and that runs with them are as any other."""
 
+import io
 import json
 import math
 
 import pytest
 import torch
-from runs import metrics
+from rich.console import Console
+from runs import metrics, summary
 from simulation import compose
 
 from splitlearn import checks, local
@@ -20,7 +22,7 @@ from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.passage import Passage
-from splitlearn.measure.display import epoch_line
+from splitlearn.measure.display import Display, epoch_line
 from splitlearn.privacy.observing import observed
 from splitlearn.tasks import task_from
 
@@ -231,6 +233,24 @@ def test_a_claim_is_told(tmp_path):
     assert f"ε {lines[1]['noise_epsilon']:.4g}" in epoch_line(2, 2, lines[1], task_from(cfg), 0, 0)
     claims = json.loads((tmp_path / "summary.json").read_text())["claims"]
     assert claims == {name: lines[1][name] for name in ("noise_epsilon", "noise_epsilon_per_epoch", "noise_delta")}
+
+
+def test_epochs_in_which_nothing_is_sent_cost_no_privacy(tmp_path):
+    pytest.importorskip("dp_accounting")
+    once = ["exchange=send_once", "exchange.local_epochs=1", "exchange.resend_every=2", "epochs=4"]
+    cfg = compose(*SMALL, *CLAIM, *once, "defence.noise.scale=4", "cut=block1.0")
+    local.run(cfg, tmp_path)
+    noise = channels_of(cfg, exchange_from(cfg))["smashed"].defences["noise"]
+    epsilons = [noise.claims(number)["epsilon"] for number in range(3)]
+    assert [line["noise_epsilon"] for line in metrics(tmp_path, "epoch")] == [epsilons[i] for i in (0, 1, 1, 2)]
+    assert epsilons[0] == 0 < epsilons[1] < epsilons[2]
+    display, screen = Display(), io.StringIO()
+    display.console, display.num_clients = Console(file=screen, width=200), 2
+    display.summary(summary(tmp_path), task_from(cfg), exchange_from(cfg).channels)
+    said = (
+        "differential privacy of each training sample's tensor, not of labels, weights and test samples: noise_epsilon"
+    )
+    assert said in screen.getvalue()
 
 
 @pytest.mark.slow

@@ -93,7 +93,8 @@ class Noise(Defence):
 
         event = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}[self.kind]
         accountant = RdpAccountant()
-        accountant.compose(event(self.scale / 2), number)  # 2·clip apart, at most
+        if number:
+            accountant.compose(event(self.scale / 2), number)  # 2·clip apart, at most
         return float(accountant.get_epsilon(self.delta))
 
     def check(self, cfg):

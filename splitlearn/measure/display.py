@@ -126,9 +126,8 @@ class Display:
             )
         if claims := summary["claims"]:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in claims.items())
-            self.console.print(
-                f"differential privacy of each sample's tensor, not of labels and weights: {numbers}", soft_wrap=True
-            )
+            of = "of each training sample's tensor, not of labels, weights and test samples"
+            self.console.print(f"differential privacy {of}: {numbers}", soft_wrap=True)
         if summary["skipped"]:
             self.note(f"{summary['skipped']} batches were left out: their loss or smashed data were not finite")
         if summary["unreadable"]:

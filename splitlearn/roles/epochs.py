@@ -32,7 +32,8 @@ def end_epoch(server: Any) -> None:
     progress, loss = server.progress, server.recorder.tally.means(server.task).get("loss")
     epoch, phase = progress.epoch, (progress.phase, progress.reference)
     most = 2 if server.cfg.get("samples_per_epoch") else 1  # an epoch may begin with what the one before ended with
-    server.recorder.claims = claims_of(server.channels, epoch, most)
+    progress.num_sending += server.roster.plan.every > 0
+    server.recorder.claims = claims_of(server.channels, progress.num_sending, most)
     server.recorder.end_epoch(epoch, server.stopwatch.take())
     progress.end_epoch(*(phase if loss is None else server.exchange.next_phase(*phase, loss)))
     if server.runstate.saves_epoch(epoch) or server.is_stopping:

@@ -20,6 +20,7 @@ class Progress:
         since_update: steps since the server's optimizer stepped.
         update: steps of its optimizer in the epoch.
         num_updates: that the learning rate counts an epoch as; 0: not known yet.
+        num_sending: epochs that are done whose plan had the clients send.
         phase: of the run, where the exchange plans its epochs as it goes, and
         reference: what it goes by; see Exchange.next_phase.
         drawn: clients that take part in the epoch, where not all do; see rounds.py.
@@ -33,6 +34,7 @@ class Progress:
     since_update: int = 0
     update: int = 0
     num_updates: int = 0
+    num_sending: int = 0
     phase: str | None = None
     reference: float | None = None
     drawn: list[int] = field(default_factory=list)

@@ -53,6 +53,7 @@ class RunState:
                 self._weights = saved.weights(self.cfg.init_from)
             return
         longer.check(folder, checkpoint["config"], shared(self.cfg), checkpoint["progress"])
+        server.progress.num_sending = checkpoint["progress"]["epoch"] - 1  # at most; an older run does not say
         for name, value in checkpoint["progress"].items():
             setattr(server.progress, name, value)
         server.roster.members.update(
