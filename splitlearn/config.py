@@ -90,8 +90,12 @@ def check_goes_with(cfg: DictConfig, what: str, fits: dict[str, tuple], why: str
         UserError: a key has another value.
     """
     for key, values in fits.items():
-        if (value := OmegaConf.select(cfg, key)) not in values:
-            raise UserError(f"{what} does not go with {key}={value}{why}: use {key}={values[0] or 'null'}{otherwise}")
+        if (value := OmegaConf.select(cfg, key)) in values:
+            continue
+        use = f"{key}={values[0] or 'null'}"
+        if key == "topology.name" or (key == "topology.average" and value is None):  # no key of it would mend that
+            key, value, use = "topology", cfg.topology.get("name"), "topology=parallel"
+        raise UserError(f"{what} does not go with {key}={value}{why}: use {use}{otherwise}")
 
 
 def compressor_from(cfg: DictConfig, key: str) -> Compressor:

@@ -228,6 +228,19 @@ def test_membership_that_cannot_work_is_named(overrides, match):
         checks.check(compose(*overrides))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["exchange=send_once", "epochs=20"], "exchange=send_once does not go with topology=sequential: use {}$"),
+        (["exchange=update_by_loss"], "exchange=update_by_loss does not go with topology=sequential: use {}$"),
+        (["+compressor@weights=uq"], "compressor@weights=uq does not go with topology=sequential: use {}, or "),
+    ],
+)
+def test_what_needs_another_topology_names_the_choice_that_brings_its_options(overrides, match):
+    with pytest.raises(UserError, match="^" + match.format("topology=parallel")):
+        checks.check(compose("topology=sequential", *overrides))
+
+
 @pytest.mark.parametrize("exchange", ["send_once", "update_by_loss"])
 def test_an_exchange_whose_server_holds_the_samples_is_given_all_of_them(exchange):
     options = [f"exchange={exchange}", "epochs=20"]
