@@ -8,13 +8,16 @@ from typing import Any
 NUM_EACH = 4  # clients that are named one by one
 
 
-def samples_in_words(members: Mapping[int, Any], num_clients: int, num_of_server: int | None) -> str:
+def samples_in_words(
+    members: Mapping[int, Any], num_clients: int, num_of_server: int | None, are_of_epoch: bool = False
+) -> str:
     """All clients' samples, and each client's where they differ or are its own.
 
     Args:
         members: by client, with num_train, num_test and origin of each (see Member), as far as they are known.
         num_clients: of the run.
         num_of_server: test samples of the server's own, with evaluate.on=server.
+        are_of_epoch: what a member says that it trains on are those of an epoch, of which it has more.
     """
     origins = [member.origin for member in members.values() if member.origin]
     is_own, is_complete = any(origin["partition"] == "none" for origin in origins), len(members) == num_clients
@@ -26,7 +29,7 @@ def samples_in_words(members: Mapping[int, Any], num_clients: int, num_of_server
     else:
         return ""  # each says on joining what it has
     tested = f"{test:,} to test on" if num_of_server is None else f"{num_of_server:,} of the server to test on"
-    text = f"{train:,} samples to train on, {tested}"
+    text = f"{train:,} samples to train on{' in each epoch' * (are_of_epoch and is_complete)}, {tested}"
     trained = [pair[0] for pair in numbers.values()]
     if not is_complete or not (is_own or max(trained) - min(trained) > 1):
         return text

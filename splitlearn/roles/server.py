@@ -136,8 +136,8 @@ class Server:
         self.trainable = Trainable(built.server.to(self.device), self.cfg)
         self.client_states = [state_of(built.client)]
         num_own = self.own_test and self.own_test.data.num_test
-        samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own)
-        samples += " in each epoch" * bool(samples and self.cfg.get("samples_per_epoch"))
+        are_of_epoch = bool(self.cfg.get("samples_per_epoch"))
+        samples = samples_in_words(self.roster.members, self.cfg.num_clients, num_own, are_of_epoch)
         self.recorder.describe(built.cuts, about, samples)
         self.runstate.restore()
         self.codecs.keep_frozen(next(filter(None, self.client_states)), self.agreement)

@@ -3,6 +3,7 @@
 import copy
 import shutil
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
+from splitlearn.measure.samples import samples_in_words
 from splitlearn.roles.client import Client
 from splitlearn.roles.server import Server
 
@@ -70,6 +72,14 @@ def play(tmp_path, monkeypatch):
         return server, serving.error, [client.error for client in clients]
 
     return run
+
+
+def test_samples_of_an_epoch_are_those_to_train_on_and_not_all_that_a_data_set_has():
+    origin = {"partition": "iid", "num_train": 64, "num_test": 16}
+    members = {client: SimpleNamespace(num_train=4, num_test=8, origin=origin) for client in range(2)}
+    assert samples_in_words(members, 2, None, True) == "8 samples to train on in each epoch, 16 to test on"
+    assert samples_in_words(members, 2, None) == "8 samples to train on, 16 to test on"
+    assert samples_in_words(members, 3, None, True) == "64 samples to train on, 16 to test on"  # one is still to come
 
 
 def test_each_client_trains_and_is_tested_on_all_of_its_own(owned, play, tmp_path, capfd):
