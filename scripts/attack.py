@@ -96,7 +96,7 @@ def attacked(folder: Path, name: str, attack: "Attack", epoch: int | None, seeds
     (folder / "attacks").mkdir(exist_ok=True)
     if found[0].pairs:
         draw(found[0].pairs, folder / "attacks" / f"{name}.png")
-    return {"epoch": scene.epoch, "batches": len(scene.seen), "figures": figures}
+    return {"epoch": scene.epoch, "batches": found[0].num_batches or len(scene.seen), "figures": figures}
 
 
 def show(name: str, about: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -161,8 +162,8 @@ def test_what_is_for_one_machine_is_refused_by_a_client_on_another(overrides, sa
 
 def of_gradients(rows, labels):
     """What label inference finds in (N, …) gradients of samples with (N,) labels."""
-    scene = SimpleNamespace(seen=[{"targets": labels}], channel=lambda *names: ("gradient", [rows]))
-    return LabelInference().run(scene, seed=0)
+    seen = [{"targets": labels, "channels": {"gradient": rows}}]
+    return LabelInference().run(Scene(compose(), None, None, 1, seen, [], False), seed=0)
 
 
 def test_gradients_that_tell_nothing_of_labels_are_worth_a_guess():
@@ -177,6 +178,22 @@ def test_gradients_that_tell_nothing_of_labels_are_worth_a_guess():
     telling = of_gradients(rows + 20 * torch.eye(10, 30)[labels] * (1 + labels.view(-1, 1)), labels)
     assert all(figure > telling.guess[name] + 0.1 for name, figure in telling.figures.items()), telling
     assert of_gradients(rows, labels) == found[-1]
+
+
+def test_labels_are_looked_for_where_gradients_crossed(tmp_path):
+    aligned = ["exchange=aligned", "exchange.align_every=3", "observe.batches=3", "observe.every=1"]
+    local.run(compose(*SMALL, *aligned, "compressor=none"), tmp_path)
+    scene = Scene.load(tmp_path)
+    with_one = [one for one in scene.seen if one["batch"] == 1]
+    assert len(scene.seen) == 6 and len(with_one) == 2  # of each client the first
+    found = LabelInference().run(scene, seed=0)
+    assert found == LabelInference().run(replace(scene, seen=with_one), seed=0) and found.num_batches == 2
+    others = replace(scene, seen=[one for one in scene.seen if one["batch"] > 1])
+    with pytest.raises(UserError, match=r"exchange=aligned sent none with the batches that are kept of epoch 1$"):
+        LabelInference().run(others, seed=0)
+    others.cfg = compose("exchange=local_loss")
+    with pytest.raises(UserError, match=r"^nothing crossed as .* or gradient: exchange=local_loss sends none$"):
+        LabelInference().run(others, seed=0)
 
 
 @pytest.mark.slow

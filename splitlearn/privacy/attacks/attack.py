@@ -93,15 +93,24 @@ class Scene:
         return [one["inputs"] for one in self.seen]
 
     def channel(self, *names: str) -> tuple[str, list[Tensor]]:
-        """What crossed on the first of these channels that the run has, float32 whatever precision it crossed in.
+        """What crossed on the first of these channels that any batch has, float32 whatever precision it crossed in.
+
+        It is of the batches of `crossed`.
 
         Raises:
-            UserError: it has none of them.
+            UserError: none has.
         """
         for name in names:
-            if all(name in one["channels"] for one in self.seen):
-                return name, [one["channels"][name].float() for one in self.seen]
-        raise UserError(f"nothing crossed as {' or '.join(names)}: exchange={exchange_from(self.cfg).name} sends none")
+            if found := self.crossed(name):
+                return name, [one["channels"][name].float() for one in found]
+        exchange = exchange_from(self.cfg)
+        has_none = not {*names} & {channel.name for channel in exchange.channels}
+        why = "sends none" if has_none else f"sent none with the batches that are kept of epoch {self.epoch}"
+        raise UserError(f"nothing crossed as {' or '.join(names)}: exchange={exchange.name} {why}")
+
+    def crossed(self, name: str) -> list[dict[str, Any]]:
+        """The batches of `seen` of which something crossed on a channel: of some exchanges, not of all."""
+        return [one for one in self.seen if name in one["channels"]]
 
     @torch.no_grad()
     def smashed(self, inputs: list[Tensor], segment: Parts | None = None) -> list[Tensor]:
@@ -132,11 +141,13 @@ class Found:
         figures: what the attack came to, by name.
         guess: the same of a guess that sees nothing.
         pairs: (N, 3, H, W) originals and reconstructions, from 0 to 1, for people to look at.
+        num_batches: that it looked at; None: all that are kept.
     """
 
     figures: dict[str, float]
     guess: dict[str, float]
     pairs: tuple[Tensor, Tensor] | None = field(default=None)
+    num_batches: int | None = None
 
 
 class Attack:

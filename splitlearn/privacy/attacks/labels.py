@@ -1,7 +1,7 @@
 """Label inference: what the gradients that come from the side with the labels tell of them.
 
 In u_shaped the labels are the clients' secret, and the gradient of the features goes up; elsewhere the cut gradient is
-looked at, as if its reader had no labels.
+looked at, as if its reader had no labels, of those batches that get one.
 
     norm        one class against the others by the gradient's length alone: the area under the curve, mean over classes
     cosine      each sample gets the label of that known sample, one of each class, whose gradient points most alike
@@ -31,13 +31,12 @@ ORDERS = 20  # of the labels, for the guess
 
 class LabelInference(Attack):
     def run(self, scene: Scene, seed: int) -> Found:
-        _, gradients = scene.channel("feature_gradient", "gradient")
-        if any(one["targets"] is None for one in scene.seen):
+        name, gradients = scene.channel("feature_gradient", "gradient")
+        targets = [one["targets"] for one in scene.crossed(name)]
+        if any(one is None for one in targets):
             raise UserError("the labels are not kept: run with observe.inputs=true")
-        labels = torch.cat([one["targets"].long() for one in scene.seen])
-        if labels.dim() != 1 or any(
-            len(one["targets"]) != len(gradient) for one, gradient in zip(scene.seen, gradients, strict=True)
-        ):
+        labels = torch.cat([one.long() for one in targets])
+        if labels.dim() != 1 or any(len(one) != len(rows) for one, rows in zip(targets, gradients, strict=True)):
             raise UserError("label inference is for samples of one shape with a label each")
         rows = torch.cat([gradient.flatten(1) for gradient in gradients])
         is_there = rows.norm(dim=1) > 0
@@ -55,7 +54,8 @@ class LabelInference(Attack):
 
         found = figures(labels)
         guesses = [figures(labels[torch.randperm(len(labels), generator=draws)]) for _ in range(ORDERS)]
-        return Found(found, {name: fmean(guess[name] for guess in guesses) for name in found})
+        mean = {name: fmean(guess[name] for guess in guesses) for name in found}
+        return Found(found, mean, num_batches=len(targets))
 
 
 def norm_auc(norms: Tensor, labels: Tensor) -> float:
