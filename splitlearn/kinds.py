@@ -21,6 +21,7 @@ from splitlearn.errors import UserError
 
 HERE = Path(__file__).parent
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())  # installed, or in a clone
+PRESETS = ("codecs", "experiment", "sweep")  # groups whose files set what is described elsewhere
 LARGEST = 2**63 - 1  # that torch takes as a seed
 SOME_EPOCHS = "10 epochs"
 EPOCHS = re.compile(r"(\d+(?:\.\d+)?) epochs?")  # a length of a schedule; see rates.py
@@ -60,10 +61,11 @@ def shown(value: Any) -> str:
 def defaults() -> dict[str, list[Any]]:
     """The defaults of every key in the files of conf/, {} of what has keys below it.
 
-    Without those that come from the environment, and keys that are null everywhere.
+    Without those that come from the environment, and keys that are null everywhere. Presets say nothing of kinds: of a
+    compressor's options, whose classes describe them, they would let no other kind through.
     """
     found = defaultdict(list)
-    for path in [CONF / "config.yaml", *CONF.glob("*/*.yaml")]:
+    for path in [CONF / "config.yaml", *(path for path in CONF.glob("*/*.yaml") if path.parent.name not in PRESETS)]:
         for key, value in _options(path).items():
             found[key].append(value)
     for key, values in found.items():

@@ -8,6 +8,7 @@ import pytest
 from runs import ROOT, run
 from simulation import compose
 
+from splitlearn import checks
 from splitlearn.sweeps import quoted
 
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
@@ -56,11 +57,12 @@ def why_not(line: str) -> str | None:
 
 
 def overrides_of(line: str) -> list[str]:
-    return [word for word in shlex.split(line.split("launch.py", 1)[1]) if "=" in word and not word.startswith("-")]
+    words = shlex.split(line.split("launch.py", 1)[1])
+    return [word for word in words if word.startswith("~") or ("=" in word and not word.startswith("-"))]
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(LAUNCHES))
-def test_it_composes(line):
+def test_it_is_no_mistake(line):
     if re.search("onebit|forward_only|periodic|diabetes", line):
         pytest.skip("of the files that its page shows")
     words = [
@@ -70,7 +72,8 @@ def test_it_composes(line):
     ]
     pairs = [(key, choices(value)) for key, _, value in (word.partition("=") for word in words) if "hydra" not in key]
     for number in range(max((len(values) for _, values in pairs), default=1)):
-        compose(*(f"{key}={given(values[number % len(values)])}" for key, values in pairs))
+        words = [key if key[0] == "~" else f"{key}={given(values[number % len(values)])}" for key, values in pairs]
+        checks.check(compose(*words))
 
 
 def choices(value: str) -> list[str]:
