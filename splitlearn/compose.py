@@ -124,7 +124,13 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         cfg = _compose([word for word in others if not word.startswith("hydra")])
     except Exception:  # there are more mistakes than this one
         cfg = _compose([])
-    keys = _paths(OmegaConf.to_container(cfg, resolve=False))
+    group, _, option = key.partition(".")
+    option = option.partition(".")[0]
+    chosen = [*map(str, cfg.get(group) or ())]
+    if f"{group}/{option}" in _beside_each_other() and option not in chosen:
+        choice = f"[{','.join([*chosen, option])}]" if chosen else option
+        return f"{key} is an option of {group}={option}, which is not chosen: add {group}={choice}"
+    keys = [path for path in _paths(OmegaConf.to_container(cfg, resolve=False)) if not path.endswith("_target_")]
     groups = [path.name for path in CONF.iterdir() if path.is_dir()]
     above, _, name = key.rpartition(".")
     if OmegaConf.is_dict(node := OmegaConf.select(cfg, above) if above else None):
@@ -134,6 +140,12 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         known = _suggestion(name, beside, f"{above}.") if beside else f"the {above} that is chosen has no options"
         return f"{key} is unknown: {known}; one that {above} takes beside them is added with +{key}=…"
     return f"{key} is unknown: {_suggestion(key, [*keys, *groups])}; python launch.py --help lists them all"
+
+
+def _beside_each_other() -> list[str]:
+    """Choices of groups that several are chosen of, such as defence/noise, whose options are below their names."""
+    files = {f"{path.parent.name}/{path.stem}": path for path in CONF.glob("*/*.yaml")}
+    return [name for name, path in files.items() if f"# @package {name.replace('/', '.')}\n" in path.read_text()]
 
 
 def _suggestion(name: str, options: Sequence[str], prefix: str = "") -> str:
