@@ -13,6 +13,7 @@ from splitlearn.tasks.classes import about_of, given_classes, in_words
 from splitlearn.tasks.classification import Classification
 from splitlearn.tasks.image_classification import networks, pretrained, sources
 from splitlearn.tasks.image_classification.fitting import check_scores, fitted
+from splitlearn.tasks.image_classification.transforms import moments_of
 from splitlearn.tasks.loading import test_data
 from splitlearn.tasks.task import ClientData
 
@@ -26,6 +27,7 @@ class ImageClassification(Classification):
         if "image_size" not in cfg.data:
             task = "sequence_classification" if "label_column" in cfg.data else "causal_lm"
             raise UserError(f"data={cfg.data.name} has no images: task={task} learns from it")
+        moments_of(cfg.data)
         super().check(cfg)
 
     # Data

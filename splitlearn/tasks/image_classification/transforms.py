@@ -93,7 +93,17 @@ class Pipeline:
 
 
 def moments_of(cfg: DictConfig) -> tuple[list[float], list[float]] | None:
-    """The mean and the standard deviation of each channel that images are normalised by; None where they are not."""
+    """The mean and the standard deviation of each channel that images are normalised by; None where they are not.
+
+    Raises:
+        UserError: they are not as many as there are channels, or a deviation is not above 0.
+    """
+    for key in ("mean", "std"):
+        given = cfg.get(key)
+        if given is not None and len(given) not in (1, 3):
+            raise UserError(f"data.{key}={given} must have 3 numbers, one for each channel, or 1 for all")
+    if cfg.get("std") is not None and min(cfg.std) <= 0:
+        raise UserError(f"data.std={cfg.std} must have numbers above 0: images are divided by them")
     if cfg.get("mean") is None or cfg.get("std") is None:
         return None
     return list(cfg.mean), list(cfg.std)
