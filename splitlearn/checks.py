@@ -113,7 +113,7 @@ def check(cfg: DictConfig) -> None:
         *ABOVE_ZERO,
         *ABOVE_ZERO_OR_NONE,
     }
-    kinds.check(cfg, but={*tabled, "cut", "cut_back", "warmup.epochs", "warmup.from"})
+    kinds.check(cfg, but={*tabled, "num_clients", "cut", "cut_back", "warmup.epochs", "warmup.from"})
     for keys, low, what in (
         (AT_LEAST_ONE, 1, "a whole number, at least 1"),
         (AT_LEAST_ONE_OR_NONE, 1, "a whole number, at least 1, or null"),
@@ -155,9 +155,16 @@ def check(cfg: DictConfig) -> None:
         share = OmegaConf.select(cfg, key, default=0.5)
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             raise UserError(f"{key}={kinds.shown(share)} must be at least 0 and below 1")
+    for key, default in {"alpha": None, "dropout": 0, "targets": None, "sides": "both"}.items():
+        if cfg.lora.rank is None and cfg.lora[key] != default:
+            raise UserError(
+                f"lora.{key}={kinds.shown(cfg.lora[key])} has no effect without adapters: add lora.rank=<a number>"
+            )
+    if inputs is not False and cfg.observe.batches == 0:
+        raise UserError(f"observe.inputs={kinds.shown(inputs)} keeps nothing: add observe.batches=<how many>")
     number = cfg.num_clients
     if number is not None and not (type(number) is int and 1 <= number <= MAX_CLIENTS):
-        raise UserError(f"num_clients={number} is out of range: RPC can number 1 to {MAX_CLIENTS}")
+        raise UserError(f"num_clients={kinds.shown(number)} must be a whole number, 1 to {MAX_CLIENTS}, or null")
     sample, quorum = cfg.membership.sample, cfg.membership.quorum
     if sample is not None and number is None:
         raise UserError(f"membership.sample={sample} needs num_clients=<how many clients they are drawn from>")

@@ -204,6 +204,28 @@ def test_mistake_is_named(override):
         checks.check(compose(override))
 
 
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ("num_clients=1.0", r"num_clients=1\.0 must be a whole number, 1 to 32767, or null"),
+        ("lora.alpha=4", r"lora\.alpha=4 has no effect .*: add lora\.rank="),
+        ("lora.targets=[q_proj]", r"lora\.targets=.* has no effect .*: add lora\.rank="),
+        ("observe.inputs=true", r"observe\.inputs=true keeps nothing: add observe\.batches="),
+        ("data.mean=[0.5,0.5]", r"data\.mean=\[0\.5, 0\.5\] must have 3 numbers"),
+        ("data.std=[0,0,0]", r"data\.std=\[0, 0, 0\] must have numbers above 0"),
+        ("defence.noise.scale=1", r"defence\.noise\.scale is an option of .*: add defence=noise$"),
+        (
+            "defence=drop defence.noise.scale=1",
+            r"defence\.noise\.scale is an option of .*: add defence=\[drop,noise\]$",
+        ),
+        ("foo=1", r"foo is unknown: ((?!_target_).)*$"),
+    ],
+)
+def test_a_mistake_says_what_to_do(words, sentence):
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        checks.check(compose(*words.split()))
+
+
 def test_held_out_part_must_be_a_part():
     with pytest.raises(UserError, match=r"^data\.test_fraction=1\.0 must be at least 0 and below 1"):
         checks.check(compose("data=image_folder", "data.test_fraction=1.0"))
