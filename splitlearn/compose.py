@@ -91,6 +91,9 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
         return (
             f"{match[1]} must be {KINDS[kind[1]]}" if kind and kind[1] in KINDS else f"{match[1]} does not fit: {why}"
         )
+    if match := re.match(r"In '(\w+)/([^']+)': \w+ raised while composing.* full_key: (\w+)\.", text):
+        choice, other = f"{match[1]}={match[2]}", "compressor" if match[3] == "compressor" else f"compressor@{match[3]}"
+        return f"{choice} sets options of its own {other}, and does not go with another: leave {choice} out, or {other}"
     if key := getattr(cause, "full_key", None):
         return f"{key} has no value that can be used: {why}"
     return text

@@ -385,6 +385,8 @@ def test_torchruns_ranks_are_interrupted_in_silence(tmp_path):
         (["optimizer.foo=1"], "optimizer.foo is unknown: choose one of lr, momentum, weight_decay, nesterov"),
         (["exchange.foo=1"], "exchange.foo is unknown: the exchange that is chosen has no options; one that exchange"),
         (["exchange.delta=fp32"], "exchange.delta is unknown: did you mean delta?"),
+        (["codecs=klt", "compressor@downlink=none"], "codecs=klt sets options of its own compressor@downlink, and"),
+        (["codecs=qu", "compressor=none"], "codecs=qu sets options of its own compressor, and does not go with"),
         (["cut=shallow,deep"], "cut=shallow,deep is several values: add -m for a sweep"),
         (["compressor.bits=abc"], "compressor.bits=abc must be a whole number"),
         (["data.mean=["], "data.mean=[ cannot be read"),
