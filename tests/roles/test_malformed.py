@@ -231,6 +231,8 @@ def test_an_open_run_waits_for_the_next_where_the_first_clients_data_do_not_fit(
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_a_mistake_of_the_servers_own_ends_an_open_run_and_is_no_clients(options, sentence, tmp_path, monkeypatch):
+    if "defence=noise" in options:
+        pytest.importorskip("dp_accounting")
     monkeypatch.setattr(saved, "weights", lambda folder: {"other": torch.zeros(1)})
     cfg = compose(*OPTIONS, *OPEN, *options)
     server = Server(cfg, CPU, Recorder(cfg, tmp_path, Display()), Checkpoints(tmp_path, 1))
