@@ -102,9 +102,11 @@ def check_folders(argv: list[str]) -> None:
         if key != heeded:
             remedy = "leave -m or sweep= out" if is_sweep(argv) else "add -m"
             raise UserError(f"{word} is not heeded here: the folder is {heeded}=<folder>; say so, or {remedy}")
-        if "${" not in folder and not unquoted(folder).strip():
+        if "${" in folder:  # Hydra is to say what it is
+            continue
+        if not unquoted(folder).strip():
             raise UserError(f"{word} is blank: name a folder, or leave it out")
-        if "${" not in folder and (why := unusable(Path(unquoted(folder)))):
+        if why := unusable(Path(unquoted(folder))):
             raise UserError(f"{word}: {why}; choose another folder")
 
 

@@ -46,13 +46,15 @@ class Start:
             OSError: the folder does not say it, or cannot be read.
         """
         words = OmegaConf.to_container(OmegaConf.load(folder / WORDS))
-        about = _hydras(folder)
+        path = folder / ".hydra" / "hydra.yaml"
+        about = OmegaConf.load(path) if path.exists() else OmegaConf.create()
         sources = [
             f"{one.schema}://{one.path}"
             for one in OmegaConf.select(about, "hydra.runtime.config_sources") or ()
             if one.provider not in PROGRAMS_OWN
         ]
-        return cls(folder, words, OmegaConf.select(about, "hydra.runtime.choices") or {}, sources, job_number(folder))
+        choices = OmegaConf.select(about, "hydra.runtime.choices") or {}
+        return cls(folder, words, choices, sources, OmegaConf.select(about, "hydra.job.num"))  # None for ??? too
 
     def then(self, now: Sequence[str]) -> list[str]:
         """The words, and those of now, without what these set, or choose another of: that group's options go with it.
@@ -90,13 +92,3 @@ class Start:
                     " that they are in now with hydra.searchpath=[file://<folder>]"
                 )
         return [f"hydra.searchpath=[{','.join(map(quoted, self.sources))}]"]
-
-
-def job_number(folder: Path) -> int | None:
-    """Which job of a sweep the run in a folder is; None for one that was started alone."""
-    return OmegaConf.select(_hydras(folder), "hydra.job.num")  # None for ??? too
-
-
-def _hydras(folder: Path) -> Any:
-    path = folder / ".hydra" / "hydra.yaml"
-    return OmegaConf.load(path) if path.exists() else OmegaConf.create()

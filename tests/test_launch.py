@@ -39,7 +39,7 @@ from splitlearn.errors import UserError
 from splitlearn.folder import held
 from splitlearn.hydras import register_resolver
 from splitlearn.privacy.observing import observed
-from splitlearn.started import job_number
+from splitlearn.started import Start
 
 FILES = {"client_segment.pt", "server_segment.pt", "config.yaml", "metrics.jsonl", "summary.json"}
 
@@ -505,7 +505,7 @@ def test_jobs_that_went_on_alone_stay_in_the_table(run_here, tmp_path, monkeypat
     sweep = ["-m", "seed=0,1,2", "hydra.sweep.dir=sweep"]
     assert run_here(ROOT / "launch.py", *sweep)[0] == 0
     assert run_here(ROOT / "launch.py", "resume=sweep/1")[0] == 0
-    assert job_number(tmp_path / "sweep" / "1") == 1
+    assert Start.of(tmp_path / "sweep" / "1").job == 1
     about = tmp_path / "sweep" / "2" / ".hydra" / "hydra.yaml"
     about.write_text(about.read_text().replace("num: 2", "num: ???"))  # as where one went on with hydra.run.dir=sweep/2
     monkeypatch.setattr("splitlearn.local.run", lambda cfg, folder, **_: 0.5)
