@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +18,7 @@ import splitlearn.tasks  # noqa: F401  they register compressors and networks
 from splitlearn.errors import UserError
 from splitlearn.hydras import VERSION_BASE
 from splitlearn.kinds import CONF
+from splitlearn.words import readable
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # as omegaconf calls them
 MANY = 12  # choices that a sentence lists
@@ -26,8 +29,9 @@ def compose(*overrides: str) -> DictConfig:
     """The configuration that launch.py would make of these overrides, such as "cut=deep" or "compressor.bits=3".
 
     Raises:
-        UserError: there is no such option, or it does not take this value.
+        UserError: one cannot be read, there is no such option, or it does not take this value.
     """
+    overrides = readable(overrides)
     try:
         return _compose(overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
@@ -48,7 +52,7 @@ def compose_group(group: str, overrides: Sequence[str]) -> tuple[str, DictConfig
         raise UserError(f"{group}={names[-1] if names else ''}: choose one of {', '.join(known)}")
     options = [word for word in overrides if not word.startswith(f"{group}=")]
     try:
-        with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
+        with _at_conf():
             return names[0], hydra.compose(f"{group}/{names[0]}", options)[group]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_words(error, options)) from None
@@ -100,8 +104,20 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
+    with _at_conf():
         return hydra.compose("config", list(overrides))
+
+
+@contextmanager
+def _at_conf() -> Iterator[None]:
+    """Hydra at this project's configurations, also in a program that has it at its own, which it gets back."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _unnamed_choice(overrides: Sequence[str]) -> str:

@@ -1,8 +1,10 @@
 import math
 import re
 
+import hydra
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from runs import ROOT
 from simulation import compose
 from torch import nn
@@ -10,6 +12,7 @@ from torch import nn
 from splitlearn import checks, config
 from splitlearn.compressors import REGISTRY
 from splitlearn.errors import UserError
+from splitlearn.hydras import VERSION_BASE
 from splitlearn.rates import Rates
 from splitlearn.segments.trainable import Trainable
 
@@ -143,6 +146,21 @@ def test_compressor_takes_its_options_from_its_own_group():
     cfg = compose("compressor.bits=5", "compressor@downlink=ms", "downlink.ratio=0.5")
     uplink, downlink = config.compressor_from(cfg, "compressor"), config.compressor_from(cfg, "downlink")
     assert (uplink.ratio, uplink.bits, downlink.ratio, downlink.bits) == (0.99, 5, 0.5, 2)
+
+
+@pytest.mark.parametrize("name", ["a (copy)", "1=2", "ünder"])
+def test_compose_takes_paths_as_launch_does(name):
+    assert compose("data=image_folder", f"data.root=/{name}").data.root == f"/{name}"
+
+
+def test_compose_leaves_another_programs_hydra_as_it_is(tmp_path):
+    (tmp_path / "config.yaml").write_text("its: own")
+    with hydra.initialize_config_dir(str(tmp_path), **VERSION_BASE):
+        assert compose("cut=deep").cut == "deep"
+        with pytest.raises(UserError, match="no_option is unknown"):
+            compose("no_option=1")
+        assert hydra.compose("config").its == "own"
+    assert not GlobalHydra.instance().is_initialized()
 
 
 @pytest.mark.parametrize("seeds, same", [((1, 1), True), ((1, 2), False)])
