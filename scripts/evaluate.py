@@ -24,7 +24,7 @@ from script import start
 from tables import markdown
 from torch import Tensor
 
-from splitlearn import saved
+from splitlearn import checks, saved
 from splitlearn.compose import compose
 from splitlearn.config import differences, shared
 from splitlearn.errors import UserError
@@ -128,6 +128,7 @@ def overridden(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfi
         raise UserError(f"overrides need {folder / WORDS}, with what the run was started with, and it is not there")
     begun, now = Start.of(folder), readable(overrides)
     own = compose(*begun.then(now))
+    checks.check(own)
     before = compose(*begun.then([word for word in now if word.startswith("hydra.searchpath=")]))
     if changed := differences(*map(_of_network, (before, own)), "the run has", "here"):
         raise UserError(f"{folder} is evaluated with the network that it has trained: leave out {changed}")

@@ -349,6 +349,11 @@ def test_another_network_than_the_runs_is_refused(overrides, started, run_here):
     assert overrides[0].split("=")[0].lstrip("+") in status and "\n" not in status
 
 
+def test_values_that_launch_refuses_are_refused_here_too(started, run_here):
+    status, _ = run_here(EVALUATE, str(started), "precision=bf17")
+    assert status == "precision=bf17 is unknown: choose one of fp32, bf16, fp16"
+
+
 def test_overrides_of_what_is_not_the_network_may_stand_behind_an_option(started, run_here):
     status, out = run_here(EVALUATE, str(started), "--client", "0", "compressor=qu", "compressor.bits=4")
     assert status == 0 and "qu" in out

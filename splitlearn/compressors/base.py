@@ -127,7 +127,7 @@ class Compressor:
         options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         shown = [
-            f"{key}={value}"
+            f"{key}={'null' if value is None else value}"
             for key, value in options.items()
             if isinstance(value, int | float) or value != defaults[key]
         ]
