@@ -17,6 +17,8 @@ from itertools import pairwise
 from multiprocessing import forkserver, resource_tracker, util
 from pathlib import Path
 
+from splitlearn.stopping import SIGNALS
+
 _ELSEWHERE = ("role=", "cut=?", "hydra/launcher=")  # words of a command line that forks no ranks from here
 
 
@@ -32,9 +34,10 @@ def start() -> multiprocessing.context.ForkServerContext:
     context.set_forkserver_preload(["splitlearn.preloaded"])
     # Python 3.11 gives it no sys.path, and says nothing if it cannot import: each rank would then import for itself.
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
-    # Ctrl-C is the parent's business: in a process that starts Python it would be a traceback.
-    resource_tracker.ensure_running()  # which unblocks it when it is started
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # To end is the parent's business, which would not know any more which ranks live; and in a process that starts
+    # Python, Ctrl-C would be a traceback.
+    resource_tracker.ensure_running()  # which unblocks SIGINT and SIGTERM when it is started
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         with _set(PYTHONPATH=path), no_threads():
             forkserver.ensure_running()
@@ -77,7 +80,7 @@ def _fork(_, command: Sequence[str], kept: Sequence[int]) -> int:
         return pid
     code = 0
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         for before, after in pairwise([2, *sorted(kept), util.MAXFD]):
             os.closerange(before + 1, after)

@@ -21,7 +21,7 @@ from splitlearn import forking, saved
 from splitlearn.console import forgive
 from splitlearn.errors import Interrupted, PeerError, Stopped, UserError
 from splitlearn.folder import held
-from splitlearn.stopping import StopRequest
+from splitlearn.stopping import SIGNALS, StopRequest
 from splitlearn.tasks import task_from
 from splitlearn.transport import Place, allow_files, host_store, rank_name
 from splitlearn.worker import DEFAULT_NUM_CLIENTS, run_rank
@@ -38,8 +38,8 @@ def run(cfg: DictConfig, folder: Path, origin: dict[str, str] | None = None) -> 
 
     Raises:
         UserError: a rank failed; says why.
-        Stopped: SIGINT or SIGTERM asked for it.
-        Interrupted: so did a second one.
+        Stopped: a signal asked for it.
+        Interrupted: Ctrl-C, after that.
     """
     num_clients = cfg.num_clients or DEFAULT_NUM_CLIENTS
     num_ranks = num_clients + 1
@@ -132,7 +132,9 @@ def _run(
     pipe: Connection,
 ) -> None:
     """The main function of one rank's process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this process
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the terminal's reach the parent, which ends this process
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # which are blocked where it was forked
     forgive(sys.stdout, sys.stderr)
     if num_threads is not None:
         torch.set_num_threads(num_threads)

@@ -1,21 +1,26 @@
-"""Ending a run on request: SIGINT (Ctrl-C) or SIGTERM asks for it, and the run ends where it loses nothing."""
+"""Ending a run on request: SIGINT (Ctrl-C), SIGTERM, or SIGHUP, of a terminal that closes, asks for it.
+
+The run ends where it loses nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Container
 from contextlib import suppress
 
 from splitlearn.errors import Interrupted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AT_ONCE_S = 0.2  # what comes within it is the same request, as of `timeout`, which signals a process and then its group
 tidy_up: list[Callable[[], None]] = []  # before this process ends at once
 
 
 def end_at_once(in_silence: Container[int] = ()) -> None:
-    """From now on SIGINT or SIGTERM ends this process with one line, as long as there is nothing to lose.
+    """From now on one of SIGNALS ends this process with one line, as long as there is nothing to lose.
 
     Not by KeyboardInterrupt, which is lost or printed with a traceback in the middle of an import.
 
@@ -38,7 +43,9 @@ def end_at_once(in_silence: Container[int] = ()) -> None:
 
 
 class StopRequest:
-    """Within its `with`, the first SIGINT or SIGTERM sets `asked_by`, and a second one raises Interrupted.
+    """Within its `with`, the first of SIGNALS sets `asked_by`, and a later Ctrl-C raises Interrupted.
+
+    Another SIGTERM asks for nothing new: whoever ends a group of processes sends each one, and a launcher its ranks.
 
     Args:
         then: called at the first.
@@ -53,7 +60,8 @@ class StopRequest:
         self._then = then
 
     def request(self, number: int = signal.SIGTERM) -> None:
-        self.asked_by = self.asked_by or number
+        if self.asked_by is None:
+            self.asked_by, self._asked_at = number, time.monotonic()
 
     def __enter__(self) -> StopRequest:
         self._before = {}
@@ -68,7 +76,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _) -> None:
-        if self.asked_by is not None:
+        if self.asked_by is None:
+            self.request(number)
+            self._then()
+        elif number == signal.SIGINT and time.monotonic() - self._asked_at > AT_ONCE_S:
             raise Interrupted(number)
-        self.request(number)
-        self._then()

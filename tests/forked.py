@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from splitlearn import forking
+from splitlearn.stopping import SIGNALS
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
@@ -63,7 +64,7 @@ def _launch(arguments: list[str], cwd: Path, out: Path, environment: dict[str, s
     others = [path for path in sys.path if path and not Path(path).is_relative_to(ROOT / "tests")]
     sys.path[:] = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *others]
     sys.argv[:] = [*LAUNCH[1:], *arguments]
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     begun.send(None)
     begun.close()
     try:

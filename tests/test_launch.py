@@ -27,6 +27,7 @@ from runs import (
     metrics,
     run,
     session,
+    slow,
     started,
     summary,
     torchrun,
@@ -306,6 +307,18 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path, command):
     if "torch.distributed.run" not in command:
         assert process.returncode == 130
         assert "with a checkpoint: go on with resume=" in out and "Traceback" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, slow(signal.SIGHUP)])
+def test_ending_each_process_of_a_group_is_one_request(number, tmp_path):
+    options = ["num_clients=1", *TINY, "epochs=10000", "checkpoint.every_epochs=null"]
+    with started([*LAUNCH, *options], tmp_path) as process:
+        wait_for(tmp_path / "out.txt", "epoch ")
+        process.send_signal(number)
+        os.killpg(process.pid, number)  # as `timeout` does after that, and a terminal that closes
+        assert process.wait(60) == 128 + number and not left_over(process.pid)
+    out = (tmp_path / "out.txt").read_text()
+    assert "with a checkpoint: go on with resume=" in out and "Traceback" not in out, out
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):
@@ -597,12 +610,13 @@ def test_a_search_looks_for_the_best_past_what_fails(run_here, tmp_path, monkeyp
 @pytest.mark.slow
 def test_any_terminal_will_do(tmp_path):
     environment = {"PYTHONIOENCODING": "ascii", "HYDRA_FULL_ERROR": "1", "COLUMNS": "30"}
+    environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # files are read as ASCII by default
     status, out = run([*LAUNCH, "num_clients=1", *TINY], tmp_path, anew=True, **environment)
     assert status == 0 and "test accuracy" in out.replace("\n", " "), out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} >&- 2>&-"])
+@pytest.mark.parametrize("shell", ["{} | head -n 1", "{} >&- 2>&-", "{} >/dev/full 2>&1"])
 def test_a_run_goes_on_where_nobody_reads_its_output(tmp_path, shell):
     command = shlex.join([*LAUNCH, "num_clients=1", *TINY, "hydra.run.dir=run"])
     status, out = run(["bash", "-o", "pipefail", "-c", shell.format(command)], tmp_path)
