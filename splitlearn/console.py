@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import sys
+from contextlib import suppress
 from typing import TextIO
 
 import rich.console
@@ -31,6 +32,12 @@ def drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def complain(text: object) -> None:
+    """A line on stderr, which may be a terminal that is gone, or a file on a full disk."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def is_unread() -> bool:
     """Whether nobody reads what is printed any more: the other end of its pipe is closed."""
     poll = select.poll()
@@ -39,7 +46,13 @@ def is_unread() -> bool:
 
 
 class Console(rich.console.Console):
-    """Rich's, which goes on in silence where rich would end the program."""
+    """Rich's, which goes on in silence where rich would end the program: nobody reads it, or it has no room."""
+
+    def _check_buffer(self) -> None:  # where rich writes
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
 
     def on_broken_pipe(self) -> None:
         self.quiet = True

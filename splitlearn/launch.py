@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import sys
@@ -25,7 +26,7 @@ from splitlearn import checks, hydras, local, sweeps, worker
 from splitlearn.checkpoints import write_texts
 from splitlearn.commandline import is_client, read, write_nothing
 from splitlearn.compose import in_words, is_hydras
-from splitlearn.console import drop_output, forgive, is_unread
+from splitlearn.console import complain, drop_output, forgive, is_unread
 from splitlearn.errors import Interrupted, Stopped, UserError, writing_to
 from splitlearn.exchange import listing, network
 from splitlearn.folder import fitting, new_folder, started_at
@@ -41,6 +42,7 @@ def start() -> int:
     """Does what the command line says; returns the exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its errors come here, to be told in a sentence
     forgive(sys.stdout, sys.stderr)
+    logging.raiseExceptions = False  # where Hydra's lines cannot be shown, it would print tracebacks of that
     sys.path.append(os.getcwd())  # a user's own data set, network or exchange is found there, by all ranks
     global unheeded
     unheeded = [word for word in sys.argv if word.lstrip("+").startswith(OF_ONE_RANK)]
@@ -71,7 +73,7 @@ def start() -> int:
             code = code or 1
         if sys.stdout is not None:  # as where the shell has closed it
             sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:  # it cannot be shown
         drop_output()
     return code
 
@@ -107,13 +109,13 @@ def main(cfg: DictConfig) -> float | None:
         return result if math.isfinite(result) else None
     except (Stopped, Interrupted) as end:
         if not (is_client() and is_on_servers_console()):
-            print(f"\n{end}", file=sys.stderr)
+            complain(f"\n{end}")
         sys.exit(128 + end.signal)
     except (UserError, OmegaConfBaseException) as error:
         error = error if isinstance(error, UserError) else UserError(in_words(error))
         if is_job and place is None:
             sweeps.note_failure(folder, error)
-            print(f"this job failed, and the sweep goes on: {error}", file=sys.stderr)
+            complain(f"this job failed, and the sweep goes on: {error}")
             return None
         sys.exit(tell(error, all_ranks_see_it))
 
@@ -142,7 +144,7 @@ def tell(error: UserError, all_ranks_see_it: bool) -> int:
     if is_client() and is_on_servers_console() and (error.is_told or all_ranks_see_it):
         time.sleep(TELLING_S)  # torchrun kills the server too as soon as this rank ends
     else:
-        print(error, file=sys.stderr)
+        complain(error)
     leave_to_torchrun(error)
     return 1
 

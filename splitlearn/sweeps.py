@@ -21,7 +21,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, flag_override
 from rich.markup import escape
 
-from splitlearn.console import Console
+from splitlearn.console import Console, complain
 from splitlearn.errors import Busy, UserError, typed
 from splitlearn.jobs import FAILED, Job, table
 from splitlearn.tasks import task_from
@@ -100,7 +100,7 @@ class Sweep(Callback):
         if any(job.summary for job in jobs) and REPORT.exists():
             console.print(f"tables and curves: python scripts/report.py {self.folder}", markup=False, soft_wrap=True)
         if failed := sum(job.failure is not None for job in jobs):
-            print(f"{failed} job{'s' * (failed > 1)} of the sweep failed", file=sys.stderr)
+            complain(f"{failed} job{'s' * (failed > 1)} of the sweep failed")
         return not self.has_failed and all(job.summary for job in jobs)
 
 
@@ -108,7 +108,7 @@ def note_failure(folder: Path, error: UserError) -> None:
     """Leaves in a job's folder why it failed, unless that is another's, or cannot be written to, as on a full disk."""
     if not isinstance(error, Busy):
         with suppress(OSError):
-            (folder / FAILED).write_text(str(error))
+            (folder / FAILED).write_text(str(error), encoding="utf-8")
     if current is not None:
         current.has_failed = True
 
@@ -188,5 +188,5 @@ def _told(step: Callable[[], Any]) -> None:
     try:
         step()
     except UserError as error:
-        print(error, file=sys.stderr)
+        complain(error)
         sys.exit(1)

@@ -6,8 +6,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from splitlearn.console import Console
 from splitlearn.measure.display import epoch_line
 
 if TYPE_CHECKING:
