@@ -82,9 +82,11 @@ def _start_of(folder: Path) -> Start | None:
                 f"resume={folder} cannot be read ({error.strerror}): give a folder that this user may read and write"
             ) from None
     if (folder / "config.yaml").exists():
+        path = folder / WORDS
+        gone = f"{path} is not whole" if path.exists() else f"there is no {path} any more"
         raise UserError(
-            f"resume={folder}: there is no {folder / WORDS} any more, with the options that this run was started with:"
-            f" give them again, with {typed('hydra.run.dir', folder)}"
+            f"resume={folder}: {gone}, with the options that this run was started with: give them again, with"
+            f" {typed('hydra.run.dir', folder)}"
         )
     raise UserError(f"resume={folder}: no run was started in that folder; there is no {folder / WORDS}")
 

@@ -6,11 +6,13 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
+from yaml import YAMLError
 
 from splitlearn.checkpoints import Checkpoints
 from splitlearn.config import shared
@@ -113,10 +115,7 @@ def weights(folder: str) -> dict[str, Tensor]:
 
 
 def _load(folder: Path, best: bool = False) -> SavedRun:
-    if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder} holds no run: there is no config.yaml")
-    cfg = OmegaConf.load(folder / "config.yaml")
-    summary = _summary(folder)
+    cfg, summary = _config(folder), _summary(folder)
     state = None if summary else Checkpoints(folder / "checkpoints", keep=1).latest()
     if summary or best:
         kept = (summary or (state["recorder"] if state else {})).get("best_weights")
@@ -149,13 +148,26 @@ def finished_result(folder: Path, cfg: DictConfig) -> float | None:
     """The result of the run of this configuration in `folder`, None if it has not finished there."""
     if cfg.resume == "never" or not (summary := _summary(folder)):
         return None
-    if shared(OmegaConf.load(folder / "config.yaml")) != shared(cfg):
+    if shared(_config(folder)) != shared(cfg):
         return None
     return summary[f"test_{task_from(cfg).metrics[0].name}"]
 
 
 def has_finished(folder: Path) -> bool:
     return _summary(folder) is not None
+
+
+def _config(folder: Path) -> DictConfig:
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise UserError(f"{folder} holds no run: there is no config.yaml")
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, UnicodeError, YAMLError):
+        cfg = None
+    if not cfg or not OmegaConf.is_dict(cfg):
+        raise UserError(f"{path} cannot be read, or is not whole: copy the run's folder again")
+    return cfg
 
 
 def _summary(folder: Path) -> dict[str, Any] | None:
@@ -175,4 +187,7 @@ def _of_client(segments: dict[int, Any], client: int | None, folder: Path) -> An
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, UnpicklingError):
+        raise UserError(f"{path} is not there, or not whole: copy the run's folder again") from None

@@ -6,10 +6,12 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from splitlearn.errors import UserError
 from splitlearn.kinds import CONF
@@ -45,7 +47,12 @@ class Start:
         Raises:
             OSError: the folder does not say it, or cannot be read.
         """
-        words = OmegaConf.to_container(OmegaConf.load(folder / WORDS))
+        try:
+            words = OmegaConf.to_container(OmegaConf.load(folder / WORDS))
+        except (UnicodeError, YAMLError):
+            words = None
+        if not isinstance(words, list):
+            raise FileNotFoundError(ENOENT, "not whole", str(folder / WORDS))
         path = folder / ".hydra" / "hydra.yaml"
         about = OmegaConf.load(path) if path.exists() else OmegaConf.create()
         sources = [
@@ -77,7 +84,7 @@ class Start:
             files = {path.stem: path for path in (CONF / group.partition("@")[0]).glob("*.yaml")}
             is_choice = name in files or (group in self.choices and not name.startswith("{"))
             if is_choice and word not in self.words and self.choices.get(group) != name:
-                text = files[name].read_text() if name in files else ""
+                text = files[name].read_text(encoding="utf-8") if name in files else ""
                 anew |= {group, *re.findall(r"override /([\w@]+):", text)}
         return anew
 

@@ -399,6 +399,22 @@ def test_or_in_another(started, run_here):
     assert sizes == [pytest.approx(2 * 64 * 8 * 8, rel=0.01)] * 2
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.yaml", b"", "cannot be read, or is not whole"),
+        ("config.yaml", b"cut: [", "cannot be read, or is not whole"),
+        ("client_segment.pt", b"PK\x03\x04 and no more", "is not there, or not whole"),
+        ("server_segment.pt", None, "is not there, or not whole"),
+    ],
+)
+def test_a_copy_of_a_run_that_is_not_whole_is_one_sentence(name, content, words, trained, run_here, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    assert run_here(EVALUATE, "run") == (f"run/{name} {words}: copy the run's folder again", "")
+
+
 @pytest.mark.parametrize("script", [EXPORT, EVALUATE])
 def test_a_folder_without_a_run_is_one_sentence(script, run_here, tmp_path):
     status, out = run_here(script, str(tmp_path), *(["model.pt"] if script == EXPORT else []))

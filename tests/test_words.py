@@ -1,6 +1,7 @@
 """Names of folders that people have, as the shell passes them."""
 
 import shlex
+import shutil
 import sys
 
 import pytest
@@ -102,6 +103,7 @@ def test_quotes_come_off_again():
             "resume=copied",
             ["there is no copied/.hydra/overrides.yaml any more", "give them again, with hydra.run.dir="],
         ),
+        ("resume=torn", ["torn/.hydra/overrides.yaml is not whole, with the options", "with hydra.run.dir="]),
         (f"resume={'x' * 300}", ["cannot be read (File name too long)", "give a folder that this user may read"]),
         ("resume=file", ["no run was started in that folder"]),
         ("hydra.run.dir=file", ["file is a file, not a folder"]),
@@ -118,6 +120,9 @@ def test_a_folder_that_cannot_be_used_is_one_sentence(word, words, tmp_path, run
     (tmp_path / "file").touch()
     (tmp_path / "copied").mkdir()
     (tmp_path / "copied" / "config.yaml").touch()
+    shutil.copytree(tmp_path / "copied", tmp_path / "torn")
+    (tmp_path / "torn" / ".hydra").mkdir()
+    (tmp_path / "torn" / ".hydra" / "overrides.yaml").touch()
     status, out = run_here(ROOT / "launch.py", *word.split())
     assert status and all(text in f"{status}{out}" for text in words) and "Traceback" not in out
 
