@@ -51,8 +51,8 @@ def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     unfinished.touch(mode=0o600, exist_ok=False)
-    unfinished.write_text(secrets.token_hex(32) + "\n")
     try:
+        unfinished.write_text(secrets.token_hex(32) + "\n")
         os.link(unfinished, path)  # fails if another rank was faster; then that one counts
     except FileExistsError:
         pass
