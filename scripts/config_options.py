@@ -49,7 +49,7 @@ class Source:
     """A YAML file, with its comments."""
 
     def __init__(self, path: Path):
-        self._text = path.read_text()
+        self._text = path.read_text(encoding="utf-8")
         self._lines = self._text.splitlines()
         self._root = yaml.compose(self._text)
         before = list(self._lines[: self._root.start_mark.line])

@@ -155,7 +155,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    PAGE.write_text(page(), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(groups())} groups")
     if missing := undocumented():
         print(f"without a comment: {', '.join(missing)}")

@@ -130,10 +130,11 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
     if troubles:
         parts.append("## Not in the tables\n\n" + "".join(f"- {trouble}\n" for trouble in troubles))
     text = "\n".join(parts)
-    (out / "report.md").write_text(text)
-    (out / "report.html").write_text(page(tables, images, troubles))
+    (out / "report.md").write_text(text, encoding="utf-8")
+    (out / "report.html").write_text(page(tables, images, troubles), encoding="utf-8")
     for name, words in (("table1", "Table 1"), ("accuracy", AGAINST_BYTES)):
-        (out / f"{name}.tex").write_text("\n".join(latex(*table) for table in tables if words in table[0]))
+        text_of = "\n".join(latex(*table) for table in tables if words in table[0])
+        (out / f"{name}.tex").write_text(text_of, encoding="utf-8")
     write_csv(out / "accuracy.csv", accuracy_csv(cells))
     write_csv(out / "table1.csv", table1_csv(cells))
     write_csv(out / "summary.csv", summary_csv({key: cell for key, cell in cells.items() if not cell.is_anchor}))
@@ -152,7 +153,7 @@ def file_names(titles: Iterable[str]) -> dict[str, str]:
 
 
 def write_csv(path: Path, rows: list[dict[str, object]]) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

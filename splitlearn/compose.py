@@ -132,7 +132,7 @@ def _unnamed_choice(overrides: Sequence[str]) -> str:
 
 def _unchosen_group(group: str) -> str:
     """Of one such as compressor@features, which there is where another is chosen alone."""
-    files = [path for path in CONF.glob("*/*.yaml") if f"- /{group}: " in path.read_text()]
+    files = [path for path in CONF.glob("*/*.yaml") if f"- /{group}: " in path.read_text(encoding="utf-8")]
     chosen = " or ".join(f"{path.parent.name}={path.stem}" for path in files)
     return f"{group} is a choice with {chosen} alone" if chosen else f"{group} is unknown"
 
@@ -164,7 +164,11 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
 def _beside_each_other() -> list[str]:
     """Choices of groups that several are chosen of, such as defence/noise, whose options are below their names."""
     files = {f"{path.parent.name}/{path.stem}": path for path in CONF.glob("*/*.yaml")}
-    return [name for name, path in files.items() if f"# @package {name.replace('/', '.')}\n" in path.read_text()]
+    return [
+        name
+        for name, path in files.items()
+        if f"# @package {name.replace('/', '.')}\n" in path.read_text(encoding="utf-8")
+    ]
 
 
 def _suggestion(name: str, options: Sequence[str], prefix: str = "") -> str:

@@ -46,7 +46,7 @@ class Job:
         about = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra
         pairs = (word.partition("=") for word in about.overrides.task)
         failed, finished = folder / FAILED, folder / "summary.json"
-        failure = failed.read_text() if failed.exists() else None
+        failure = failed.read_text(encoding="utf-8") if failed.exists() else None
         failure = "there was no room to say why" if failure == "" else failure
         if failure and finished.exists() and finished.stat().st_mtime > failed.stat().st_mtime:
             failure = None  # of another process, meanwhile

@@ -82,7 +82,7 @@ def defaults() -> dict[str, list[Any]]:
 @cache
 def _options(path: Path) -> dict[str, Any]:
     """The keys that a file of conf/ has, by their paths in the configuration."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     options = {key: value for key, value in options.items() if key not in ("defaults", "hydra")}
     is_global = path.parent == CONF or "@package _global_" in text
@@ -115,7 +115,7 @@ def _groups() -> dict[str, list[str]]:
     chosen = [str(key) for entry in entries if OmegaConf.is_dict(entry) for key, value in entry.items() if value]
     groups = {}
     for group in [key.rpartition("@")[2] for key in chosen if not key.startswith("override")]:
-        files = [path for path in CONF.glob(f"{group}/*.yaml") if "defaults:" not in path.read_text()]
+        files = [path for path in CONF.glob(f"{group}/*.yaml") if "defaults:" not in path.read_text(encoding="utf-8")]
         groups[group] = sorted(set.intersection(*(set(_options(path)) for path in files))) if files else []
     return groups
 

@@ -106,8 +106,8 @@ def left_open(place: Place) -> str:
 def _is_dynamic() -> bool:
     """Whether torchrun's ranks meet by a rendezvous that keeps pickles, by its command line or environment."""
     try:
-        command = (Path("/proc") / str(os.getppid()) / "cmdline").read_text().split("\0")
-    except (OSError, UnicodeError):
+        command = os.fsdecode((Path("/proc") / str(os.getppid()) / "cmdline").read_bytes()).split("\0")
+    except OSError:
         command = []
     command = [word.replace("_", "-") for word in command]
     backends = [value for name, value in pairwise(command) if name == "--rdzv-backend"]
