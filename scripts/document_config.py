@@ -7,10 +7,11 @@ Of options that the program registers, such as the compressors, it is the docstr
 new key, option or group is on the page without a change here.
 """
 
+import argparse
 import re
 
 from config_options import CONF, Key, Option, Source, groups, registered_options, undocumented
-from script import ROOT
+from script import ROOT, start
 
 PAGE = ROOT / "docs" / "configuration.md"
 
@@ -154,8 +155,13 @@ def page() -> str:
     return "\n".join([*text, COMING])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PAGE.write_text(page(), encoding="utf-8")
     print(f"{PAGE.relative_to(ROOT)}: {len(groups())} groups")
     if missing := undocumented():
         print(f"without a comment: {', '.join(missing)}")
+
+
+if __name__ == "__main__":
+    start(main)

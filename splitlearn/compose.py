@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import splitlearn.config
 import splitlearn.tasks  # noqa: F401  they register compressors and networks
+from splitlearn import kinds
 from splitlearn.errors import UserError
 from splitlearn.hydras import VERSION_BASE
 from splitlearn.kinds import CONF
@@ -29,8 +30,11 @@ def compose(*overrides: str) -> DictConfig:
     """The configuration that launch.py would make of these overrides, such as "cut=deep" or "compressor.bits=3".
 
     Raises:
+        TypeError: they are no texts, as where all are given as one list.
         UserError: one cannot be read, there is no such option, or it does not take this value.
     """
+    if not all(isinstance(word, str) for word in overrides):
+        raise TypeError('compose takes each override by itself: compose("cut=deep", "epochs=2")')
     overrides = readable(overrides)
     try:
         return _compose(overrides)
@@ -44,18 +48,25 @@ def compose_group(group: str, overrides: Sequence[str]) -> tuple[str, DictConfig
     """The choice of a group that is none of a run's, such as ["attack=inversion", "attack.steps=100"], and its options.
 
     Raises:
-        UserError: it is not chosen, or there is no such option.
+        UserError: it is not chosen, there is no such option, or it does not take this value.
     """
     names = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")]
     known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
     if len(names) != 1 or names[0] not in known:
         raise UserError(f"{group}={names[-1] if names else ''}: choose one of {', '.join(known)}")
-    options = [word for word in overrides if not word.startswith(f"{group}=")]
+    path, options = CONF / group / f"{names[0]}.yaml", [word for word in overrides if not word.startswith(f"{group}=")]
+    keys = [key for key in kinds.options_of(path) if key not in (group, f"{group}._target_")]
+    for word in options:
+        if (key := word.partition("=")[0]) not in keys:
+            its = _suggestion(key, keys) if keys else f"{group}={names[0]} has no options"
+            raise UserError(f"{key} is unknown: {its}")
     try:
         with _at_conf():
-            return names[0], hydra.compose(f"{group}/{names[0]}", options)[group]
+            cfg = hydra.compose(f"{group}/{names[0]}", options)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_words(error, options)) from None
+    kinds.check_options(cfg, path)
+    return names[0], cfg[group]
 
 
 def is_hydras(error: Exception) -> bool:

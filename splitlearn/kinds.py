@@ -36,7 +36,7 @@ def check(cfg: DictConfig, but: Container[str] = ()) -> None:
         but: keys whose values somebody else looks at.
 
     Raises:
-        UserError: a key is missing, or has a value of another kind than its defaults; names it.
+        UserError: a key is missing, has a value of another kind than its defaults, or is NaN; names it.
     """
     given = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     written = OmegaConf.to_container(cfg, resolve=False)
@@ -47,9 +47,26 @@ def check(cfg: DictConfig, but: Container[str] = ()) -> None:
         if not any(_fits(value, default) for default in found):
             quotes = f", so put it in quotes twice: \"{key}='{value}'\"" * (str in map(type, found) and bool(value))
             raise UserError(f"{key}={shown(value)} must be {' or '.join(_names(found))}{quotes}")
+    for key, value in _flat(given).items():
+        if isinstance(value, float) and math.isnan(value):  # which would differ from itself on a peer
+            raise UserError(f"{key}=nan is no number: to mean the text, put it in quotes twice: \"{key}='nan'\"")
     for key in _required(given):
         if _get(given, key) is ABSENT:
             raise UserError(f"{key} is missing: it cannot be left out")
+
+
+def check_options(cfg: DictConfig, path: Path) -> None:
+    """
+    Raises:
+        UserError: an option that is described in this file of conf/ alone has a value of another kind, or is a whole
+            number below 1; names it.
+    """
+    given = OmegaConf.to_container(cfg, resolve=True)
+    for key, default in options_of(path).items():
+        is_count, value = type(default) is int, _get(given, key)
+        if not _fits(value, default, least=int(is_count)):
+            what = "a whole number, at least 1" if is_count else _names([default])[0]
+            raise UserError(f"{key}={shown(value)} must be {what}")
 
 
 def shown(value: Any) -> str:
@@ -66,7 +83,7 @@ def defaults() -> dict[str, list[Any]]:
     """
     found = defaultdict(list)
     for path in [CONF / "config.yaml", *(path for path in CONF.glob("*/*.yaml") if path.parent.name not in PRESETS)]:
-        for key, value in _options(path).items():
+        for key, value in options_of(path).items():
             found[key].append(value)
     for key, values in found.items():
         if others := [other[1] for value in values if (other := re.fullmatch(r"\${([\w.]+)}", str(value)))]:
@@ -80,7 +97,7 @@ def defaults() -> dict[str, list[Any]]:
 
 
 @cache
-def _options(path: Path) -> dict[str, Any]:
+def options_of(path: Path) -> dict[str, Any]:
     """The keys that a file of conf/ has, by their paths in the configuration."""
     text = path.read_text(encoding="utf-8")
     options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
@@ -101,7 +118,7 @@ def _flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
 def _required(given: dict[str, Any]) -> list[str]:
     """Keys that every configuration has: all of config.yaml, its groups, and what all files of a group have."""
     groups = _groups()
-    keys = [*_options(CONF / "config.yaml"), *groups]
+    keys = [*options_of(CONF / "config.yaml"), *groups]
     for group, common in groups.items():
         if "_target_" not in given.get(group, ()):  # else a class knows what it needs
             keys += common
@@ -116,7 +133,7 @@ def _groups() -> dict[str, list[str]]:
     groups = {}
     for group in [key.rpartition("@")[2] for key in chosen if not key.startswith("override")]:
         files = [path for path in CONF.glob(f"{group}/*.yaml") if "defaults:" not in path.read_text(encoding="utf-8")]
-        groups[group] = sorted(set.intersection(*(set(_options(path)) for path in files))) if files else []
+        groups[group] = sorted(set.intersection(*(set(options_of(path)) for path in files))) if files else []
     return groups
 
 

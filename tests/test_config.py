@@ -9,6 +9,7 @@ from runs import ROOT
 from simulation import compose
 from torch import nn
 
+import splitlearn.compose
 from splitlearn import checks, config
 from splitlearn.compressors import REGISTRY
 from splitlearn.errors import UserError
@@ -151,6 +152,17 @@ def test_compressor_takes_its_options_from_its_own_group():
 @pytest.mark.parametrize("name", ["a (copy)", "1=2", "ünder"])
 def test_compose_takes_paths_as_launch_does(name):
     assert compose("data=image_folder", f"data.root=/{name}").data.root == f"/{name}"
+
+
+def test_compose_takes_overrides_one_by_one():
+    with pytest.raises(TypeError, match="takes each override by itself: compose"):
+        splitlearn.compose.compose(["cut=deep"])
+
+
+def test_a_number_that_is_none_is_refused_in_options_of_ones_own():
+    with pytest.raises(UserError, match=r"data\.mode=nan is no number: to mean the text, .*\"data\.mode='nan'\""):
+        checks.check(compose("+data.mode=nan"))
+    checks.check(compose("+data.mode='nan'", "+data.most=inf"))
 
 
 def test_compose_leaves_another_programs_hydra_as_it_is(tmp_path):

@@ -31,12 +31,12 @@ FLOORS = [
     {"kinds"},
     {"compressors", "defences"},
     {"kernels"},
+    {"forking"},
     {
         "batches",
         "checkpoints",
         "console",
         "folder",
-        "forking",
         "hydras",
         "orphan",
         "private",

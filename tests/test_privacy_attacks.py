@@ -14,6 +14,7 @@ from simulation import compose
 
 from splitlearn import local
 from splitlearn.checks import check
+from splitlearn.compose import compose_group
 from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.privacy.attacks import images
@@ -253,6 +254,35 @@ def test_an_attacker_knows_what_the_defences_do(plain):
     is_left = dropped.flatten(2).abs().sum(2) > 0
     assert 0.4 < is_left.float().mean() < 0.6
     torch.testing.assert_close(dropped[is_left], 2 * without[is_left])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            "unsplit attack.steps=5",
+            "attack.steps is unknown: did you mean attack.input_steps or attack.weight_steps",
+        ),
+        ("labels attack.steps=5", "attack.steps is unknown: attack=labels has no options"),
+        ("inversion attack.steps=abc", "attack.steps=abc must be a whole number, at least 1"),
+        ("inversion attack.steps=0", "attack.steps=0 must be a whole number, at least 1"),
+        ("inversion attack.lr=nan", "attack.lr=nan must be a number, at least 0"),
+        ("inversion attack.weights=3", "attack.weights=3 must be a text"),
+    ],
+)
+def test_options_that_an_attack_does_not_take_are_one_sentence(options, sentence):
+    with pytest.raises(UserError) as told:
+        compose_group("attack", f"attack={options}".split())
+    assert str(told.value).startswith(sentence)
+
+
+def test_inputs_that_are_neither_images_nor_texts_are_not_read(plain):
+    scene = Scene.load(plain)
+    for one in scene.seen:
+        one["inputs"] = one["inputs"].flatten(1)
+    for attack in (Inversion(), UnSplit()):
+        with pytest.raises(UserError, match="inputs of 3072 are neither"):
+            attack.run(scene, 0)
 
 
 def test_what_cannot_be_attacked_is_one_sentence(plain, tmp_path, run_here):

@@ -86,11 +86,15 @@ class Scene:
         """Of the batches that were kept.
 
         Raises:
-            UserError: they were not kept.
+            UserError: they were not kept, or are neither images nor texts.
         """
         if not all("inputs" in one for one in self.seen):
             raise UserError("the inputs of what the server saw are not kept: run with observe.inputs=true")
-        return [one["inputs"] for one in self.seen]
+        inputs = [one["inputs"] for one in self.seen]
+        if inputs[0].is_floating_point() and inputs[0].dim() != 4:
+            shape = "×".join(map(str, inputs[0].shape[1:]))
+            raise UserError(f"this attack reads images or texts from what crossed, and inputs of {shape} are neither")
+        return inputs
 
     def channel(self, *names: str) -> tuple[str, list[Tensor]]:
         """What crossed on the first of these channels that any batch has, float32 whatever precision it crossed in.
