@@ -562,7 +562,7 @@ def test_a_disk_that_fills_during_a_sweep_ends_it_with_its_table(run_here, tmp_p
     write = Path.write_text
     monkeypatch.setattr("splitlearn.local.run", run)
     monkeypatch.setattr(
-        Path, "write_text", lambda path, text: full() if path.name == jobs.FAILED else write(path, text)
+        Path, "write_text", lambda path, *text, **how: (full if path.name == jobs.FAILED else write)(path, *text, **how)
     )
     status, out = run_here(ROOT / "launch.py", "-m", "seed=0,1,2", "hydra.sweep.dir=sweep")
     assert status == 1 and "the sweep goes on: the disk is full" in out and "Traceback" not in out
