@@ -37,6 +37,7 @@ def main() -> None:
     from splitlearn import saved
     from splitlearn.errors import UserError
     from splitlearn.segments import adapters
+    from splitlearn.tasks import task_from
     from splitlearn.tasks.language import hf
 
     run = saved.load(arguments.run, arguments.client, arguments.best)
@@ -63,7 +64,8 @@ def main() -> None:
     else:
         write(state, arguments.file)
     size = sum(tensor.nbytes for tensor in state.values())
-    print(f"{arguments.file}: {arch.name} after step {run.step}, {len(state)} tensors, {size:,} bytes")
+    name, _ = task_from(run.cfg).headline(run.cfg)
+    print(f"{arguments.file}: {name} after step {run.step}, {len(state)} tensors, {size:,} bytes")
     for cut in run.network().cuts:
         if cut.channels:
             print(

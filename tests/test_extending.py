@@ -59,7 +59,7 @@ def test_a_topology(train):
     assert len(list(folder.glob("client_segment*.pt"))) == 1
 
 
-def test_a_task(train):
+def test_a_task(train, run_here):
     folder = train("task=diabetes", "task.hidden=16", "compressor=qu", "compressor.bits=8")
     found = summary(folder)
     (test,) = metrics(folder, "evaluation")
@@ -67,3 +67,5 @@ def test_a_task(train):
     assert found["test_mae"] == found["best_test_mae"] == test["mae"] < 0.82  # always guessing the mean is 0.83
     assert found["uplink"]["uncompressed_bytes"] == DIABETES * 4 * 16
     assert found["other_bytes"]["labels_up"] == 4 * DIABETES
+    status, out = run_here(ROOT / "scripts" / "export.py", str(folder), "model.pt")
+    assert status == 0 and "model.pt: MLP after step" in out
