@@ -36,6 +36,7 @@ from splitlearn.exchange.passage import Passage
 from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of, told_apart
 from splitlearn.started import WORDS, Start
 from splitlearn.tasks import Metric, Task, task_from
+from splitlearn.tasks.loading import source
 from splitlearn.tasks.task import ClientData
 from splitlearn.topologies import topology_from
 from splitlearn.words import readable
@@ -87,8 +88,7 @@ def main() -> None:
         know(channels, network, setting)
         ways[title] = tested(network, segments, channels, exchange, task, clients, cfg.batch_size)
     if not any(way.outcomes for way in ways.values()):
-        root = cfg.data.get("root")
-        raise UserError(f"data={cfg.data.name} has no test samples at data.root={root}: give another data.root")
+        raise UserError(f"{source(cfg.data)} holds no test samples: give another")
     found = {title: evaluation_of(way.outcomes, None, task) for title, way in ways.items()}
 
     its = found["as configured"]

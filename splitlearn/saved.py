@@ -20,6 +20,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
 from splitlearn.tasks import ClientData, Task, task_from
+from splitlearn.tasks.loading import source
 from splitlearn.topologies import topology_from
 from splitlearn.topologies.averaging import average_states
 
@@ -89,8 +90,7 @@ def test_data(task: Task, cfg: DictConfig, about: dict[str, Any]) -> list[Client
         found = found[: 1 if is_own else None]
     for data in found:
         if reason := task.disagreement(data.about | about, data.about):  # an older run does not say all
-            at = f"data={cfg.data.name} at data.root={cfg.data.get('root')}"
-            raise UserError(f"{at} does not fit what the run has learned: {reason}")
+            raise UserError(f"{source(cfg.data)} does not fit what the run has learned: {reason}")
     return found
 
 

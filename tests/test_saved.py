@@ -64,7 +64,7 @@ def test_no_test_samples_are_one_sentence(trained, run_here, tmp_path):
     cfg.data.max_test_samples = 0
     OmegaConf.save(cfg, tmp_path / "run" / "config.yaml")
     status, _ = run_here(EVALUATE, "run")
-    assert status == "data=digits has no test samples at data.root=None: give another data.root"
+    assert status == "data=digits holds no test samples: give another"
 
 
 @pytest.fixture(scope="module")
@@ -375,7 +375,7 @@ def test_options_of_a_codec_go_with_it_and_a_runs_own_files_are_found(started, r
 
 def test_data_of_other_classes_than_the_runs_are_one_sentence(started, run_here):
     status, _ = run_here(EVALUATE, str(started), "data.classes=[ant,bee,cow,dog,eel,fox,gnu,hen,ibex,jay]")
-    assert status.startswith("data=digits at data.root=None does not fit what the run has learned: it has 10 classes")
+    assert status.startswith("data=digits does not fit what the run has learned: it has 10 classes")
     assert "and has ant, bee, cow, dog, eel, …" in status and "\n" not in status
 
 

@@ -91,6 +91,12 @@ def held_out(dataset: Dataset, fraction: float, seed: int) -> tuple[np.ndarray, 
     return np.sort(order[num_test:]), np.sort(order[:num_test])
 
 
+def source(data: DictConfig) -> str:
+    """Where the samples of the config group `data` come from, by the key that says so."""
+    key = next((key for key in ("_target_", "root") if data.get(key)), None)
+    return f"data.{key}={data[key]}" if key else f"data={data.name}"
+
+
 def client_data(
     train: Dataset, test: Dataset, about: dict[str, Any], client: int, num_clients: int, cfg: DictConfig
 ) -> ClientData:
@@ -105,7 +111,7 @@ def client_data(
         UserError: they cannot be shared out like this.
     """
     if not len(train):
-        raise UserError(f"data.root={cfg.data.get('root')} holds no training samples: client {client} needs some")
+        raise UserError(f"{source(cfg.data)} holds no training samples: client {client} needs some")
     if cfg.evaluate.get("on") == "server":
         test = Subset(test, [])
     parts = loaders(train, test, client, num_clients, cfg)
@@ -114,7 +120,7 @@ def client_data(
         names = ", ".join(left_out[:NUM_NAMED]) + ", …" * (len(left_out) > NUM_NAMED)
         print(f"client {client} leaves out {len(left_out)} samples that cannot be read: {names}")
     if not len(of_train):
-        raise UserError(f"client {client} has no training sample that can be read: look at data.root={cfg.data.root}")
+        raise UserError(f"client {client} has no training sample that can be read: look at {source(cfg.data)}")
     origin = Origin(
         *(sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)),
         *(len(of_train.unreadable), len(of_test.unreadable)),
@@ -131,8 +137,8 @@ def test_data(train: Dataset, test: Dataset, about: dict[str, Any], cfg: DictCon
     nothing, loader = (loader_of(one, np.arange(n), 0, cfg, shuffle=False) for one, n in ((test, 0), (test, len(test))))
     if not len(loader.dataset):
         raise UserError(
-            f"evaluate.on=server: there are no test samples at the server's data.root={cfg.data.get('root')}; set"
-            " data.root there, or evaluate.on=clients"
+            f"evaluate.on=server: there are no test samples at the server's {source(cfg.data)}: give it some there,"
+            " or set evaluate.on=clients"
         )
     own = sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)
     origin = Origin(*own, unreadable_test=len(loader.dataset.unreadable))

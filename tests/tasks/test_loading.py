@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 from splitlearn.errors import UserError
 from splitlearn.tasks import samples
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.loading import EpochBatches, client_data, loader_of, loaders
+from splitlearn.tasks.loading import EpochBatches, client_data, loader_of, loaders, source
 
 
 def seen(loader, epoch=1, batch=0):
@@ -203,6 +203,19 @@ def test_a_client_of_which_nothing_can_be_read_is_one_sentence(folder, config):
     train, test, _ = sources.build(cfg.data, 0)
     with pytest.raises(UserError, match=r"^client 0 has no training sample that can be read: look at data.root="):
         client_data(train, test, {}, 0, 1, cfg)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["data=custom", "data._target_=my.Data", "data.root=/photos"], "data._target_=my.Data"),
+        (["data=image_folder", "data.root=/photos"], "data.root=/photos"),
+        (["data=digits"], "data=digits"),
+        (["task=causal_lm", "data=shakespeare"], "data=shakespeare"),
+    ],
+)
+def test_where_samples_come_from_is_said_by_the_key_that_says_so(options, words, config):
+    assert source(config(*options).data) == words
 
 
 def test_without_training_samples_it_is_one_sentence(folder, config):
