@@ -20,7 +20,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange import network
 from splitlearn.exchange.network import Network
 from splitlearn.tasks import ClientData, Task, task_from
-from splitlearn.tasks.loading import source
+from splitlearn.tasks.loading import of_server, source
 from splitlearn.topologies import topology_from
 from splitlearn.topologies.averaging import average_states
 
@@ -83,7 +83,7 @@ def test_data(task: Task, cfg: DictConfig, about: dict[str, Any]) -> list[Client
         UserError: they cannot be read, or are not like those that its network was trained on, which `about` says.
     """
     if cfg.evaluate.get("on") == "server":
-        found = [task.load_test(cfg)]
+        found = [of_server(task, cfg)]
     else:
         found = [task.load(cfg, client, cfg.num_clients) for client in range(cfg.num_clients)]
         is_own = found[0].origin and found[0].origin.is_own  # then there are only those that are here

@@ -69,3 +69,9 @@ def test_a_task(train, run_here):
     assert found["other_bytes"]["labels_up"] == 4 * DIABETES
     status, out = run_here(ROOT / "scripts" / "export.py", str(folder), "model.pt")
     assert status == 0 and "model.pt: MLP after step" in out
+
+
+def test_a_task_with_the_servers_own_test_samples(train):
+    found = summary(train("task=diabetes", "evaluate.on=server"))
+    assert found["tested"] == {"samples": 89, "samples_in_all": 89, "clients": []}
+    assert found["test_mae"] < 0.83 and found["other_bytes"]["evaluation_up"] == 0

@@ -52,6 +52,7 @@ from splitlearn.seeds import derive, start_from
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import Trainable, nbytes_of, state_of
 from splitlearn.tasks import task_from
+from splitlearn.tasks.loading import of_server
 from splitlearn.tasks.partition import file_of, source_of
 from splitlearn.tasks.task import ClientData
 from splitlearn.topologies.averaging import average_states
@@ -94,7 +95,7 @@ class Anchor:
         about = self.task.together([data.about for data in self.data])
         self.tests = [(number, data.test) for number, data in enumerate(self.data)]
         if cfg.evaluate.get("on") == "server":
-            own = self.task.load_test(cfg)
+            own = of_server(self.task, cfg)
             self.tests, about = [(None, own.test)], self.task.tested(about, [own.about])
         self.task.know(about)
         network = self.task.network(cfg, about)

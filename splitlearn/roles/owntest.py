@@ -12,6 +12,7 @@ from splitlearn.exchange.exchange import Outcome, converse
 from splitlearn.exchange.passage import Passage
 from splitlearn.roles.evaluation import diverged
 from splitlearn.segments.parts import Parts
+from splitlearn.tasks.loading import of_server
 
 
 class OwnTest:
@@ -25,7 +26,7 @@ class OwnTest:
     """
 
     def __init__(self, server: Any):
-        self.server, self.data = server, server.task.load_test(server.cfg)
+        self.server, self.data = server, of_server(server.task, server.cfg)
 
     def know(self, segment: Parts, about: dict[str, Any]) -> dict[str, Any]:
         """The network is built, for data of the clients that are like this; returns that with what is tested.

@@ -13,7 +13,7 @@ from splitlearn.errors import UserError
 from splitlearn.tasks.origin import Origin, fingerprint
 from splitlearn.tasks.partition import partition, sharing
 from splitlearn.tasks.samples import EpochBatches, Samples
-from splitlearn.tasks.task import ClientData
+from splitlearn.tasks.task import ClientData, Task
 
 NUM_NAMED = 5  # of samples that are left out
 TRAIN = {"train", "training", "trn", "trainset"}  # what people call their training data, and their test data
@@ -129,20 +129,26 @@ def client_data(
 
 
 def test_data(train: Dataset, test: Dataset, about: dict[str, Any], cfg: DictConfig) -> ClientData:
-    """What `Task.load_test` gives, of all of a test set.
+    """What `Task.load_test` gives, of all of a test set."""
+    nothing, loader = (loader_of(one, np.arange(n), 0, cfg, shuffle=False) for one, n in ((test, 0), (test, len(test))))
+    own = sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)
+    origin = Origin(*own, unreadable_test=len(loader.dataset.unreadable))
+    return ClientData(nothing, loader, about, 0, len(loader.dataset), origin)
+
+
+def of_server(task: Task, cfg: DictConfig) -> ClientData:
+    """What `Task.load_test` gives, of whatever task.
 
     Raises:
         UserError: there are no test samples.
     """
-    nothing, loader = (loader_of(one, np.arange(n), 0, cfg, shuffle=False) for one, n in ((test, 0), (test, len(test))))
-    if not len(loader.dataset):
+    data = task.load_test(cfg)
+    if not data.num_test:
         raise UserError(
-            f"evaluate.on=server: there are no test samples at the server's {source(cfg.data)}: give it some there,"
-            " or set evaluate.on=clients"
+            f"evaluate.on=server: there are no test samples at the server's {source(cfg.data)}"
+            f" ({type(task).__name__}.load_test): give it some there, or set evaluate.on=clients"
         )
-    own = sharing(cfg), len(train), len(test), fingerprint(train), fingerprint(test)
-    origin = Origin(*own, unreadable_test=len(loader.dataset.unreadable))
-    return ClientData(nothing, loader, about, 0, len(loader.dataset), origin)
+    return data
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -83,8 +83,11 @@ class Task(ABC):
         """
 
     def load_test(self, cfg: DictConfig) -> ClientData:
-        """The server's own test data, for evaluate.on=server: what `load` gives where nothing is shared out."""
-        return self.load(cfg, 0, 1)
+        """The server's own test data, for evaluate.on=server: what `load` gives where nothing is shared out.
+
+        `load` is told evaluate.on=clients, as clients have no test samples where the server has them.
+        """
+        return self.load(OmegaConf.merge(cfg, {"evaluate": {"on": "clients"}}), 0, 1)
 
     @abstractmethod
     def check_about(self, about: Any) -> None:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torchvision.transforms import v2
 from splitlearn.errors import UserError
 from splitlearn.tasks import samples
 from splitlearn.tasks.image_classification import sources
-from splitlearn.tasks.loading import EpochBatches, client_data, loader_of, loaders, source
+from splitlearn.tasks.loading import EpochBatches, client_data, loader_of, loaders, of_server, source
 
 
 def seen(loader, epoch=1, batch=0):
@@ -216,6 +218,14 @@ def test_a_client_of_which_nothing_can_be_read_is_one_sentence(folder, config):
 )
 def test_where_samples_come_from_is_said_by_the_key_that_says_so(options, words, config):
     assert source(config(*options).data) == words
+
+
+def test_a_server_has_test_samples_of_whatever_task(config):
+    cfg, none = config("evaluate.on=server"), SimpleNamespace(load_test=lambda cfg: SimpleNamespace(num_test=0))
+    with pytest.raises(
+        UserError, match=r"^evaluate.on=server: .* data=digits \(SimpleNamespace.load_test\): give it some"
+    ):
+        of_server(none, cfg)
 
 
 def test_without_training_samples_it_is_one_sentence(folder, config):
