@@ -175,6 +175,16 @@ def test_labels_are_known_where_it_has_them(own, tmp_path):
     assert labels(again).tolist() == [1, 0] * 3
 
 
+@pytest.mark.parametrize("listed", ["targets", "labels"])
+@pytest.mark.parametrize("label", [2, -1])
+def test_labels_that_it_lists_are_of_its_classes(listed, label, own):
+    train, _, _ = own("Pil")
+    setattr(train.wrapped, listed, [0, 1, label] * 2)
+    words = f"^data._target_=mine.D: {listed} has the label {label}, but there are 2 classes: number them from 0$"
+    with pytest.raises(UserError, match=words):
+        type(train)(train.wrapped, train.pipeline, 2, [1, 0], "data._target_=mine.D")
+
+
 @pytest.mark.parametrize(
     "name, words",
     [

@@ -44,7 +44,7 @@ class Prepared(Dataset):
         known = getattr(wrapped, "targets", getattr(wrapped, "labels", None))
         known = None if known is None or len(known) != len(wrapped) else np.asarray(known)
         if known is not None and known.ndim == 1 and known.dtype.kind in "iu":
-            self.targets = known if numbers is None else np.asarray(numbers)[known]
+            self.targets = known if numbers is None else self._numbered(known)
 
     def __len__(self) -> int:
         return len(self.wrapped)
@@ -77,6 +77,16 @@ class Prepared(Dataset):
             return self.pipeline.load(image), number if self.numbers is None else self.numbers[number]
         except UserError as error:
             raise UserError(f"{what}: {error}") from None
+
+    def _numbered(self, known: np.ndarray) -> np.ndarray:
+        """The run's labels for those that the data set lists of its own."""
+        if (wrong := known[(known < 0) | (known >= len(self.numbers))]).size:
+            listed = "targets" if hasattr(self.wrapped, "targets") else "labels"
+            raise UserError(
+                f"{self.name}: {listed} has the label {wrong[0]}, but there are {len(self.numbers)} classes: number"
+                " them from 0"
+            )
+        return np.asarray(self.numbers)[known]
 
     def finish(self, images: Tensor) -> Tensor:
         """What the network gets of (B, 3, size, size) loaded images."""
