@@ -14,7 +14,8 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean, stdev
@@ -90,16 +91,16 @@ def main() -> None:
     troubles += twice + gaps(runs, varied)
 
     less = f", or worse by {arguments.tolerance:g} points" if arguments.tolerance else ""
-    definition = DEFINITION.format(which=arguments.baseline, less=less, title=finished[0].metric.title)
+    definition = partial(DEFINITION.format, which=arguments.baseline, less=less)
     out = arguments.out or arguments.folder / "report"
     out.mkdir(parents=True, exist_ok=True)
     print(write(out, cells, definition, arguments.rates, troubles))
     print(f"written to {out / 'report.html'}")
 
 
-def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles: list[str]) -> str:
-    """Writes all files; returns the Markdown."""
-    tables = []
+def write(out: Path, cells: Cells, definition: Callable[..., str], rates: list[float], troubles: list[str]) -> str:
+    """Writes all files; returns the Markdown. `definition` is DEFINITION, of which the metric's title is not said."""
+    tables, said = [], set()
     for setting in dict.fromkeys(setting for setting, *_ in cells):
         own = {key: cell for key, cell in cells.items() if key[0] == setting}
         of_runs = {key: cell for key, cell in own.items() if not cell.is_anchor}
@@ -109,8 +110,9 @@ def write(out: Path, cells: Cells, definition: str, rates: list[float], troubles
         tables.append((f"{metric.title.capitalize()} {AGAINST_BYTES}: {setting}", ACCURACY, *accuracy_rows(own)))
         for link, name in LINKS.items():
             if rows := table1(own if link == "all" else of_runs, columns, link):
-                tables.append((f"Table 1, {name}: {setting}", definition, ["", *cuts], rows))
-                definition = ""  # once is enough
+                text = definition(title=metric.title)
+                tables.append((f"Table 1, {name}: {setting}", text * (text not in said), ["", *cuts], rows))
+                said.add(text)  # once is enough
         header, rows = leak_rows(of_runs)
         if rows:
             tables.append((f"What leaks: {setting}", LEAKS, header, rows))

@@ -19,7 +19,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.measure.ledger import of_training
 from splitlearn.saved import metrics
-from splitlearn.tasks import Metric, task_from
+from splitlearn.tasks import Metric, Task, task_from
 
 ORDER = [
     "shallow",
@@ -38,8 +38,9 @@ WAYS = ("up", "down")
 METHOD_KEYS = {"exchange", "defence", "topology.name", "topology._target_", "cut_back", "features", "feature_gradient"}
 BOTTLENECK = {"bottleneck", "bottleneck_init", "bottleneck_batches"}
 CODEC_KEYS = {"compressor", "downlink", "weights", "features_alike", "cut_precision", *BOTTLENECK}
-PLACE_KEYS = {"arch.name", "arch.cuts", "data.name", "cut", "seed"}
+PLACE_KEYS = {"arch.cuts", "cut", "seed"}
 CELL_KEYS = PLACE_KEYS | METHOD_KEYS | CODEC_KEYS  # others that vary name the setting, or the row
+METRIC = "metric"  # an option of a run beside those of its configuration
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError)
 UNREADABLE += (OmegaConfBaseException, HydraException, UserError)
 
@@ -72,7 +73,7 @@ class Run:
 
     Attributes:
         anchor: that name; None of a run.
-        kind: network and data.
+        kind: network and data, as the task calls them, and what its first metric is called.
         way: exchange and topology, "" where they are labels_up and parallel.
         codec: in words.
         leaks: what attacks on it came to; see `leaks_of`.
@@ -86,9 +87,11 @@ class Run:
         self.folder = folder
         saved = folder / "config.yaml"  # Hydra's own is there before the run starts
         self.cfg = OmegaConf.load(saved if saved.exists() else folder / ".hydra" / "config.yaml")
-        self.kind, self.cut, self.seed = (self.cfg.arch.name, self.cfg.data.name), str(self.cfg.cut), self.cfg.seed
-        self.metric, length = task_from(self.cfg).metrics[0], f"{self.cfg.epochs} epochs"  # as schedules have it
+        task, length = task_from(self.cfg), f"{self.cfg.epochs} epochs"  # as schedules have it
+        self.metric, self.cut, self.seed = task.metrics[0], str(self.cfg.cut), self.cfg.seed
+        self.kind = *headline(task, self.cfg), self.metric.title
         self.options = {key: "all" if value == length else value for key, value in config.shared(self.cfg).items()}
+        self.options[METRIC] = self.metric.title
         about = folder / "anchor.json"
         self.anchor = json.loads(about.read_text())["method"] if about.exists() else None
         for key in NO_RESULT | ({"precision"} if is_bf16(self.cfg) and not self.anchor else set()):  # the codec says it
@@ -112,8 +115,9 @@ class Run:
 
     def cell(self, varied: Iterable[str]) -> tuple[str, str, str]:
         """Setting (network, data, and the options that are not the same in all runs), cut, and method."""
+        network, data, _ = self.kind
         options = (f"{key}={self.options.get(key, OmegaConf.select(self.cfg, key))}" for key in varied)
-        return ", ".join([*self.kind, *options]), self.cut, self.method
+        return ", ".join([network, data, *options]), self.cut, self.method
 
     def place(self) -> tuple:
         """In the order of the rows: smaller messages, fewer messages, anchors."""
@@ -128,6 +132,14 @@ class Run:
         path = self.folder / "metrics.jsonl"
         num_epochs = path.read_text().count('{"kind": "epoch"') if path.exists() else 0
         return f"not finished: {num_epochs} of {self.cfg.epochs} epochs"
+
+
+def headline(task: Task, cfg: DictConfig) -> tuple[str, str]:
+    """What people call a run's network and data; their names where the task asks for more than kept runs say."""
+    try:
+        return task.headline(cfg)
+    except UNREADABLE:
+        return cfg.arch.name, cfg.data.name
 
 
 def place(name: str) -> tuple[int, str]:
@@ -209,7 +221,7 @@ def load(folder: Path) -> tuple[list[Run], list[str]]:
 
 
 def find_base(runs: list[Run]) -> None:
-    """Finds out, of each network and data, which runs are the base of others, and how these differ from it.
+    """Finds out, of each kind, which runs are the base of others, and how these differ from it.
 
     They are those of labels_up and parallel; without any, those whose exchange and topology most have.
     """
@@ -234,7 +246,7 @@ def find_base(runs: list[Run]) -> None:
 
 
 def setting_runs(own: list[Run]) -> list[Run]:
-    """Those of one network and data whose options are the settings, as the others are compared with them.
+    """Those of one kind whose options are the settings, as the others are compared with them.
 
     They are those without compression among the base; without any, all of the base; without it, all.
     """
@@ -254,8 +266,9 @@ def options_of(runs: list[Run]) -> dict[str, set[str]]:
 
 def varying(runs: list[Run]) -> list[str]:
     """Options, beside those of a cell, in which runs differ that others are compared with, or that have no such."""
-    found = set()
-    for kind in {run.kind for run in runs}:
+    kinds = {run.kind for run in runs}
+    found = {METRIC} if len({kind[:2] for kind in kinds}) < len(kinds) else set()
+    for kind in kinds:
         values = options_of(setting_runs([run for run in runs if run.kind == kind]))
         found |= {key for key, of_key in values.items() if len(of_key) > 1}
     return sorted(found)

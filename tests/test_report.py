@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -284,7 +285,7 @@ def test_bits_are_those_of_the_runs_own_precision(tmp_path, modules):
 
 @pytest.mark.parametrize(
     "option",
-    ["data.augment=crop_flip", "data.max_train_samples=9", "arch.channels=8", "arch._target_=my.Net", "precision=fp16"],
+    ["data.augment=crop_flip", "data.max_train_samples=9", "arch.channels=8", "precision=fp16"],
 )
 def test_runs_without_compression_that_differ_in_an_option_are_in_tables_of_their_own(option, tmp_path, grouped):
     write_run(tmp_path / "one", "none", 0, [0.5], 1000, 1000, "arch=resnet_slim")
@@ -292,6 +293,58 @@ def test_runs_without_compression_that_differ_in_an_option_are_in_tables_of_thei
     rows, twice = grouped(tmp_path)
     assert not twice and [row[1:] for row in rows] == [("none", 1)] * 2
     assert f"resnet_slim, digits, {option}" in [setting for setting, *_ in rows]
+
+
+HEADLINES = {  # of a task: what its settings are called, and the others
+    "return 'MLP', 'blood'": ("MLP, blood", "convnet, digits"),
+    "return super().headline(cfg)": ("convnet, digits, metric=mean error", "convnet, digits, metric=accuracy"),
+    "return 'MLP', cfg.data.root.lower()": ("convnet, digits, metric=mean error", "convnet, digits, metric=accuracy"),
+}
+
+
+@pytest.mark.parametrize("headline", HEADLINES)
+def test_runs_of_another_task_are_compared_among_themselves_by_their_own_metric(
+    headline, tmp_path, grouped, run_here, monkeypatch
+):
+    (tmp_path / "my_task.py").write_text(f"""
+from splitlearn.tasks import Metric
+from splitlearn.tasks.image_classification import ImageClassification
+
+class Mine(ImageClassification):
+    metrics = (Metric("error", "mean error", higher_is_better=False, is_share=False),)
+    def headline(self, cfg): {headline}
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_task", raising=False)
+    for name, compressor, values in (("mine-none", "none", [0.9, 0.7]), ("mine-ms", "ms", [0.8, 0.6])):
+        write_run(tmp_path / name, compressor, 0, values, 1000, 1000, "task._target_=my_task.Mine")
+        path = tmp_path / name / "metrics.jsonl"
+        path.write_text(path.read_text().replace('"top1"', '"error"'))
+    for name, compressor in (("none", "none"), ("ms", "ms")):
+        write_run(tmp_path / name, compressor, 0, [0.3, 0.6], 1000, 1000)
+    mine, others = HEADLINES[headline]
+    rows, twice = grouped(tmp_path)
+    assert not twice and sorted(rows) == sorted((of, name, 1) for of in (mine, others) for name in ("none", "ms"))
+    status, out = run_here(REPORT, str(tmp_path))
+    assert status == 0, out
+    assert f"## Mean error against all bytes: {mine}\n" in out and f"## Accuracy against all bytes: {others}\n" in out
+    for title in ("mean error", "accuracy"):
+        assert out.count(f"The {title} to reach is the final test {title} of no compression") == 1
+    assert re.search(r"\| mean error to reach +\| +0\.70 \|", out)
+    assert re.search(r"\| accuracy to reach +\| +60\.00 % \|", out)
+
+
+def test_a_network_of_ones_own_is_called_by_its_class(tmp_path, grouped):
+    for name in ("my.Net", "my.Other", "your.Net"):
+        write_run(tmp_path / name, "none", 0, [0.5], 1000, 1000, "arch=resnet_slim", f"arch._target_={name}")
+    write_run(tmp_path / "none", "none", 0, [0.6], 1000, 1000, "arch=resnet_slim")
+    found = {setting.partition(", arch._target_=")[::2] for setting, *_ in grouped(tmp_path)[0]}
+    assert found == {
+        ("Net, digits", "my.Net"),
+        ("Net, digits", "your.Net"),
+        ("Other, digits", "my.Other"),
+        ("resnet_slim, digits", "None"),
+    }
 
 
 def test_what_an_option_changes_is_in_the_name_of_the_row(tmp_path, grouped):
