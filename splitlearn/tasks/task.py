@@ -83,10 +83,8 @@ class Task(ABC):
         """
 
     def load_test(self, cfg: DictConfig) -> ClientData:
-        """The server's own test data, for evaluate.on=server: what `load` gives where nothing is shared out.
-
-        `load` is told evaluate.on=clients, as clients have no test samples where the server has them.
-        """
+        """The server's own test data, for evaluate.on=server: what `load` gives where nothing is shared out."""
+        # To `load` it is a client's, since clients have no test samples where the server has its own.
         return self.load(OmegaConf.merge(cfg, {"evaluate": {"on": "clients"}}), 0, 1)
 
     @abstractmethod
