@@ -75,7 +75,7 @@ def summary_of(recorder: Any, seconds: float, refusals: Counter[str], phases: tu
             "basis_bytes": total["basis_bytes"],
             "uncompressed_bytes": total["raw_bytes"],
             "saving": total["raw_bytes"] / total["bytes"] if total["bytes"] else 1.0,
-            "saving_by_formula": total["raw_bytes"] / total["formula_bytes"] if total["bytes"] else 1.0,
+            "saving_by_formula": total["raw_bytes"] / total["formula_bytes"] if total["formula_bytes"] else 1.0,
             "relative_error": total["error"] / total["errors"] if total["errors"] else None,
         }
     names = [f"{what}_{way}" for what in ("labels", "weights", "evaluation", "bottleneck") for way in ("up", "down")]

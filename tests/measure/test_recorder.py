@@ -107,6 +107,15 @@ def test_bytes_are_booked_once_and_end_up_in_every_place(recorder, tmp_path):
     assert (found["test_top1"], found["test_top5"], found["test_loss"]) == (0.1, 0.5, 2.3)
 
 
+def test_a_codec_whose_formula_gives_no_bits_has_a_summary(recorder, tmp_path):
+    recorder.step(FIRST, [Measured(0, MEASURED.outcome, [Transfer("smashed", 10, 40, 0)])], 0.1)
+    recorder.evaluation(1, [(0, TEST)], 10)
+    recorder.end_epoch(1, {})
+    recorder.finish()
+    found = summary(tmp_path)["uplink"]
+    assert (found["saving"], found["saving_by_formula"]) == (4.0, 1.0)
+
+
 @pytest.mark.parametrize("topology, weights", [("parallel", 1000 / 2), ("sequential", 1000)])
 def test_clients_that_take_turns_send_one_after_the_other(topology, weights, tmp_path):
     cfg = compose(*TINY, f"topology={topology}", "membership.sample=2", "num_clients=4", "link.up_mbits=8")
