@@ -8,12 +8,13 @@ tests that run over all registered compressors take it in. docs/extending.md sho
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from splitlearn.compressors import transform
+from splitlearn.compressors import checking, transform
 from splitlearn.compressors.checking import (  # noqa: F401  what compressors import from here
     check_choice,
     check_finite,
@@ -59,7 +60,7 @@ def offer(name: str, cls: type[Compressor], **options) -> None:
 
 
 @dataclasses.dataclass
-class Compressor:
+class Compressor(ABC):
     """Base of the compressors. A subclass has a `codec` number, `to_sections`, `from_sections` and `formula_bits`.
 
     Decoding gives back the shape and dtype that were encoded. Encoding works on any device, and only the payload
@@ -99,10 +100,11 @@ class Compressor:
         """What it sends depends on what it sent before: each pair of ends has its own."""
         return self.keeper.keeps_state
 
+    @abstractmethod
     def to_sections(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...]]:
         """Sections (contiguous tensors, wide items first) and up to six parameter bytes for `x`, contiguous."""
-        raise NotImplementedError
 
+    @abstractmethod
     def from_sections(self, sections: list[Tensor], payload: Payload) -> Tensor:
         """The decoded tensor, of payload.numel elements. `sections` are the payload's, on the device to decode on.
 
@@ -111,15 +113,14 @@ class Compressor:
         Raises:
             PayloadError: the sections do not fit the payload's shape and parameters.
         """
-        raise NotImplementedError
 
     def code_bits(self, params: tuple[int, ...]) -> tuple[int, ...]:
         """Widths of the codes in the last sections, each of one code for every element; for the entropy coder."""
         return ()
 
+    @abstractmethod
     def formula_bits(self, shape: tuple[int, ...], value_bits: int = 32) -> float:
         """Bits for a tensor of this shape, with values of `value_bits` bits, by the paper's formula, without header."""
-        raise NotImplementedError
 
     @property
     def label(self) -> str:
@@ -137,7 +138,7 @@ class Compressor:
         """The compressor to evaluate through: this one, unless it is random; one that keeps state begins anew."""
         return dataclasses.replace(self) if self.keeps_state else self
 
-    def seed(self, seed: int) -> None:
+    def seed(self, seed: int) -> None:  # noqa: B027  not all draw
         """Sets the state of the random generator, for compressors that draw."""
 
     trace: ClassVar[Trace | None] = None
@@ -161,7 +162,7 @@ class Compressor:
 
     learns: ClassVar[bool] = False  # goes by the gradients of what it sent
 
-    def learn(self, gradient: Tensor) -> None:
+    def learn(self, gradient: Tensor) -> None:  # noqa: B027  not all learn
         """The gradient of the tensor that was sent has come back, before any gain; only for one that learns."""
 
     def basis_nbytes(self, payload: Payload) -> int:
@@ -183,14 +184,15 @@ class Compressor:
         if self.transform != "none" or not self.checks_itself:
             check_finite(x)  # before a transform, which would hide what is not
         with torch.autocast(x.device.type, enabled=False):
-            y, of_transform = self._transform.forward(x, self.formula_bits(x.shape, 8 * x.itemsize) / x.numel())
+            bits = checking.check_bits(type(self).__name__, self.formula_bits(x.shape, 8 * x.itemsize))
+            y, of_transform = self._transform.forward(x, bits / x.numel())
         sections, params, shrunk = self.to_wire(y)
         return Payload.pack(self.codec, x, sections + of_transform, params, shrunk)
 
     def to_wire(self, x: Tensor) -> tuple[list[Tensor], tuple[int, ...], int]:
         """What `to_sections` gives, after the lossless stage, and which sections that shrank, a bit each."""
         with torch.autocast(x.device.type, enabled=False):  # what it computes is not a layer of the model's
-            sections, params = self.to_sections(x)
+            sections, params = checking.check_sections(type(self).__name__, self.to_sections(x))
         return self.shrunk(sections, params, x.shape)
 
     def shrunk(
@@ -243,5 +245,6 @@ class Compressor:
         ]
         with torch.autocast(torch.device(device).type, enabled=False):
             sections, of_transform = self._transform.parted(sections)
-            found = self.from_sections(sections, payload).view(payload.shape)
-            return self._transform.inverse(found, of_transform)
+            found = self.from_sections(sections, payload)
+            found = checking.check_values(type(self).__name__, found, payload.numel, payload.dtype)
+            return self._transform.inverse(found.reshape(payload.shape), of_transform)
