@@ -11,6 +11,7 @@ from runs import metrics, summary
 from simulation import compose
 
 from splitlearn import checks, local
+from splitlearn.defences import Defence
 from splitlearn.defences.draws import Draws
 from splitlearn.defences.drop import Drop
 from splitlearn.defences.maxnorm import MaxNorm
@@ -153,6 +154,55 @@ def test_max_norm_makes_lengths_alike():
     assert torch.allclose(mean_squares, x.norm(dim=1).max().expand(2000), rtol=0.25)
     directions = torch.nn.functional.cosine_similarity(MaxNorm().protect(x, draws()), x).abs()
     torch.testing.assert_close(directions, torch.ones(2000))
+
+
+class Own(Defence):
+    """Gives what a test asks for."""
+
+    def __init__(self, gives=lambda x: x, adds=lambda x: None):
+        self.gives, self.adds = gives, adds
+
+    def protect(self, x, draws):
+        return self.gives(x)
+
+    def penalty(self, inputs, x):
+        return self.adds(x)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"gives": lambda x: None}, "protect gave None, where a torch.float32 tensor of shape (4, 3) is to cross"),
+        ({"gives": lambda x: x[:, :1]}, "protect gave a torch.float32 tensor of shape (4, 1), where"),
+        ({"gives": lambda x: x.double()}, "protect gave a torch.float64 tensor of shape (4, 3), where"),
+        ({"gives": lambda x: x.detach()}, "protect gave a tensor without a gradient"),
+        ({"adds": lambda x: 1.0}, "penalty gave float: give None, or a 0-d tensor"),
+        ({"adds": lambda x: x.sum(1)}, "penalty gave a torch.float32 tensor of shape (4,): give None, or a 0-d tensor"),
+        ({"adds": lambda x: x.detach().sum()}, "penalty gave a tensor without a gradient: give None"),
+    ],
+)
+def test_what_a_defence_cannot_give_is_told_by_class_and_method(options, words):
+    cfg = compose("defence=drop")
+    channels = channels_of(cfg, exchange_from(cfg))
+    own = Own(**options)
+    own.key = channels["smashed"].defences["drop"].key
+    channels["smashed"].defences["drop"] = own
+    passage = Passage(Codecs(channels, "up"), (0, 1, 1), torch.device("cpu"), "it", 9, inputs=torch.ones(4, 3))
+    with pytest.raises(UserError) as error:
+        passage.defended(channels["smashed"], torch.ones(4, 3, requires_grad=True) * 2)
+    assert str(error.value).startswith(f"defence.drop: Own.{words}")
+
+
+def test_nothing_has_a_gradient_where_none_is_wanted():
+    x, own = torch.ones(4, 3), Own(lambda x: x.detach() * 2)
+    assert torch.equal(ragged.protected(x, None, own, draws()), 2 * x)
+    with torch.no_grad():
+        assert torch.equal(ragged.protected(x.requires_grad_(), None, own, draws()), 2 * x)
+
+
+def test_a_map_of_texts_is_checked_as_well():
+    with pytest.raises(UserError, match=r"^defence: Own\.protect_ragged gave None, where a torch"):
+        ragged.protected(torch.ones(2, 3, 4), torch.tensor([3, 1]), Own(lambda x: None), draws())
 
 
 @pytest.mark.parametrize(

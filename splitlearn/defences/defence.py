@@ -22,9 +22,11 @@ class Defence:
     """
     Attributes:
         channel: the name of the channel that it acts on.
+        key: of its options in the configuration.
     """
 
     channel: str = "smashed"
+    key: str = "defence"
 
     def protect(self, x: Tensor, draws: Draws) -> Tensor:
         """What is encoded instead of `x`, (B, …) with a sample in each row; differentiable."""

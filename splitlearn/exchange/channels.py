@@ -61,6 +61,7 @@ def _defences(cfg: DictConfig, exchange: Exchange) -> dict[str, Defence]:
     for name, options in (cfg.get("defence") or {}).items():
         try:
             found[name] = defence = instantiate(options)
+            defence.key = f"defence.{name}"
             defence.check(cfg)
         except (ValueError, InstantiationException) as error:
             raise UserError(f"defence.{name}: {error.__cause__ or error}") from None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from splitlearn.compressors import Compressor, Payload
 from splitlearn.compressors.trace import Trace
+from splitlearn.defences.checking import check_penalty
 from splitlearn.defences.draws import Draws
 from splitlearn.errors import PayloadError, PeerError
 from splitlearn.exchange import ragged
@@ -163,7 +164,7 @@ class Passage:
         """
         for name, defence in channel.defences.items() if not self.in_evaluation else ():
             if self.inputs is not None and x.requires_grad and self.is_trained:
-                penalty = defence.penalty(self.inputs, x)
+                penalty = check_penalty(defence, defence.penalty(self.inputs, x))
                 if penalty is not None:
                     penalty.backward(retain_graph=True)
             draws = Draws(channel.secret, x, name, channel.spec.key, *self.place)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from splitlearn.compressors.checking import is_as_sent
 from splitlearn.defences import Defence
+from splitlearn.defences.checking import check_protected
 from splitlearn.defences.draws import Draws
 from splitlearn.segments.forward import valid
 
@@ -40,12 +41,16 @@ def protected(x: Tensor, lengths: Tensor | None, defence: Defence, draws: Draws)
 
     Rows that a sample has not got are zeros for the defence, and for what comes after it: norms are not to depend on
     how long the others of its batch are.
+
+    Raises:
+        UserError: the defence gave something else than a tensor like `x`.
     """
     if lengths is None:
-        return defence.protect(x, draws)
+        return check_protected(defence, "protect", defence.protect(x, draws), x)
     is_there = valid(lengths, x.shape[1])
     is_padding = ~is_there.view(*is_there.shape, *[1] * (x.dim() - 2))
-    return defence.protect_ragged(x.masked_fill(is_padding, 0), is_there, draws).masked_fill(is_padding, 0)
+    found = defence.protect_ragged(x.masked_fill(is_padding, 0), is_there, draws)
+    return check_protected(defence, "protect_ragged", found, x).masked_fill(is_padding, 0)
 
 
 def pack(lengths: Tensor) -> Tensor:
