@@ -98,12 +98,15 @@ def defaults() -> dict[str, list[Any]]:
 
 @cache
 def options_of(path: Path) -> dict[str, Any]:
-    """The keys that a file of conf/ has, by their paths in the configuration."""
+    """The keys that a file of conf/ has, by their paths in the configuration: below its package, if it names one."""
     text = path.read_text(encoding="utf-8")
     options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
     options = {key: value for key, value in options.items() if key not in ("defaults", "hydra")}
-    is_global = path.parent == CONF or "@package _global_" in text
-    return _flat(options if is_global else {path.parent.name: options})
+    written = re.search(r"^# @package (\S+)$", text, re.MULTILINE)
+    package = written[1] if written else "_global_" if path.parent == CONF else path.parent.name
+    for name in reversed(package.split(".")) if package != "_global_" else ():
+        options = {name: options}
+    return _flat(options)
 
 
 def _flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -230,6 +230,11 @@ def test_what_is_dropped_is_dropped_whole(shape, what, kept):
         ([*CLAIM, "defence.noise.channel=gradient"], "use channel=smashed, or delta=null"),
         ([*CLAIM, "defence.noise.scale=0"], "defence.noise: scale=0 is out of range"),
         (["defence=noise", "defence.noise.clip=-5"], "defence.noise: clip=-5 is out of range"),
+        (["defence=noise", "defence.noise.clip=true"], "defence.noise: clip=True is out of range"),
+        (["defence=noise", "defence.noise.delta=x"], "defence.noise: delta=x is out of range"),
+        (["defence=noise", "defence.noise.scale=abc"], "defence.noise.scale=abc must be a number, at least 0"),
+        (["defence=drop", "defence.drop.share=null"], "defence.drop.share=null must be a number, at least 0"),
+        (["defence=nopeek", "defence.nopeek.weight=abc"], "defence.nopeek.weight=abc must be a number, at least 0"),
         (["defence=noise", "defence.noise.channel=features"], "does not cross in exchange=labels_up: choose one of"),
         (["defence=noise", "defence.noise.kind=pink"], "defence.noise: kind=pink is unknown"),
         (["defence=drop", "defence.drop.share=1"], "defence.drop: share=1 is out of range"),
@@ -245,6 +250,12 @@ def test_what_does_not_go_together(overrides, words):
     with pytest.raises(UserError, match=r"^defence") as error:
         checks.check(compose(*overrides))
     assert words in str(error.value)
+
+
+def test_a_defence_may_be_called_as_an_option_of_another():
+    drop = "{_target_: splitlearn.defences.drop.Drop, what: patches}"
+    for name in ("scale", "channel", "what"):
+        checks.check(compose(f"+defence.{name}={drop}"))
 
 
 def test_a_claim_is_refused_where_samples_are_mixed(tmp_path):

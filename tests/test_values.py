@@ -23,6 +23,7 @@ VARIANTS = [
     ["task=causal_lm", "data=text", "data.root=folder"],
     ["task=causal_lm", "arch=hf", "arch.config=llama"],
     ["task=sequence_classification", "data.root=folder", "arch.width=16", "arch.depth=2"],
+    ["exchange=u_shaped", "defence=[drop,maxnorm,noise,nopeek]"],
     ["schedule=constant", "arch=vgg_slim", "compressor=qu", "compressor@downlink=sp"],
 ]
 BAD = ["abc", "", -1, 1.5, True, None, [1, 2], {"a": 1}, math.nan, math.inf, 10**30]

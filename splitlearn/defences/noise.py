@@ -47,7 +47,7 @@ class Noise(Defence):
     ):
         if kind not in KINDS:
             raise ValueError(f"kind={kind} is unknown: choose one of {', '.join(KINDS)}")
-        if delta is not None and not 0 < delta < 1:
+        if delta is not None and not _is_between(delta, 0, 1):
             raise ValueError(f"delta={delta} is out of range: choose above 0 and below 1, or null")
         if delta is not None and clip is None:
             raise ValueError("delta claims privacy of tensors that are cut down to a norm: set clip, such as 50")
@@ -56,7 +56,7 @@ class Noise(Defence):
                 f"delta claims privacy of smashed data, and a tensor of channel={channel} depends on other samples too:"
                 " use channel=smashed, or delta=null for noise without a claim"
             )
-        if clip is not None and not (isinstance(clip, (int, float)) and 0 < clip < math.inf):
+        if clip is not None and not _is_between(clip, 0, math.inf):
             raise ValueError(f"clip={clip} is out of range: choose a number above 0, or null")
         if not 0 <= scale < math.inf or (delta is not None and scale == 0):
             raise ValueError(f"scale={scale} is out of range: choose a number above 0")
@@ -125,3 +125,8 @@ class Noise(Defence):
                     f"delta claims privacy of each sample, and {path} is a batch norm before the cut, by which each"
                     " sample's map depends on all: cut earlier, freeze it, or set delta=null for noise without a claim"
                 )
+
+
+def _is_between(value: object, low: float, high: float) -> bool:
+    """Whether it is a number between these, neither included; kinds.py passes whatever is null by default."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low < value < high

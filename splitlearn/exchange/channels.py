@@ -64,7 +64,8 @@ def _defences(cfg: DictConfig, exchange: Exchange) -> dict[str, Defence]:
             defence.key = f"defence.{name}"
             defence.check(cfg)
         except (ValueError, InstantiationException) as error:
-            raise UserError(f"defence.{name}: {error.__cause__ or error}") from None
+            why = str(error.__cause__ or error).split("\n")[0]
+            raise UserError(f"defence.{name}: {why}") from None
         if defence.channel not in names:
             raise UserError(
                 f"defence.{name}.channel={defence.channel} does not cross in exchange={exchange.name}: choose one of"
