@@ -27,7 +27,8 @@ MARKERS = "o^sDvP*X"  # of cuts
 # Paul Tol's "muted" scheme, without its palest: all can be told apart by the colour-blind, and on white.
 COLORS = ["#332288", "#cc6677", "#117733", "#44aa99", "#882255", "#999933", "#88ccee", "#aa4499", "#ddaa33"]
 NONE, ANCHOR = "#666666", "#000000"
-WAYS = "sD^vPXp<>h"  # markers of exchanges
+CODECS = "oHp"  # markers of codecs: another one where the colours begin again
+WAYS = "sD^vPX<>h"  # markers of exchanges
 ANCHORS = "*dX8"
 WIDTH = 36  # of a legend's lines, in characters
 SPREAD = 1.5  # of the results at the end: how much more is shown below them
@@ -44,7 +45,10 @@ class Look:
 
 
 def looks_of(cells: Cells) -> dict[str, Look]:
-    """By method. A codec, and an exchange with its options, has a colour of its own as long as there are enough."""
+    """By method. A codec, and an exchange with its options, has a colour of its own as long as there are enough.
+
+    After that, codecs have another marker.
+    """
     colors, markers, anchors = count(), count(), count()
     found, of_way = {}, {}
     for (*_, method), cell in sorted(cells.items(), key=lambda pair: pair[1].runs[0].place()):
@@ -54,8 +58,9 @@ def looks_of(cells: Cells) -> dict[str, Look]:
         if cell.is_anchor:
             found[method] = Look(ANCHOR, (0, (6, 2, 1, 2)), ANCHORS[next(anchors) % len(ANCHORS)], "no split learning")
         elif run.is_base:
-            color = NONE if run.codec == "none" else COLORS[next(colors) % len(COLORS)]
-            found[method] = Look(color, "-", "o", "every batch, there and back")
+            again, place = divmod(0 if run.codec == "none" else next(colors), len(COLORS))
+            color = NONE if run.codec == "none" else COLORS[place]
+            found[method] = Look(color, "-", CODECS[again % len(CODECS)], "every batch, there and back")
         else:
             key = run.way + run.differs
             if key not in of_way:
