@@ -39,7 +39,6 @@ from splitlearn.tasks import Metric, Task, task_from
 from splitlearn.tasks.loading import source
 from splitlearn.tasks.task import ClientData
 from splitlearn.topologies import topology_from
-from splitlearn.words import readable
 
 # What makes the network, and says what goes through it.
 OF_NETWORK = ("arch", "cut", "cut_back", "bottleneck", "exchange", "lora", "task", "freeze")
@@ -126,10 +125,10 @@ def overridden(cfg: DictConfig, folder: Path, overrides: list[str]) -> DictConfi
         return cfg
     if not (folder / WORDS).exists():
         raise UserError(f"overrides need {folder / WORDS}, with what the run was started with, and it is not there")
-    begun, now = Start.of(folder), readable(overrides)
-    own = compose(*begun.then(now))
+    begun = Start.of(folder)
+    own = compose(*begun.then(overrides))
     checks.check(own)
-    before = compose(*begun.then([word for word in now if word.startswith("hydra.searchpath=")]))
+    before = compose(*begun.then([word for word in overrides if word.startswith("hydra.searchpath=")]))
     if changed := differences(*map(_of_network, (before, own)), "the run has", "here"):
         raise UserError(f"{folder} is evaluated with the network that it has trained: leave out {changed}")
     return OmegaConf.merge(own, {"num_clients": cfg.num_clients})

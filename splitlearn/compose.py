@@ -174,12 +174,8 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
 
 def _beside_each_other() -> list[str]:
     """Choices of groups that several are chosen of, such as defence/noise, whose options are below their names."""
-    files = {f"{path.parent.name}/{path.stem}": path for path in CONF.glob("*/*.yaml")}
-    return [
-        name
-        for name, path in files.items()
-        if f"# @package {name.replace('/', '.')}\n" in path.read_text(encoding="utf-8")
-    ]
+    files = [(path.parent.name, path.stem, path) for path in CONF.glob("*/*.yaml")]
+    return [f"{group}/{name}" for group, name, path in files if f"{group}.{name}" in kinds.options_of(path)]
 
 
 def _suggestion(name: str, options: Sequence[str], prefix: str = "") -> str:
