@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import serialization
 from script import start
 
 from splitlearn.transport.certificates import Identity, authority, issue
+from splitlearn.transport.credentials import FILES
 from splitlearn.transport.place import SERVER, rank_name
-from splitlearn.transport.tls import FILES
 
 AUTHORITY = "authority"
 

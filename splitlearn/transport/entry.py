@@ -69,7 +69,7 @@ class Way:
             connection.close()
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise PeerError(
-                    f"the server at {self} cannot be trusted ({in_words(error)}): {self.tls.remedy}"
+                    f"the server at {self} cannot be trusted ({in_words(error)}): {self.tls.remedy(error)}"
                 ) from None
             if isinstance(error, ssl.SSLError) and "ALERT" not in (error.reason or ""):
                 raise NoServer(
@@ -111,7 +111,7 @@ def enter(
         if isinstance(error, PeerError):
             raise
         if isinstance(error, ssl.SSLError):  # with TLS 1.3, the first that one hears of being refused
-            raise PeerError(f"{refused} ({in_words(error)}): {way.tls.remedy}") from None
+            raise PeerError(f"{refused} ({in_words(error)}): {way.tls.remedy(error)}") from None
         if isinstance(error, TimeoutError):
             raise Unreachable(
                 f"{way} takes the connection of client {client} and says nothing: the server is stopped, or another"

@@ -7,26 +7,32 @@ the token alone all ranks show one certificate, which only who has the token has
 
 from __future__ import annotations
 
-import datetime
-import os
 import secrets
 import socket
 import ssl
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from splitlearn.errors import UserError
+from splitlearn.transport.credentials import FILES, credentials_of, own_files
 from splitlearn.transport.encrypted import Encrypted
 from splitlearn.transport.place import SERVER, Place, is_loopback, rank_name
 from splitlearn.transport.token import TOKEN_VARIABLE
 
-PASSWORD_VARIABLE = "SPLITLEARN_KEY_PASSWORD"
 DESK, RPC = "splitlearn-desk", "splitlearn-rpc"  # ALPN: what a connection is for
-FILES = {"cert": "cert.pem", "key": "key.pem", "ca": "ca.pem"}  # of a rank, as make_certificates.py writes them
 BEGINS = b"\x16"  # the first byte of a connection that speaks TLS
+# What to do where a certificate is not taken, by what OpenSSL says of it: of the other side's, or in its alert
+REMEDIES = {
+    "expired": "make new ones (scripts/make_certificates.py --renew), or set the clock of the machine that is wrong",
+    "not yet valid": "set the clock of the machine that is wrong",
+    "mismatch": "set tls.server_name to a name that the server's certificate has, alike on all machines",
+    "certificate purpose": "have the server's tls.cert issued with the extended key usage serverAuth",
+    "unsupported certificate": "have this client's tls.cert issued with the extended key usage clientAuth",
+    "": "give certificates of the same authority as tls.cert and tls.ca on all machines",
+}
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,10 @@ class Tls:
     server_name: str
     names_clients: bool
 
-    @property
-    def remedy(self) -> str:
+    def remedy(self, error: ssl.SSLError) -> str:
         """What to do where one side does not take the other's certificate."""
         if self.names_clients:
-            return "give certificates of the same authority as tls.cert and tls.ca on all machines"
+            return next(remedy for said, remedy in REMEDIES.items() if said in in_words(error))
         return f"it has another token: give all the same {TOKEN_VARIABLE} or rpc.token_file"
 
     def wrap(self, connection: socket.socket, within_s: float, purpose: str = DESK) -> Encrypted:
@@ -122,50 +127,21 @@ def tls_of_files(rank: str, cert: str, key: str, ca: str, server_name: str) -> T
     Raises:
         UserError: a file cannot be used; names its key.
     """
-    paths = {name: Path(os.path.expanduser(value)) for name, value in (("cert", cert), ("key", key), ("ca", ca))}
-    texts = {}
-    for name, path in paths.items():
-        try:
-            texts[name] = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"tls.{name}={path} cannot be read ({error.strerror}): give the file's path") from None
-    _check_certificate(rank, paths["cert"], texts["cert"], server_name)
-    _check_authorities(paths["ca"], texts["ca"])
-    if (mode := paths["key"].stat().st_mode) & 0o077:
-        raise UserError(f"tls.key={paths['key']} is not private (mode {mode & 0o777:o}): chmod 600 it")
+    own = credentials_of(rank, cert, key, ca, server_name)
     try:
-        authorities = texts["ca"].decode("ascii")
-        return _tls(rank, paths["cert"], paths["key"], authorities, None, server_name, True)
+        return _tls(rank, own.cert, own.key, own.authorities, own.password, server_name, True)
     except ssl.SSLError as error:
-        raise UserError(f"{_unusable(paths, texts, error)}") from None
-    except UnicodeError:
-        raise UserError(f"tls.ca={paths['ca']} holds no certificate in PEM") from None
-
-
-def own_files(rank: str, folder: str) -> dict[str, str]:
-    """The paths of a rank's certificate, key and authority in a folder of all ranks' or of its own.
-
-    Raises:
-        UserError: it has none for this rank, or this user may not look.
-    """
-    top = Path(os.path.expanduser(folder))
-    for own in (top / rank, top):
-        try:
-            is_there = (own / FILES["cert"]).exists()
-        except OSError as error:
-            raise UserError(
-                f"tls.folder={folder} cannot be read ({error.strerror}): give one that this user may read"
-            ) from None
-        if is_there:
-            return {name: str(own / file) for name, file in FILES.items()}
-    raise UserError(
-        f"tls.folder={folder} has no certificate of {rank}: there is neither {rank}/{FILES['cert']} nor"
-        f" {FILES['cert']} in it; scripts/make_certificates.py makes them"
-    )
+        raise UserError(own.why_unusable(error)) from None
 
 
 def _tls(
-    rank: str, cert: Path, key: Path | None, authorities: str, password: str | None, server_name: str, names: bool
+    rank: str,
+    cert: Path,
+    key: Path | None,
+    authorities: str,
+    password: str | Callable[[], str] | None,
+    server_name: str,
+    names: bool,
 ) -> Tls:
     is_server, contexts = rank == SERVER, {}
     for purposes in ((DESK, RPC),) if is_server else ((DESK,), (RPC,)):
@@ -175,75 +151,7 @@ def _tls(
         context.set_alpn_protocols(list(purposes))
         if is_server:
             context.num_tickets = 0  # each connection proves everything anew
-        context.load_cert_chain(cert, key, password or _asked_for(key))
+        context.load_cert_chain(cert, key, password)
         context.load_verify_locations(cadata=authorities)
         contexts |= dict.fromkeys(purposes, context)
     return Tls(contexts, is_server, server_name, names)
-
-
-def _asked_for(key: Path | None):
-    """The password of a key's file, where OpenSSL finds that it is encrypted; it would ask at the terminal."""
-
-    def password() -> str:
-        if given := os.environ.get(PASSWORD_VARIABLE):
-            return given
-        raise UserError(f"tls.key={key} is encrypted: give its password in {PASSWORD_VARIABLE}")
-
-    return password
-
-
-def _check_certificate(rank: str, path: Path, pem: bytes, server_name: str) -> None:
-    """Says what others would not say so well: that this rank's own certificate is out of date, or another's."""
-    from cryptography import x509
-
-    try:
-        certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError:
-        raise UserError(f"tls.cert={path} holds no certificate in PEM") from None
-    if why := _out_of_date(certificate):
-        raise UserError(f"tls.cert={path} {why}: make a new one, or set this machine's clock")
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        names = names.get_values_for_type(x509.DNSName)
-    except x509.ExtensionNotFound:
-        names = []
-    wanted = server_name if rank == SERVER else rank
-    if wanted not in names:
-        key = "tls.server_name" if rank == SERVER else "client.index"
-        raise UserError(
-            f"tls.cert={path} is for {' and '.join(names) or 'no name'}, and this rank is {wanted}: give its own"
-            f" certificate, or set {key}"
-        )
-
-
-def _check_authorities(path: Path, pem: bytes) -> None:
-    """Says that all of them are out of date, by which no other rank could be trusted."""
-    from cryptography import x509
-
-    try:
-        whys = [_out_of_date(one) for one in x509.load_pem_x509_certificates(pem)]
-    except ValueError:  # it holds none, which is told of where it is loaded
-        return
-    if all(whys):
-        raise UserError(f"tls.ca={path} {whys[-1]}: make all certificates anew, or set this machine's clock")
-
-
-def _out_of_date(certificate: Any) -> str | None:
-    """How it is, in words; None where it is not."""
-    now = datetime.datetime.now(datetime.timezone.utc)
-    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if begin <= now <= end:
-        return None
-    return f"expired on {end:%Y-%m-%d %H:%M} UTC" if now > end else f"is valid from {begin:%Y-%m-%d %H:%M} UTC only"
-
-
-def _unusable(paths: dict[str, Path], texts: dict[str, bytes], error: ssl.SSLError) -> str:
-    if "KEY_VALUES_MISMATCH" in str(error):
-        return f"tls.key={paths['key']} is not the key of tls.cert={paths['cert']}: give the two of one rank"
-    if b"PRIVATE KEY" not in texts["key"]:
-        return f"tls.key={paths['key']} holds no private key in PEM"
-    if "BAD_DECRYPT" in str(error) or b"ENCRYPTED" in texts["key"]:
-        return f"tls.key={paths['key']} does not open with the password in {PASSWORD_VARIABLE}"
-    if b"CERTIFICATE" not in texts["ca"]:
-        return f"tls.ca={paths['ca']} holds no certificate in PEM"
-    return f"tls.cert={paths['cert']} and tls.key={paths['key']} cannot be used ({error.reason or error})"

@@ -26,11 +26,12 @@ from splitlearn import local
 from splitlearn.compressors.payload import MAGIC
 from splitlearn.errors import PeerError, UserError
 from splitlearn.transport import Place, certificates, entry, frontdesk, tls_from
+from splitlearn.transport.credentials import FILES, PASSWORD_VARIABLE
 from splitlearn.transport.entry import Way
 from splitlearn.transport.frontdesk import FrontDesk
 from splitlearn.transport.guard import refusals
 from splitlearn.transport.strangers import most_strangers
-from splitlearn.transport.tls import DESK, FILES, PASSWORD_VARIABLE, RPC, Tls, tls_of_files
+from splitlearn.transport.tls import DESK, RPC, Tls, tls_of_files
 
 TOKEN = b"secret"
 MAKE = [sys.executable, str(ROOT / "scripts" / "make_certificates.py")]
@@ -220,8 +221,37 @@ def test_an_expired_certificate_is_told_of_by_its_owner_and_refused_by_others(fo
     with pytest.raises(UserError, match=r"tls.cert=.* expired on 20..-..-.. ..:.. UTC: make a new one"):
         of(tmp_path, ".")
     files = {name: str(tmp_path / file) for name, file in FILES.items()}
-    with pytest.raises(PeerError, match=r"does not let client 0 in .*certificate expired"):
+    with pytest.raises(
+        PeerError, match=r"does not let client 0 in .*certificate expired\): make new ones .* --renew\)"
+    ):
         enter(desk_of(of(folder, "server"), _unchecked("client0", files, "client0")))
+
+
+def test_what_to_do_is_said_by_what_is_wrong_with_a_certificate(folder, desk_of):
+    files = {name: str(folder / "client0" / file) for name, file in FILES.items()}
+    elsewhere = tls_of_files("client0", **files, server_name="training.example")
+    with pytest.raises(PeerError, match=r"not valid for 'training\.example'\): set tls\.server_name to a name that"):
+        enter(desk_of(of(folder, "server"), elsewhere))
+    with pytest.raises(PeerError, match=r"purpose\): have the server's tls\.cert issued with .* serverAuth"):
+        enter(desk_of(_unchecked("server", files, "client0"), of(folder, "client0")))
+    server = {name: str(folder / "server" / file) for name, file in FILES.items()}
+    with pytest.raises(
+        PeerError, match=r"does not let client 0 in .*: have this client's tls\.cert issued .* clientAuth"
+    ):
+        enter(desk_of(of(folder, "server"), _unchecked("client0", server, "server")))
+
+
+@pytest.mark.parametrize(
+    ("rank", "usage", "oid"), [("server", "serverAuth", "SERVER_AUTH"), ("client0", "clientAuth", "CLIENT_AUTH")]
+)
+def test_a_certificate_for_something_else_is_told_of_at_the_start(rank, usage, oid, folder, tmp_path, monkeypatch):
+    oids = certificates.ExtendedKeyUsageOID
+    monkeypatch.setattr(oids, oid, oids.EMAIL_PROTECTION)
+    made = certificates.issue(_authority(folder), rank, 1)
+    monkeypatch.undo()
+    (tmp_path / "cert.pem").write_bytes(made.certificate_pem)
+    with pytest.raises(UserError, match=rf"tls\.cert=.*cert\.pem has extended key usages, and {usage} is none of them"):
+        of(folder, rank, cert=tmp_path / "cert.pem")
 
 
 def _authority(folder: Path) -> certificates.Identity:
