@@ -31,6 +31,7 @@ from splitlearn.errors import UserError
 from splitlearn.exchange.channels import Channel, channels_of, know
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import Exchange, Outcome, converse, exchange_from
+from splitlearn.exchange.halves import client_half, server_half
 from splitlearn.exchange.network import Network
 from splitlearn.exchange.passage import Passage
 from splitlearn.measure.evaluation import by_class, confusion_of, evaluation_of, told_apart
@@ -161,8 +162,8 @@ def tested(
                 Passage(codecs, (), inputs.device, "the other end", batch_size, in_evaluation=True) for codecs in both
             ]
             outcome = converse(
-                exchange.client_evaluation(network.client, ends[0], task, inputs, targets),
-                exchange.server_evaluation(network.server, ends[1], task),
+                client_half(exchange, network.client, ends[0], task, inputs, targets),
+                server_half(exchange, network.server, ends[1], task),
             )
             outcomes.append((client, outcome))
             num_bytes += sum(transfer.num_bytes for transfer in ends[1].transfers)

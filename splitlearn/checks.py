@@ -15,14 +15,18 @@ from splitlearn.config import ALIKE, compressor_from, made_from
 from splitlearn.errors import UserError
 from splitlearn.exchange import changes, network
 from splitlearn.exchange.channels import channels_of
-from splitlearn.exchange.exchange import exchange_from
+from splitlearn.exchange.exchange import Exchange, exchange_from
+from splitlearn.exchange.halves import check_declarations
 from splitlearn.exchange.wayback import BACKWARD
 from splitlearn.kernels import keeping
 from splitlearn.segments.adapters import SIDES
 from splitlearn.segments.parts import MIXED
 from splitlearn.segments.trainable import try_out
+from splitlearn.tasks import Task
+from splitlearn.topologies.topology import Topology
 
 MAX_CLIENTS = (1 << 15) - 1  # RPC numbers its workers with 16 bits, and the server is one
+BASES = {"exchange": Exchange, "topology": Topology, "task": Task}  # what a class of one's own derives from
 CHOICES = {
     "last_batch": LAST_BATCH,
     "precision": ("fp32", *MIXED),
@@ -207,9 +211,12 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
-    for key in ("exchange", "topology"):
-        made_from(cfg, key)
+    for key, base in BASES.items():
+        if not isinstance(made_from(cfg, key), base):
+            what = f"{key}._target_={cfg[key]._target_} is no {base.__name__}"
+            raise UserError(f"{what}: derive the class from {base.__module__}.{base.__name__}")
     exchange = exchange_from(cfg)
+    check_declarations(exchange)
     exchange.check(cfg)
     if cfg.delta and cfg.exchange.get("hold_mb"):
         raise UserError(

@@ -38,6 +38,12 @@ class Part:
         return tuple(value for hint, value in pairs if hint is not Lengths or value is not None)
 
     @classmethod
+    def unchecked(cls) -> list[str]:
+        """Its fields whose annotation is none that what comes is checked by."""
+        hints = get_type_hints(cls)
+        return [field.name for field in fields(cls) if hints[field.name] not in _CHECKS]
+
+    @classmethod
     def has_targets(cls) -> bool:
         return Targets in _hints(cls).values()
 

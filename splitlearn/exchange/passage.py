@@ -18,7 +18,7 @@ from splitlearn.compressors import Compressor, Payload
 from splitlearn.compressors.trace import Trace
 from splitlearn.defences.checking import check_penalty
 from splitlearn.defences.draws import Draws
-from splitlearn.errors import PayloadError, PeerError
+from splitlearn.errors import PayloadError, PeerError, UserError
 from splitlearn.exchange import ragged
 from splitlearn.exchange.agreement import MAX_SUM
 from splitlearn.exchange.channel import Channel, Transfer, relative_error, rms
@@ -72,6 +72,8 @@ class Passage:
         self.reported: dict[str, float] = {}  # errors that the other end has measured
 
     def __getitem__(self, name: str) -> End:
+        if name not in self.channels:
+            raise UserError(f"the exchange uses a channel {name}, and has {', '.join(self.channels)} alone")
         return End(self, self.channels[name])
 
     def take_errors(self) -> dict[str, float]:

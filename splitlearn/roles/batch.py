@@ -16,6 +16,7 @@ from splitlearn.config import measures_error
 from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.exchange.codecs import Mark
 from splitlearn.exchange.exchange import ClientHalf, Outcome
+from splitlearn.exchange.halves import client_half
 from splitlearn.exchange.messages import Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
@@ -67,7 +68,7 @@ def begin(client: Any, loaded: Any, parts: Parts | Older) -> Batch:
         step = (progress.epoch - 1) * plan.num_sent(client.num_batches) + plan.num_sent(progress.batch)
         samples = client.data.train.batch_sampler.samples_of(progress.batch) if client.codecs.latest else None
         passage = _passage(client, inputs, measures_error=measures_error(cfg, step), samples=samples)
-        half = client.exchange.client(parts, passage, client.task, inputs, targets)
+        half = client_half(client.exchange, parts, passage, client.task, inputs, targets)
         buffers = buffers_of(client.trainable.segment) if may_be_undone else None
         num_samples, share = client.task.num_samples(targets), share_of(progress.batch, client.data.num_train, cfg)
         given, mark = _given(client, inputs, targets), client.codecs.mark()

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from splitlearn.errors import NonFiniteError, PeerError, UserError
-from splitlearn.exchange.exchange import Outcome, ServerHalf, conclude
+from splitlearn.exchange.exchange import Outcome, conclude
+from splitlearn.exchange.halves import server_half
 from splitlearn.exchange.messages import Evaluate, Step, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
@@ -44,7 +45,7 @@ class Conversation:
         gone.
         """
         roster = self.server.roster
-        talks = {client: self._begin(client, self.exchange.server) for client in participants}
+        talks = {client: self._begin(client) for client in participants}
         for client, talk in talks.items():
             member = roster.members[client]
             place = self.server.progress.epoch, member.num_batches, member.batch
@@ -68,7 +69,7 @@ class Conversation:
         """The same as `train`, of what the server holds: nobody is asked or answered."""
         server, measured = self.server, []
         for client, (part, known) in batches.items():
-            talk = self._begin(client, self.exchange.server)
+            talk = self._begin(client)
             codecs, now = talk.passage.codecs, talk.passage.codecs.known()
             codecs.load(known)
             outcome = None
@@ -86,7 +87,7 @@ class Conversation:
                 measured.append(Measured(client, outcome, []))
         return measured
 
-    def _begin(self, client: int, half: Callable[..., ServerHalf], in_evaluation: bool = False) -> Talk:
+    def _begin(self, client: int, in_evaluation: bool = False) -> Talk:
         server = self.server
         passage = Passage(
             server.codecs[client],
@@ -97,7 +98,7 @@ class Conversation:
             in_evaluation=in_evaluation,
             stopwatch=server.stopwatch,
         )
-        begun = half(server.trainable.segment, passage, server.task)
+        begun = server_half(self.exchange, server.trainable.segment, passage, server.task)
         next(begun)
         return Talk(begun, passage)
 
@@ -206,7 +207,7 @@ class Conversation:
             self.server.codecs[client].start_evaluation()
         outcomes = []
         while remaining := {client: number for client, number in remaining.items() if number}:
-            begun = {one: self._begin(one, self.exchange.server_evaluation, in_evaluation=True) for one in remaining}
+            begun = {one: self._begin(one, in_evaluation=True) for one in remaining}
             talks = begun
             for number, (sent, _) in enumerate(rounds, start=1):
                 scored = {}  # not who is there: a new process of one that went wrong may have come meanwhile

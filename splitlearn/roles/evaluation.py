@@ -9,6 +9,7 @@ import torch
 
 from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.exchange.exchange import ClientHalf
+from splitlearn.exchange.halves import client_half
 from splitlearn.exchange.messages import Evaluate, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
@@ -31,7 +32,7 @@ def evaluate(client: Any) -> None:
     for loaded in client.data.test:
         inputs, targets = client.task.to_device(loaded, client.device)
         passage = Passage(client.codecs, (), client.device, "the server", client.cfg.batch_size, in_evaluation=True)
-        half = client.exchange.client_evaluation(client.trainable.segment, passage, client.task, inputs, targets)
+        half = client_half(client.exchange, client.trainable.segment, passage, client.task, inputs, targets)
         try:
             message = next(half)
         except NonFiniteError as error:

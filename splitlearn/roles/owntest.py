@@ -9,6 +9,7 @@ import torch
 from splitlearn.errors import NonFiniteError, UserError
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import Outcome, converse
+from splitlearn.exchange.halves import client_half, server_half
 from splitlearn.exchange.passage import Passage
 from splitlearn.roles.evaluation import diverged
 from splitlearn.segments.parts import Parts
@@ -52,9 +53,9 @@ class OwnTest:
                 Passage(codecs, (), server.device, "the server", server.cfg.batch_size, in_evaluation=True)
                 for codecs in both
             ]
-            client = server.exchange.client_evaluation(self.segment, ends[0], server.task, inputs, targets)
+            client = client_half(server.exchange, self.segment, ends[0], server.task, inputs, targets)
             try:
-                other = server.exchange.server_evaluation(server.trainable.segment, ends[1], server.task)
+                other = server_half(server.exchange, server.trainable.segment, ends[1], server.task)
                 outcomes.append((None, converse(client, other)))
             except NonFiniteError as error:
                 raise diverged(server.progress.epoch, "the values", error) from None
