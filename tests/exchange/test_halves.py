@@ -148,6 +148,18 @@ def test_a_class_of_another_kind_is_refused(key, base):
         checks.check(compose(f"{key}._target_=builtins.dict"))
 
 
+class Wants(LabelsUp):
+    def __init__(self, rate, every):
+        self.rate, self.every = rate, every
+
+
+def test_options_without_a_default_are_asked_for():
+    told = r"=test_halves\.Wants has options without a default: add \+exchange\.rate=… \+exchange\.every=…"
+    with pytest.raises(UserError, match=told):
+        checks.check(compose("exchange._target_=test_halves.Wants"))
+    checks.check(compose("exchange._target_=test_halves.Wants", "+exchange.rate=1", "+exchange.every=2"))
+
+
 def test_a_channel_that_there_is_not_is_told_of():
     with pytest.raises(UserError, match="the exchange uses a channel smash, and has smashed, gradient alone"):
         Pair().passages(0)[0]["smash"]
