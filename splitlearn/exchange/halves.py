@@ -67,13 +67,15 @@ def server_half(exchange: Exchange, parts: Parts, channels: Passage, task: Task)
 def check_declarations(exchange: Exchange) -> None:
     """
     Raises:
-        UserError: the channels and rounds of an exchange of one's own are nothing that its halves can be held to.
+        UserError: an exchange of one's own has no name, or channels and rounds that its halves cannot be held to.
     """
     name = _name(type(exchange))
-    if not _are(exchange.channels, ChannelSpec):
+    if not isinstance(getattr(exchange, "name", None), str):
+        raise UserError(f"exchange {name}: name must be a text, for people")
+    if not _are(getattr(exchange, "channels", None), ChannelSpec):
         raise UserError(f"exchange {name}: channels must be a tuple of ChannelSpec, with one at least")
     for rounds in ("rounds", "evaluation_rounds"):
-        pairs = getattr(exchange, rounds)
+        pairs = getattr(exchange, rounds, None)
         if not _are(pairs, tuple) or not all(len(pair) == 2 for pair in pairs):
             raise UserError(f"exchange {name}: {rounds} must be a tuple of pairs, what is sent and what is answered")
         for part in (part for pair in pairs for part in pair):

@@ -9,7 +9,7 @@ from test_exchanges import EXCHANGES, Pair, batches
 
 from splitlearn import checks
 from splitlearn.errors import UserError
-from splitlearn.exchange.exchange import Outcome, converse
+from splitlearn.exchange.exchange import Exchange, Outcome, converse
 from splitlearn.exchange.halves import check_declarations, client_half, server_half
 from splitlearn.exchange.labels_up import LabelsUp, Smashed
 from splitlearn.exchange.parts import Nothing, Part, Wire
@@ -132,6 +132,9 @@ def of_rounds(found):
         (of_rounds(((Smashed, None),)), "rounds has None, which is no dataclass derived from Part"),
         (type("Own", (LabelsUp,), {"channels": "smashed"}), "channels must be a tuple of ChannelSpec"),
         (type("Own", (LabelsUp,), {"channels": ()}), "channels must be a tuple of ChannelSpec, with one at least"),
+        (type("Own", (Exchange,), {}), "name must be a text"),
+        (type("Own", (Exchange,), {"name": "own"}), "channels must be a tuple of ChannelSpec"),
+        (type("Own", (Exchange,), {"name": "own", "channels": LabelsUp.channels}), "rounds must be a tuple of pairs"),
     ],
 )
 def test_what_halves_cannot_be_held_to_is_refused_before_anything_starts(exchange, told):
