@@ -15,7 +15,7 @@ from splitlearn.config import ALIKE, compressor_from, made_from
 from splitlearn.errors import UserError
 from splitlearn.exchange import changes, network
 from splitlearn.exchange.channels import channels_of
-from splitlearn.exchange.exchange import Exchange, exchange_from
+from splitlearn.exchange.exchange import Exchange
 from splitlearn.exchange.halves import check_declarations
 from splitlearn.exchange.wayback import BACKWARD
 from splitlearn.kernels import keeping
@@ -211,11 +211,12 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.pipeline_depth > 1 and (cfg.topology.get("average") == "step" or cfg.nonfinite == "skip"):
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
+    made = {key: made_from(cfg, key) for key in BASES}
     for key, base in BASES.items():
-        if not isinstance(made_from(cfg, key), base):
+        if not isinstance(made[key], base):
             what = f"{key}._target_={cfg[key]._target_} is no {base.__name__}"
             raise UserError(f"{what}: derive the class from {base.__module__}.{base.__name__}")
-    exchange = exchange_from(cfg)
+    exchange = made["exchange"]
     check_declarations(exchange)
     exchange.check(cfg)
     if cfg.delta and cfg.exchange.get("hold_mb"):
@@ -224,7 +225,7 @@ def check(cfg: DictConfig) -> None:
             " that it holds: set delta=null"
         )
     network.bottlenecks(cfg, len(exchange.cuts(cfg)))
-    made_from(cfg, "task").check(cfg)
+    made["task"].check(cfg)
     try_out(cfg)
     rates.check(cfg)
     for key, node in cfg.items():

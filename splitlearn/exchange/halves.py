@@ -139,8 +139,7 @@ class _Half:
         raise UserError(f"exchange {_name(self.exchange)}: the {self.of}'s half {why} (see docs/extending.md)")
 
     def close(self) -> None:
-        if isinstance(self.half, Generator):
-            self.half.close()
+        self.half.close()
 
 
 def _shown(found: Any) -> str:

@@ -40,8 +40,7 @@ class Part:
     @classmethod
     def unchecked(cls) -> list[str]:
         """Its fields whose annotation is none that what comes is checked by."""
-        hints = get_type_hints(cls)
-        return [field.name for field in fields(cls) if hints[field.name] not in _CHECKS]
+        return [name for name, hint in _hints(cls).items() if hint not in _CHECKS]
 
     @classmethod
     def has_targets(cls) -> bool:

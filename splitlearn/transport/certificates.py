@@ -66,14 +66,18 @@ def authority(days: int) -> Identity:
 def issue(by: Identity, rank: str, days: int) -> Identity:
     """A new key and certificate of a rank, "server" or "client3"."""
     key = ec.generate_private_key(ec.SECP256R1())
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if rank == SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
     issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(by.key.public_key())
     builder = _builder(_named(rank), by.certificate.subject, key, *_from_now(days))
     builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(rank)]), critical=False)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([purpose_of(rank)]), critical=False)
     builder = builder.add_extension(issuer, critical=False)
     return Identity(builder.sign(by.key, hashes.SHA256()), key)
+
+
+def purpose_of(rank: str) -> x509.ObjectIdentifier:
+    """The extended key usage that a rank's certificate needs."""
+    return ExtendedKeyUsageOID.SERVER_AUTH if rank == SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
 
 
 def of_token(token: bytes) -> Identity:

@@ -93,7 +93,8 @@ def own_files(rank: str, folder: str) -> dict[str, str]:
 def _check_certificate(rank: str, path: Path, pem: bytes, server_name: str) -> None:
     """Says that this rank's own certificate is out of date, another's, or for something else."""
     from cryptography import x509
-    from cryptography.x509.oid import ExtendedKeyUsageOID
+
+    from splitlearn.transport.certificates import purpose_of
 
     try:
         certificate = x509.load_pem_x509_certificate(pem)
@@ -111,8 +112,7 @@ def _check_certificate(rank: str, path: Path, pem: bytes, server_name: str) -> N
             f" certificate, or set {key}"
         )
     usages, usage = _extension(certificate, x509.ExtendedKeyUsage), "serverAuth" if rank == SERVER else "clientAuth"
-    needed = ExtendedKeyUsageOID.SERVER_AUTH if rank == SERVER else ExtendedKeyUsageOID.CLIENT_AUTH
-    if usages and needed not in usages:
+    if usages and purpose_of(rank) not in usages:
         raise UserError(
             f"tls.cert={path} has extended key usages, and {usage} is none of them, so that no other rank takes it:"
             f" have one issued with {usage}"
