@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from splitlearn.batches import largest_batch
 from splitlearn.compressors.checking import is_as_sent
 from splitlearn.config import made_from
+from splitlearn.console import legible
+from splitlearn.errors import PeerError
+from splitlearn.exchange.plain import are_kept
 from splitlearn.rates import SCHEDULED
 from splitlearn.segments.parts import Parts
 from splitlearn.segments.trainable import trained
@@ -19,12 +24,26 @@ from splitlearn.tasks import Task
 from splitlearn.tasks.origin import Origin
 
 MAX_SUM = 1e30  # so that a run's totals stay finite
-MAX_PLAIN, MAX_DEPTH = 1 << 20, 9  # of a configuration
-PLAIN = (str, int, float, bool, type(None))
 
 
 class Unfit(Exception):
     """What is wrong with a message."""
+
+
+@contextmanager
+def as_sent(sender: str, kind: str) -> Iterator[None]:
+    """
+    Args:
+        sender: of what is looked at within, in words.
+        kind: of message that it is.
+
+    Raises:
+        PeerError: it is not what was agreed; says what is wrong.
+    """
+    try:
+        yield
+    except Unfit as unfit:
+        raise PeerError(f"{sender} sent a malformed {kind}: {legible(str(unfit))}") from None
 
 
 class Agreement:
@@ -120,15 +139,29 @@ class Agreement:
                 raise Unfit(f"what its codec of {channel.spec.title} knows does not fit: {flaw}")
 
     def check_trainable(self, state: Any) -> None:
-        """What changes of a segment, what its optimizer keeps, and what its codecs know."""
-        if not isinstance(state, dict) or not {"segment", "optimizer"} <= state.keys() <= {
-            "segment",
-            "optimizer",
-            "codecs",
-            "own",
-            "left_out",
-        }:
+        """What a client hands in: what changes of its segment, and what it keeps to go on with (see _check_kept)."""
+        both = {"segment", "optimizer"}
+        if not isinstance(state, dict) or not both <= state.keys() <= {*both, "codecs", "own", "left_out", "kept"}:
             raise Unfit("it does not hold a segment and an optimizer's state")
+        self.check_segment(state["segment"], self.changing)
+        self._check_kept(state)
+
+    def whole(self, state: Any, frozen: dict[str, Tensor]) -> dict[str, Any]:
+        """What a client goes on from, weights alone or with what some client kept, with what is frozen and not sent."""
+        weights = state.get("segment", state) if isinstance(state, dict) else None
+        if not isinstance(weights, dict):
+            raise Unfit("it has no weights")
+        sent = {name: value for name, value in self.segment.items() if name in weights or name not in frozen}
+        self.check_segment(weights, sent)
+        if weights is state:
+            return frozen | weights
+        self._check_kept(state)
+        if state.get("average") is not None:
+            self.check_segment(state["average"], self.changing)
+        return {**state, "segment": frozen | weights}
+
+    def _check_kept(self, state: dict[str, Any]) -> None:
+        """What optimizer and topology keep, codecs know, a loss of its own came to, and changes have left out."""
         self.check_codecs(state.get("codecs", {}))
         if "own" in state:
             require_sums("its own sums", state["own"], ("client", *self.own_sums))
@@ -136,8 +169,9 @@ class Agreement:
             num_values = sum(self.changing[name][0].numel() for name in self.parameters)
             if not is_like(state["left_out"], (torch.Size([num_values]), torch.float32)):
                 raise Unfit("what its changes have left out is not of the client segment's weights")
-        self.check_segment(state["segment"], self.changing)
-        kept = state["optimizer"]
+        if not are_kept(state.get("kept", {})):
+            raise Unfit("what its topology keeps is no plain values and tensors")
+        kept = state.get("optimizer")
         if not isinstance(kept, dict) or not kept.keys() <= self.optimizer.keys():  # fewer: without gradients yet
             raise Unfit("its optimizer's state is not one of the client segment's parameters")
         for index, values in kept.items():
@@ -174,27 +208,6 @@ def is_like(value: Any, expected: Any) -> bool:
 def is_wire(value: Any) -> bool:
     """Whether it can be a payload: a plain 1-D uint8 tensor on the CPU."""
     return isinstance(value, Tensor) and is_like(value, (torch.Size([value.numel()]), torch.uint8))
-
-
-def is_plain(value: Any) -> bool:
-    """Whether it is a word, a number of up to 64 bits, or lists and dicts of these.
-
-    In all they may have MAX_PLAIN items and letters, each counted as often as it occurs: a message of a kilobyte can
-    hold one list a billion times, for which all that looks into it would take for ever.
-    """
-    left = MAX_PLAIN
-
-    def is_fine(value: Any, depth: int) -> bool:
-        nonlocal left
-        left -= 1 + (len(value) if isinstance(value, str) else 0)
-        if left < 0:
-            return False
-        if isinstance(value, (list, dict)) and depth:
-            items = value if isinstance(value, list) else [*value.keys(), *value.values()]
-            return all(is_fine(item, depth - 1) for item in items)
-        return type(value) in PLAIN and (type(value) is not int or abs(value) < 1 << 63)
-
-    return is_fine(value, MAX_DEPTH)
 
 
 def optimizer_state(segment: nn.Module, cfg: DictConfig) -> dict[int, dict[str, Any]]:

@@ -52,6 +52,10 @@ class Changes:
         self.codec, self.seed = codec, seed
         self.left_out: Tensor | None = None
 
+    def state(self) -> dict[str, Any]:
+        """What this end goes on with."""
+        return {} if self.left_out is None else {"left_out": self.left_out}
+
     def encode(
         self, weights: Weights, average: Weights, parameters: list[str], sender: str, epoch: int
     ) -> tuple[Coded, Weights, Tensor]:

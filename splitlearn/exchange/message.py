@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from splitlearn.console import legible
-from splitlearn.errors import PeerError
-from splitlearn.exchange.agreement import Agreement, Unfit
+from splitlearn.exchange.agreement import Agreement, Unfit, as_sent
 
 
 @dataclass
@@ -32,14 +30,12 @@ class Message:
         Raises:
             PeerError: it is not what was agreed; says what is wrong.
         """
-        try:
+        with as_sent(sender, cls.kind):
             if not isinstance(body, tuple) or len(body) != len(fields(cls)):
                 raise Unfit(f"it does not have {len(fields(cls))} parts")
             message = cls(*body)
             message.check(agreement, *context)
             return message
-        except Unfit as unfit:
-            raise PeerError(f"{sender} sent a malformed {cls.kind}: {legible(str(unfit))}") from None
 
     def check(self, agreement: Agreement) -> None:
         """Raises Unfit, with what is wrong."""

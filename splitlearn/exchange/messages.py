@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from splitlearn.exchange import latest
-from splitlearn.exchange.agreement import MAX_SUM, Agreement, Unfit, is_plain, require_sums
+from splitlearn.exchange.agreement import MAX_SUM, Agreement, Unfit, require_sums
 from splitlearn.exchange.message import Message
 from splitlearn.exchange.parts import Part
+from splitlearn.exchange.plain import is_plain
 
 DIRECTIVES = (None, "save", "stop", "leave")
 CLIENT_PHASES = {"client compute", "codec", "waiting", "network"}  # that a client measures
@@ -72,7 +73,7 @@ class Welcome(Message):
             if type(getattr(self, name)) is not int or getattr(self, name) < 0:
                 raise Unfit(f"{name} is no number from 0")
         if not isinstance(self.state, dict):
-            raise Unfit("its state is no dict")  # what is in it, loading it into the segment tells
+            raise Unfit("its state is no dict")  # what is in it, the network has to tell (see Agreement.whole)
         if not isinstance(self.latest, dict) or not self.latest.keys() <= agreement.channels.keys():
             raise Unfit("what it holds of samples is not of the run's channels")
         for flaw in filter(None, map(latest.flaw, self.latest.values())):

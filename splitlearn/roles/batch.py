@@ -22,7 +22,7 @@ from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
 from splitlearn.privacy.observing import INPUTS
 from splitlearn.roles.progress import share_of
-from splitlearn.roles.waiting import Overdue, in_background
+from splitlearn.roles.waiting import Overdue, in_background, result_of
 from splitlearn.seeds import derive, start_from
 from splitlearn.segments.parts import Older, Parts
 from splitlearn.segments.trainable import are_finite, buffers_of, load_buffers
@@ -146,7 +146,7 @@ def receive(client: Any, batch: Batch) -> StepReply:
         Overdue: this client was asked to end, and the answer does not come; the batch is undone.
     """
     try:
-        reply, taken_s = client.result(batch.answer)
+        reply, taken_s = result_of(client, batch.answer)
     except Overdue:
         undo(client, batch)
         raise

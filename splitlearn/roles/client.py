@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import time
 from collections import Counter
-from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 from splitlearn.config import clients_evaluate, shared
 from splitlearn.errors import PeerError, Rejoin, Stopped
 from splitlearn.exchange import network
-from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.agreement import Agreement, as_sent
 from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.codecs import Codecs
 from splitlearn.exchange.exchange import Outcome, exchange_from
@@ -45,15 +44,12 @@ from splitlearn.roles.firstmaps import help_fit
 from splitlearn.roles.fit import check_numbered
 from splitlearn.roles.progress import ClientProgress
 from splitlearn.roles.schedule import schedule_from
-from splitlearn.roles.waiting import LISTEN_EVERY_S, Overdue, ask_and_tell, in_background
+from splitlearn.roles.waiting import LEFT, Overdue, ask_and_tell, in_background, leave, result_of
 from splitlearn.segments.trainable import Trainable
 from splitlearn.stopping import StopRequest
 from splitlearn.tasks import task_from
 from splitlearn.topologies import topology_from
 from splitlearn.transport import ServerProxy
-
-LEFT = "left the run: the same command comes back to it"
-LEAVE_AFTER_S = 4.0  # how long it waits on then, and after that until its state is handed in
 
 
 class Client:
@@ -105,7 +101,7 @@ class Client:
                         raise Stopped(LEFT, self.stop.asked_by) from None
                     self.screen.tell("joining again: the server was started anew, or went on without this client")
                 except Overdue as overdue:
-                    raise Stopped(self.leave(*overdue.args), self.stop.asked_by) from None
+                    raise Stopped(leave(self, *overdue.args), self.stop.asked_by) from None
                 except PeerError as error:
                     if not self.wants_to_stop():
                         raise
@@ -136,6 +132,7 @@ class Client:
         begun = self.exchange.plan(welcome.epoch, welcome.phase).begun(welcome.batch, self.num_batches)
         self.progress = ClientProgress(welcome.epoch, welcome.step, begun, welcome.phase)
         help_fit(self, built.cuts, welcome.unfitted)
+        self.topology.load(welcome.state if "segment" in welcome.state else {})
         self.topology.begin(self, welcome.state)
         self.is_in = True
         goes_on = f", going on in epoch {welcome.epoch}" if welcome.epoch > 1 or welcome.step else ""
@@ -175,14 +172,29 @@ class Client:
         """All that it would go on from elsewhere, but for what is frozen."""
         state = self.agreement.changing_of(self.trainable.state())
         own = {"own": {"client": self.index, **self._own}} if self._own else {}
-        return {**state, "codecs": self.codecs.state(), **own, **self.topology.kept()}
+        return {**state, "codecs": self.codecs.state(), **own, **self.topology.state()}
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Goes on from another state, which may be all weights alone."""
-        frozen = self.trainable.segment.frozen_state()
-        state = {**state, "segment": frozen | state["segment"]} if "segment" in state else frozen | state
+    def load(self, state: Any) -> None:
+        """Goes on from another state, which may be all weights alone; what is frozen need not be in it.
+
+        Raises:
+            PeerError: it is none of this network's.
+        """
+        state = self._as_agreed(state)
         self.trainable.load(state)
         self.codecs.load(state.get("codecs", {}))
+
+    def adopt(self, weights: Any) -> None:
+        """Goes on with other weights, and with its own optimizer and codecs.
+
+        Raises:
+            PeerError: they are none of this network's.
+        """
+        self.trainable.load(self._as_agreed(weights))
+
+    def _as_agreed(self, state: Any) -> dict[str, Any]:
+        with as_sent("the server", "state"):
+            return self.agreement.whole(state, self.trainable.segment.frozen_state())
 
     # The conversation
 
@@ -192,26 +204,14 @@ class Client:
         return reply.parse(call(message.kind, *message.body()), "the server", self.agreement, *context)
 
     def ask_patiently(self, message: Message, reply: type[Message]) -> Any:
-        """The same before this client has joined, which may leave meanwhile (see `result`)."""
-        return self.result(in_background(self.ask, message, reply))
+        """The same before this client has joined, which may leave meanwhile (see `result_of`)."""
+        return result_of(self, in_background(self.ask, message, reply))
 
     def ask_timed(self, message: Message, reply: type[Message], *context: Any) -> Any:
         """An answer that says how long its request waited at and took the server, and how long the call took."""
         started = time.perf_counter()
         answer = self.ask(message, reply, *context)
         return answer, time.perf_counter() - started
-
-    def result(self, answer: Future) -> Any:
-        """
-        Raises:
-            Overdue: this client was asked to end, and the run can go on without it.
-        """
-        waited_s = 0.0
-        while waited_s < LEAVE_AFTER_S or not self.may_leave():
-            if answer in wait([answer], LISTEN_EVERY_S).done:
-                return answer.result()
-            waited_s += LISTEN_EVERY_S if self.wants_to_stop() else 0
-        raise Overdue(answer)
 
     def exchange_weights(self, state: Any) -> WeightsReply:
         """Weights up, and what all go on with down."""
@@ -235,14 +235,3 @@ class Client:
 
     def may_leave(self) -> bool:
         return self.cfg.membership.open or not self.is_in
-
-    def leave(self, answer: Future) -> str:
-        """Takes back the call whose answer is overdue, by handing in the state, if the server is there to take it.
-
-        Returns what to tell the user.
-        """
-        if self.is_in:
-            state = State(self.state(), True)
-            wait([answer, in_background(self.server.call, State.kind, *state.body())], LEAVE_AFTER_S)
-        self.server.give_up()
-        return LEFT if self.is_in else "stopped before it joined the run"

@@ -13,7 +13,7 @@ from splitlearn.exchange.halves import client_half
 from splitlearn.exchange.messages import Evaluate, StepReply
 from splitlearn.exchange.parts import Part
 from splitlearn.exchange.passage import Passage
-from splitlearn.roles.waiting import in_background
+from splitlearn.roles.waiting import in_background, result_of
 
 
 def diverged(epoch: int, what: str, error: NonFiniteError) -> UserError:
@@ -52,7 +52,7 @@ def _ask_evaluation(client: Any, message: Part, number: int) -> Future:
 def _finish_evaluation(client: Any, half: ClientHalf, answer: Future) -> None:
     number = 0
     while True:
-        reply = client.result(answer)
+        reply = result_of(client, answer)
         try:
             message = half.send(reply.part)
         except StopIteration:

@@ -82,8 +82,7 @@ class RunState:
         server.client_states = checkpoint["clients"]["states"]
         server.held.load(checkpoint["held"])
         server.codecs.load_latest(checkpoint.get("latest", {}))
-        if server.topology.changes:
-            server.topology.changes.left_out = checkpoint.get("left_out")
+        server.topology.load(checkpoint)
         server.stopwatch.seconds.update(checkpoint["seconds"])
 
     def begin(self) -> None:
@@ -113,7 +112,7 @@ class RunState:
                 "latest": server.codecs.latest_states(),
                 "clients": {"states": list(server.client_states), "members": members},
                 "held": server.held.state(),
-                **server.topology.kept(),
+                **server.topology.state(),
                 "recorder": server.recorder.state(),
                 "seconds": dict(server.stopwatch.seconds),
             },

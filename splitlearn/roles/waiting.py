@@ -10,9 +10,12 @@ from functools import partial
 from typing import Any
 
 from splitlearn.exchange.message import Message
+from splitlearn.exchange.messages import State
 
 TELL_EVERY_S = 5.0
 LISTEN_EVERY_S = 0.5  # how often a wait for an answer looks whether this client was asked to end
+LEAVE_AFTER_S = 4.0  # how long it waits on then, and after that until its state is handed in
+LEFT = "left the run: the same command comes back to it"
 
 
 class Overdue(Exception):
@@ -33,6 +36,32 @@ def in_background(function: Callable[..., Any], *args: Any) -> Future:
     return future
 
 
+def result_of(client: Any, answer: Future) -> Any:
+    """What came of a call of a client.
+
+    Raises:
+        Overdue: this client was asked to end, and the run can go on without it.
+    """
+    waited_s = 0.0
+    while waited_s < LEAVE_AFTER_S or not client.may_leave():
+        if answer in wait([answer], LISTEN_EVERY_S).done:
+            return answer.result()
+        waited_s += LISTEN_EVERY_S if client.wants_to_stop() else 0
+    raise Overdue(answer)
+
+
+def leave(client: Any, answer: Future) -> str:
+    """Takes back the call whose answer is overdue, by handing in the state, if the server is there to take it.
+
+    Returns what to tell the user.
+    """
+    if client.is_in:
+        state = State(client.state(), True)
+        wait([answer, in_background(client.server.call, State.kind, *state.body())], LEAVE_AFTER_S)
+    client.server.give_up()
+    return LEFT if client.is_in else "stopped before it joined the run"
+
+
 def ask_and_tell(client: Any, message_of: Callable[[bool], Message], reply: type[Message]) -> Any:
     """Asks for what may take as long as others train; where this client is asked to end meanwhile, the server is told.
 
@@ -47,7 +76,7 @@ def ask_and_tell(client: Any, message_of: Callable[[bool], Message], reply: type
     is_told = client.wants_to_stop()
     answer = in_background(client.ask, message_of(is_told), reply)
     if client.may_leave():
-        return client.result(answer)
+        return result_of(client, answer)
     while answer not in wait([answer], LISTEN_EVERY_S).done:
         if client.wants_to_stop() and not is_told:
             is_told = True

@@ -118,12 +118,7 @@ class Parallel(Topology):
 
     def begin(self, client: Any, state: dict[str, Any]) -> None:
         if self.changes:
-            state = state if "segment" in state else {}  # all weights alone
-            self.changes.left_out = state.get("left_out")
-            self._mean = state.get("average") or _weights_of(client)
-
-    def kept(self) -> dict[str, Any]:
-        return {"left_out": self.changes.left_out} if self.changes and self.changes.left_out is not None else {}
+            self._mean = ("segment" in state and state.get("average")) or _weights_of(client)
 
     def train_client(self, client: Any) -> None:
         client.train_batches()
@@ -132,11 +127,11 @@ class Parallel(Topology):
                 client.obey(self._take_mean_step(client, None))
         is_last = client.progress.epoch == client.cfg.epochs
         sends = is_last if self.keeps_own else client.plan.is_trained
-        segment, weights = client.trainable.segment, _weights_of(client) if sends else None
+        weights = _weights_of(client) if sends else None
         is_coded = self.changes and weights and client.agreement.parameters
         reply = self._exchange_changes(client, weights) if is_coded else client.exchange_weights(weights)
         if reply.state is not None:
-            segment.load_state_dict(segment.frozen_state() | reply.state)
+            client.adopt(reply.state)
         client.obey(reply.directive)
 
     def _exchange_changes(self, client: Any, weights: Any) -> WeightsReply:

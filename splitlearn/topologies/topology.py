@@ -6,18 +6,21 @@ with the messages Gradients and Weights (see exchange/messages.py).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from omegaconf import DictConfig
 
 from splitlearn.config import clients_evaluate
+from splitlearn.errors import UserError
 from splitlearn.exchange.changes import Changes, changes_of
 from splitlearn.exchange.messages import StepReply, Weights, WeightsReply
+from splitlearn.exchange.plain import are_kept
 from splitlearn.hydras import instantiate
 from splitlearn.segments.trainable import nbytes_of
 
 
-class Topology:
+class Topology(ABC):
     """Base of the topologies.
 
     Attributes:
@@ -34,20 +37,20 @@ class Topology:
 
     # The server's end
 
+    @abstractmethod
     def num_steps(self, roster: Any, accumulate: int = 1) -> int:
         """Steps of an epoch, where a client takes this many of its batches in each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self, server: Any) -> None:
         """What is left of the epoch's steps, each a `server.step(participants)`."""
-        raise NotImplementedError
 
     def end_step(self, server: Any, directive: str | None) -> None:
         """After the server's own step."""
 
+    @abstractmethod
     def end_epoch(self, server: Any) -> None:
         """After the last step, before the evaluation."""
-        raise NotImplementedError
 
     def take_states(self, server: Any, participants: list[int]) -> None:
         """After the participants of a step have handed in their states for a checkpoint."""
@@ -56,18 +59,43 @@ class Topology:
         """A client's state, as it is told it when it joins."""
         return state
 
+    # Either end
+
+    def kept(self) -> dict[str, Any]:
+        """What this end needs beside weights and optimizer to go on: plain values and tensors on the CPU, by name."""
+        return {}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        """Goes on with what this end has `kept`; with nothing, as at first."""
+
+    def state(self) -> dict[str, Any]:
+        """What a client's state and a checkpoint have of it.
+
+        Raises:
+            UserError: it keeps what cannot be sent.
+        """
+        kept = self.kept()
+        if not are_kept(kept):
+            name = f"{type(self).__module__}.{type(self).__qualname__}"
+            raise UserError(
+                f"topology {name}: kept() must be a dict of plain values and of tensors on the CPU, by name"
+            )
+        return (self.changes.state() if self.changes else {}) | ({"kept": kept} if kept else {})
+
+    def load(self, state: dict[str, Any]) -> None:
+        """The converse."""
+        if self.changes:
+            self.changes.left_out = state.get("left_out")
+        self.restore(state.get("kept", {}))
+
     # A client's end
 
     def begin(self, client: Any, state: dict[str, Any]) -> None:
-        """The client has joined, and goes on from a state."""
+        """The client has joined, and goes on from a state, or from weights alone."""
 
-    def kept(self) -> dict[str, Any]:
-        """What belongs to a client's state beside weights and optimizer."""
-        return {}
-
+    @abstractmethod
     def train_client(self, client: Any) -> None:
         """What is left of the epoch."""
-        raise NotImplementedError
 
     def end_batch(self, client: Any, share: float, reply: StepReply) -> str | None:
         """Takes up a batch's gradients, and steps if it is time; returns what the server wants next.

@@ -117,24 +117,27 @@ class NoPart:
     wire: Wire
 
 
-def of_rounds(found):
-    return type("Own", (LabelsUp,), {"rounds": found})
+HALVES = dict.fromkeys(Exchange.__abstractmethods__, LabelsUp.client)
+
+
+def own(base=LabelsUp, **declared):
+    return type("Own", (base,), HALVES | {"__module__": __name__} | declared)
 
 
 @pytest.mark.parametrize(
     ("exchange", "told"),
     [
-        (of_rounds(()), "rounds must be a tuple of pairs"),
-        (of_rounds(((Smashed,),)), "rounds must be a tuple of pairs"),
-        (of_rounds((Smashed, Nothing)), "rounds must be a tuple of pairs"),
-        (of_rounds(((Odd, Nothing),)), "what comes as Odd.number cannot be checked"),
-        (of_rounds(((NoPart, Nothing),)), r"rounds has <class '.*NoPart'>, which is no dataclass derived from Part"),
-        (of_rounds(((Smashed, None),)), "rounds has None, which is no dataclass derived from Part"),
-        (type("Own", (LabelsUp,), {"channels": "smashed"}), "channels must be a tuple of ChannelSpec"),
-        (type("Own", (LabelsUp,), {"channels": ()}), "channels must be a tuple of ChannelSpec, with one at least"),
-        (type("Own", (Exchange,), {}), "name must be a text"),
-        (type("Own", (Exchange,), {"name": "own"}), "channels must be a tuple of ChannelSpec"),
-        (type("Own", (Exchange,), {"name": "own", "channels": LabelsUp.channels}), "rounds must be a tuple of pairs"),
+        (own(rounds=()), "rounds must be a tuple of pairs"),
+        (own(rounds=((Smashed,),)), "rounds must be a tuple of pairs"),
+        (own(rounds=(Smashed, Nothing)), "rounds must be a tuple of pairs"),
+        (own(rounds=((Odd, Nothing),)), "what comes as Odd.number cannot be checked"),
+        (own(rounds=((NoPart, Nothing),)), r"rounds has <class '.*NoPart'>, which is no dataclass derived from Part"),
+        (own(rounds=((Smashed, None),)), "rounds has None, which is no dataclass derived from Part"),
+        (own(channels="smashed"), "channels must be a tuple of ChannelSpec"),
+        (own(channels=()), "channels must be a tuple of ChannelSpec, with one at least"),
+        (own(Exchange), "name must be a text"),
+        (own(Exchange, name="own"), "channels must be a tuple of ChannelSpec"),
+        (own(Exchange, name="own", channels=LabelsUp.channels), "rounds must be a tuple of pairs"),
     ],
 )
 def test_what_halves_cannot_be_held_to_is_refused_before_anything_starts(exchange, told):

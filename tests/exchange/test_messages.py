@@ -11,7 +11,7 @@ from simulation import compose
 from splitlearn.config import shared
 from splitlearn.errors import PeerError
 from splitlearn.exchange import network
-from splitlearn.exchange.agreement import Agreement
+from splitlearn.exchange.agreement import Agreement, as_sent
 from splitlearn.exchange.channels import channels_of, know
 from splitlearn.exchange.exchange import exchange_from
 from splitlearn.exchange.messages import (
@@ -379,3 +379,59 @@ def test_the_precision_says_what_dtype_a_payload_is_of(options, expected):
     agreement, _ = known(*options)
     for channel in agreement.channels.values():
         assert channel.expected(2)[1] == expected
+
+
+def goes_on() -> dict[str, tuple]:
+    """By name: what a client is told to go on from, and what is wrong with it."""
+    _, trainable = known()
+    whole, segment = trainable.state(), state_of(trainable.segment)
+    name = next(iter(segment))
+    return {
+        "nothing": (None, "no weights"),
+        "a list": ([segment], "no weights"),
+        "a segment of nothing": (whole | {"segment": None}, "no weights"),
+        "no weights": ({}, "names"),
+        "weights of another name": (segment | {"a": torch.zeros(2)}, "names"),
+        "weights without one": ({key: value for key, value in segment.items() if key != name}, "names"),
+        "weights of another shape": (segment | {name: torch.zeros(3, 3)}, name),
+        "weights of another dtype": (segment | {name: segment[name].double()}, name),
+        "weights elsewhere": (segment | {name: segment[name].to("meta")}, name),
+        "weights in words": (segment | {name: "large"}, name),
+        "a segment of another shape": (whole | {"segment": segment | {name: torch.zeros(3)}}, name),
+        "no optimizer": ({"segment": segment}, "optimizer"),
+        "an optimizer of more parameters": (whole | {"optimizer": {99: {}}}, "parameters"),
+        "codecs of no channel": (whole | {"codecs": {"lunch": {}}}, "channels"),
+        "sums of NaN": (whole | {"own": {"client": 1, "samples": 1, "loss": math.nan, "top1": 1}}, "numbers"),
+        "an average of other names": (whole | {"average": {"a": torch.zeros(2)}}, "names"),
+        "more left out than there is": (whole | {"left_out": torch.zeros(3)}, "left out"),
+        "a function that is kept": (whole | {"kept": {"a": len}}, "keeps"),
+        "a kept list": (whole | {"kept": [1]}, "keeps"),
+        "a kept tensor elsewhere": (whole | {"kept": {"a": torch.zeros(2, device="meta")}}, "keeps"),
+    }
+
+
+GOES_ON = goes_on()
+
+
+@pytest.mark.parametrize("what", GOES_ON)
+def test_what_a_client_cannot_go_on_from_is_one_sentence(what):
+    agreement, _ = known()
+    state, wrong = GOES_ON[what]
+    with (
+        pytest.raises(PeerError, match=f"^the server sent a malformed state: .*{wrong}") as error,
+        as_sent("the server", "state"),
+    ):
+        agreement.whole(state, {})
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_frozen_need_not_be_sent():
+    agreement, trainable = known()
+    whole, segment = trainable.state(), state_of(trainable.segment)
+    name, *others = segment
+    frozen, sent = {name: segment[name] + 1}, {other: segment[other] for other in others}
+    assert agreement.whole(sent, frozen) == frozen | sent
+    assert agreement.whole(segment, frozen)[name] is segment[name]
+    kept = {"kept": {"count": 3, "mean": [torch.ones(2)]}, "average": None}
+    found = agreement.whole(whole | kept | {"segment": sent}, frozen)
+    assert found == whole | kept | {"segment": frozen | sent}

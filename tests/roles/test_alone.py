@@ -18,7 +18,6 @@ from splitlearn.checkpoints import Checkpoints
 from splitlearn.errors import Stopped
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
-from splitlearn.roles import client as client_role
 from splitlearn.roles import waiting
 from splitlearn.roles.client import Client
 from splitlearn.roles.server import Server
@@ -40,7 +39,6 @@ def one_is_slow(monkeypatch):
 
     monkeypatch.setattr(Client, "train_batches", late)
     monkeypatch.setattr(waiting, "LISTEN_EVERY_S", 0.01)
-    monkeypatch.setattr(client_role, "LISTEN_EVERY_S", 0.01)
     return goes_on
 
 

@@ -20,7 +20,7 @@ from splitlearn.errors import PeerError, Stopped
 from splitlearn.measure.display import Display
 from splitlearn.measure.recorder import Recorder
 from splitlearn.privacy.observing import known_segment, observed
-from splitlearn.roles import client as client_role
+from splitlearn.roles import waiting
 from splitlearn.roles.client import Client
 from splitlearn.roles.member import Member
 from splitlearn.roles.rounds import order
@@ -123,7 +123,7 @@ def test_a_client_that_asks_again_while_it_waits_loses_nothing(tmp_path):
 @pytest.mark.parametrize("is_open", [False, True], ids=["fixed", "open"])
 def test_one_that_waits_is_asked_to_end(is_open, tmp_path, monkeypatch):
     """It ends the run of a fixed fleet, with a checkpoint to go on from, and leaves an open one."""
-    monkeypatch.setattr(client_role, "LEAVE_AFTER_S", 0.2)
+    monkeypatch.setattr(waiting, "LEAVE_AFTER_S", 0.2)
     options = [*OPTIONS, *TINY, *SIX, "epochs=40", "evaluate.every=40", "membership.step_deadline_s=60"]
     cfg = compose(*options, f"membership.open={is_open}", "membership.quorum=2")
 
