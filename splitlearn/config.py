@@ -127,6 +127,11 @@ def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
         why = str(cause).split("\n")[0]
         if isinstance(cause, ValueError) and any(why.startswith(f"{name}") for name in cfg[key]):
             raise UserError(f"{key}.{cause}") from None  # it begins with the option
+        if match := re.search(r"abstract methods? (.*)", why):
+            missing = ", ".join(re.findall(r"\w+", match[1]))
+            raise UserError(
+                f"{key}._target_={cfg[key]._target_} has to have {missing} too (see docs/extending.md)"
+            ) from None
         if match := re.search(r"missing \d+ required .*arguments?: (.*)", why):
             missing = " ".join(f"+{key}.{name}=…" for name in re.findall(r"'(\w+)'", match[1]))
             raise UserError(

@@ -138,7 +138,7 @@ class Compressor(ABC):
         """The compressor to evaluate through: this one, unless it is random; one that keeps state begins anew."""
         return dataclasses.replace(self) if self.keeps_state else self
 
-    def seed(self, seed: int) -> None:  # noqa: B027  not all draw
+    def seed(self, seed: int) -> None:
         """Sets the state of the random generator, for compressors that draw."""
 
     trace: ClassVar[Trace | None] = None
@@ -162,7 +162,7 @@ class Compressor(ABC):
 
     learns: ClassVar[bool] = False  # goes by the gradients of what it sent
 
-    def learn(self, gradient: Tensor) -> None:  # noqa: B027  not all learn
+    def learn(self, gradient: Tensor) -> None:
         """The gradient of the tensor that was sent has come back, before any gain; only for one that learns."""
 
     def basis_nbytes(self, payload: Payload) -> int:

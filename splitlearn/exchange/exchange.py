@@ -12,6 +12,7 @@ codes its tensors and books its bytes through the `Passage` that it is given.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -52,7 +53,7 @@ ClientHalf = Generator[Part, Part, "Tensor | Outcome | None"]
 ServerHalf = Generator[Part | None, Part, Outcome]
 
 
-class Exchange:
+class Exchange(ABC):
     """Base of the exchanges.
 
     Attributes:
@@ -118,30 +119,30 @@ class Exchange:
     def know_test(self, batches: Iterable[Tensor]) -> None:
         """What the server has of inputs of its own, with evaluate.on=server."""
 
+    @abstractmethod
     def client(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> ClientHalf:
         """The client's half of a training step: leaves gradients in its parts' parameters.
 
         May return the Outcome of a loss of the client's own.
         """
-        raise NotImplementedError
 
     def alone(self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor) -> Outcome:
         """A batch of the client that is not sent: leaves gradients in its parts' parameters."""
         raise NotImplementedError
 
+    @abstractmethod
     def server(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
         """The server's half of a training step: adds to the gradients of its parts' parameters."""
-        raise NotImplementedError
 
+    @abstractmethod
     def client_evaluation(
         self, parts: Parts, channels: Passage, task: Task, inputs: Tensor, targets: Tensor
     ) -> ClientHalf:
         """The client's half of a batch of test samples; may return Task.told_apart, for who has both halves."""
-        raise NotImplementedError
 
+    @abstractmethod
     def server_evaluation(self, parts: Parts, channels: Passage, task: Task) -> ServerHalf:
         """The server's half of a batch of test samples."""
-        raise NotImplementedError
 
 
 def is_one(cut: Any) -> bool:

@@ -64,7 +64,7 @@ class Task(ABC):
     unit: ClassVar[str] = "samples"
     revealed: ClassVar[str] = ""
 
-    def check(self, cfg: DictConfig) -> None:  # noqa: B027
+    def check(self, cfg: DictConfig) -> None:
         """Raises UserError for what can be seen to be wrong with its options before anything is started."""
 
     # Data
@@ -107,7 +107,7 @@ class Task(ABC):
         """What data are like, where all that is evaluated is like these: `about`, as far as that does not matter."""
         return about
 
-    def know(self, about: dict[str, Any]) -> None:  # noqa: B027
+    def know(self, about: dict[str, Any]) -> None:
         """The data are agreed on: called at each end, before the first batch.
 
         Raises:
@@ -148,7 +148,7 @@ class Task(ABC):
         """
         return []
 
-    def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, int]) -> None:  # noqa: B027
+    def check_outputs(self, cfg: DictConfig, outputs: Tensor, about: dict[str, int]) -> None:
         """Looks at what the network gives for the example, with data that are known.
 
         Raises:
@@ -165,14 +165,14 @@ class Task(ABC):
 
     # A batch
 
-    def longest(self, cfg: DictConfig) -> int | None:  # noqa: B027
+    def longest(self, cfg: DictConfig) -> int | None:
         """Positions of the longest sample, where samples differ in length; None where all are of one shape.
 
         Inputs are then (B, T) int64 tokens, T those of the longest of the batch, and -1 where a sample has ended. Of a
         map with a row for each position, only the rows that a sample has cross the cut.
         """
 
-    def lengths(self, inputs: Tensor) -> Tensor | None:  # noqa: B027
+    def lengths(self, inputs: Tensor) -> Tensor | None:
         """(B,) int64: positions of each sample, where samples differ in length; None where all are of one shape."""
 
     def to_device(self, batch: Any, device: torch.device) -> tuple[Tensor, Tensor]:
