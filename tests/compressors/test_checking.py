@@ -79,5 +79,5 @@ def test_values_may_come_in_any_strides(monkeypatch):
 
 def test_a_method_that_is_missing_is_told_before_a_run():
     cfg = OmegaConf.create({"compressor": {"_target_": f"{__name__}.NoFormula"}})
-    with pytest.raises(UserError, match=r"^compressor does not fit .*\.NoFormula: .* formula_bits"):
+    with pytest.raises(UserError, match=r"^compressor\._target_=.*\.NoFormula has to have formula_bits too"):
         made_from(cfg, "compressor")
