@@ -186,7 +186,7 @@ class SharedBasis:
         return Plan(kind, num_used, number, count, integers, self._orthonormal(whole, count)[:num_used])
 
     def kept(self, plan: Plan) -> None:
-        """Keeps the basis of a payload that was decoded; a sender, which decodes what it sent, has it already."""
+        """Keeps the basis of a payload that was decoded; who has all of it, as a sender that goes on here, has more."""
         if plan.kind != KEPT:
             return
         if not (self.state and self.state["number"] == plan.number and self.state["sent"] >= plan.sent):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from splitlearn.compressors import Compressor, Identity, MaskSparsifier, Payload
-from splitlearn.exchange.wayback import check_backward, check_linked, encode
+from splitlearn.exchange.wayback import check_backward, check_linked, encode, knowing
 
 Expected = tuple[tuple[int, ...], torch.dtype] | None
 
@@ -80,19 +80,20 @@ class _BothEnds:
         self.uplink, self.downlink, self.backward = uplink, downlink, backward
 
     def encode(self, x: Tensor) -> None:
-        payload, self.way_back, _ = encode(self.uplink, x, self.backward)
-        self.decoded = self.uplink.decode(payload, x.device)
+        _, self.way_back, self.decoded = encode(self.uplink, x, self.backward, wants_decoded=True)
         self.trace = self.uplink.trace
 
     def decode(self) -> Tensor:
         return self.decoded
 
     def encode_gradient(self, gradient: Tensor) -> None:
+        self.before = self.downlink.state_dict()
         self.gradient: Payload = self.downlink.linked_to(self.trace).encode(gradient)
         self.device = gradient.device
 
     def decode_gradient(self) -> Tensor:
-        return self.way_back.decode(self.downlink, self.gradient, self.device)
+        with knowing(self.downlink, self.before):
+            return self.way_back.decode(self.downlink, self.gradient, self.device)
 
 
 class Sent:

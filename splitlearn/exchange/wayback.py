@@ -19,7 +19,10 @@ them again: in the residual stream of a pre-norm transformer they grow from step
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,6 +93,7 @@ def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = Fa
 
     Where that end holds something of it already, only the change is encoded, and what is wanted is the sum.
     """
+    before = codec.state_dict()
     payload = codec.encode(x if held is None else (x - held).to(x.dtype))
     trace = codec.trace
     sent = x.detach() if backward == "tangent" else None
@@ -99,11 +103,25 @@ def encode(codec: Compressor, x: Tensor, backward: str, wants_decoded: bool = Fa
         trace = replace(trace, gains=None)  # those of a change say nothing of what arrived in all
     by_channel = backward == "gain" and (trace is None or held is not None)
     needs = wants_decoded or backward == "gated" or by_channel
-    decoded = codec.decode(payload, x.device) if needs else None
-    if decoded is not None and held is not None:
-        decoded = (held + decoded).to(x.dtype)
+    decoded = None
+    if needs:
+        with knowing(codec, before):
+            decoded = codec.decode(payload, x.device)
+        if held is not None:
+            decoded = (held + decoded).to(x.dtype)
     gains = channel_gains(x, decoded) if by_channel else None
     return payload, WayBack(codec, trace, decoded if backward == "gated" else None, gains, sent), decoded
+
+
+@contextmanager
+def knowing(codec: Compressor, state: dict[str, Any]) -> Iterator[None]:
+    """Within, a codec knows what it knew then, as the other end does until a payload arrives; afterwards, what now."""
+    now = codec.state_dict()
+    codec.load_state_dict(state)
+    try:
+        yield
+    finally:
+        codec.load_state_dict(now)
 
 
 def channel_gains(x: Tensor, decoded: Tensor) -> Tensor:
