@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from splitlearn import kinds, rates
 from splitlearn.batches import LAST_BATCH
 from splitlearn.compressors.identity import Identity
-from splitlearn.config import ALIKE, compressor_from, made_from
+from splitlearn.config import ALIKE, check_is, compressor_from, made_from
 from splitlearn.errors import UserError
 from splitlearn.exchange import changes, network
 from splitlearn.exchange.channels import channels_of
@@ -213,9 +213,7 @@ def check(cfg: DictConfig) -> None:
         raise UserError("pipeline_depth=2 works with nonfinite=stop, and not with topology.average=step")
     made = {key: made_from(cfg, key) for key in BASES}
     for key, base in BASES.items():
-        if not isinstance(made[key], base):
-            what = f"{key}._target_={cfg[key]._target_} is no {base.__name__}"
-            raise UserError(f"{what}: derive the class from {base.__module__}.{base.__name__}")
+        check_is(made[key], base, cfg, key)
     exchange = made["exchange"]
     check_declarations(exchange)
     exchange.check(cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from splitlearn import kinds
 from splitlearn.errors import UserError
 from splitlearn.hydras import VERSION_BASE
 from splitlearn.kinds import CONF
-from splitlearn.words import readable
+from splitlearn.words import quoted, readable
 
 KINDS = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}  # as omegaconf calls them
 MANY = 12  # choices that a sentence lists
@@ -149,9 +150,8 @@ def _unchosen_group(group: str) -> str:
 
 
 def _unknown_key(key: str, overrides: Sequence[str]) -> str:
-    others = [word for word in overrides if "=" in word and word.partition("=")[0].lstrip("+~") != key]
     try:
-        cfg = _compose([word for word in others if not word.startswith("hydra")])
+        cfg = _compose(_others(key, overrides))
     except Exception:  # there are more mistakes than this one
         cfg = _compose([])
     group, _, option = key.partition(".")
@@ -170,6 +170,15 @@ def _unknown_key(key: str, overrides: Sequence[str]) -> str:
         known = _suggestion(name, beside, f"{above}.") if beside else f"the {above} that is chosen has no options"
         return f"{key} is unknown: {known}; one that {above} takes beside them is added with +{key}=…"
     return f"{key} is unknown: {_suggestion(key, [*keys, *groups])}; python launch.py --help lists them all"
+
+
+def _others(key: str, overrides: Sequence[str]) -> list[str]:
+    """The words for other keys, with the folder of --config-dir as a search path."""
+    found = [word for word in overrides if "=" in word and word.partition("=")[0].lstrip("+~") != key]
+    found = [word for word in found if not word.startswith(("-", "hydra")) or word.startswith("hydra.searchpath=")]
+    if match := re.search(r"(?:^|\n)(?:--config-dir|-cd)[\n=](.*)", "\n".join(overrides)):
+        found.append(f"hydra.searchpath=[{quoted(f'file://{os.path.abspath(match[1])}')}]")
+    return found
 
 
 def _beside_each_other() -> list[str]:

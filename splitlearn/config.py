@@ -115,7 +115,7 @@ def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
     Raises:
         UserError: there is no such class, or it does not take these options; or the key is no group of options.
     """
-    if not isinstance(node := cfg.get(key), DictConfig):
+    if not isinstance(node := OmegaConf.select(cfg, key), DictConfig):
         hint = f": compressor@{key}={node} chooses a codec" if node in PRESETS else ""
         raise UserError(f"{key}={kinds.shown(node)} must be a group of options, as in conf/{hint}")
     try:
@@ -123,26 +123,36 @@ def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         if "Error locating target" in str(error):
-            raise UserError(f"{key}._target_={cfg[key]._target_} is not found: it has to be importable") from None
+            raise UserError(f"{key}._target_={node._target_} is not found: it has to be importable") from None
         why = str(cause).split("\n")[0]
-        if isinstance(cause, ValueError) and any(why.startswith(f"{name}") for name in cfg[key]):
+        if isinstance(cause, ValueError) and any(why.startswith(f"{name}") for name in node):
             raise UserError(f"{key}.{cause}") from None  # it begins with the option
         if match := re.search(r"abstract methods? (.*)", why):
             missing = ", ".join(re.findall(r"\w+", match[1]))
             raise UserError(
-                f"{key}._target_={cfg[key]._target_} has to have {missing} too (see docs/extending.md)"
+                f"{key}._target_={node._target_} has to have {missing} too (see docs/extending.md)"
             ) from None
         if match := re.search(r"missing \d+ required .*arguments?: (.*)", why):
             missing = " ".join(f"+{key}.{name}=…" for name in re.findall(r"'(\w+)'", match[1]))
-            raise UserError(
-                f"{key}._target_={cfg[key]._target_} has options without a default: add {missing}"
-            ) from None
-        raise UserError(f"{options_of(cfg, key)} does not fit {cfg[key]._target_}: {why}") from None
+            raise UserError(f"{key}._target_={node._target_} has options without a default: add {missing}") from None
+        raise UserError(f"{options_of(cfg, key)} does not fit {node._target_}: {why}") from None
+
+
+def check_is(made: Any, base: type, cfg: DictConfig, key: str) -> None:
+    """
+    Raises:
+        UserError: what was made from config group `key` is of another kind.
+    """
+    if not isinstance(made, base):
+        what = f"{key}._target_={OmegaConf.select(cfg, key)._target_} is no {base.__name__}"
+        raise UserError(f"{what}: derive the class from {base.__module__}.{base.__name__}")
 
 
 def options_of(cfg: DictConfig, key: str) -> str:
     """The options of a config group, as on the command line."""
-    options = [f"{key}.{name}={kinds.shown(value)}" for name, value in cfg[key].items() if name != "_target_"]
+    options = [
+        f"{key}.{name}={kinds.shown(value)}" for name, value in OmegaConf.select(cfg, key).items() if name != "_target_"
+    ]
     return ", ".join(options) or key
 
 

@@ -26,7 +26,7 @@ CANNOT = {
     r"arch\.weights=": "needs a file of weights: tests/tasks/test_pretrained.py",
     r"--nnodes|--master-addr": "takes two machines",
     r"num_clients=100": "takes minutes; tests/roles/test_rounds.py starts forty",
-    r"onebit|forward_only|periodic|diabetes|mine/": "needs the files that its page shows: tests/test_extending.py",
+    r"onebit|forward_only|periodic|diabetes|shuffle|mine/": "needs files of its page: tests/test_extending.py",
     r"document_config|test_golden": "writes into the clone; tests/test_configuration_page.py compares what it writes",
 }
 
@@ -63,7 +63,7 @@ def overrides_of(line: str) -> list[str]:
 
 @pytest.mark.parametrize("line", dict.fromkeys(LAUNCHES))
 def test_it_is_no_mistake(line):
-    if re.search("onebit|forward_only|periodic|diabetes", line):
+    if re.search("onebit|forward_only|periodic|diabetes|shuffle", line):
         pytest.skip("of the files that its page shows")
     if "noise.delta=" in line:
         pytest.importorskip("dp_accounting")

@@ -1,4 +1,4 @@
-"""The exchange, the topology and the task of docs/extending.md train, from files outside the package."""
+"""The exchange, the topology, the task and the defence of docs/extending.md train, from files outside the package."""
 
 import re
 
@@ -7,6 +7,7 @@ from runs import ROOT, TINY, metrics, summary
 
 from splitlearn import checks, local
 from splitlearn.compose import compose
+from splitlearn.errors import UserError
 
 NUM_CLIENTS = 2
 SAMPLES = 64  # of TINY
@@ -15,12 +16,19 @@ NAMED = re.compile(r"`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```", 
 
 
 @pytest.fixture
-def train(tmp_path, monkeypatch):
-    """train("key=value", …): folder of a run, with the files that the page shows in a folder of their own."""
-    mine, folder = tmp_path / "mine", tmp_path / "run"
+def mine(tmp_path):
+    """The files that the page shows, in a folder of their own."""
     for name, text in NAMED.findall((ROOT / "docs" / "extending.md").read_text()):
-        (mine / name).parent.mkdir(parents=True, exist_ok=True)
-        (mine / name).write_text(text)
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def train(mine, tmp_path, monkeypatch):
+    """train("key=value", …): folder of a run, which has them."""
+    folder = tmp_path / "run"
     monkeypatch.syspath_prepend(mine)  # which the ranks' processes take over
 
     def run(*overrides):
@@ -46,6 +54,13 @@ def test_an_exchange(train):
     assert all("downlink_bytes" not in step for step in steps)
     assert found["other_bytes"]["labels_up"] == 3 * SAMPLES  # a byte each
     assert found["other_bytes"]["weights_down"] == found["other_bytes"]["evaluation_down"] == 0
+
+
+def test_a_defence(train):
+    with pytest.raises(UserError, match=r"^defence\.shuffle: the map at this cut has no places to shuffle"):
+        train("defence=shuffle", "cut=flatten")
+    folder = train("defence=shuffle", "cut=shallow", "compressor=none", "epochs=3")
+    assert losses(folder)[-1] < losses(folder)[0]
 
 
 @pytest.mark.slow
@@ -75,3 +90,11 @@ def test_a_task_with_the_servers_own_test_samples(train):
     found = summary(train("task=diabetes", "evaluate.on=server"))
     assert found["tested"] == {"samples": 89, "samples_in_all": 89, "clients": []}
     assert found["test_mae"] < 0.83 and found["other_bytes"]["evaluation_up"] == 0
+
+
+@pytest.mark.parametrize("flag", [["--config-dir", "mine/conf"], ["--config-dir=mine/conf"], ["-cd", "mine/conf"]])
+def test_a_mistake_beside_the_house_is_told_as_one_in_it(flag, mine, run_here, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(mine))
+    status, out = run_here(ROOT / "launch.py", *flag, "task=diabetes", "task.hiden=3")
+    assert status == 1
+    assert out.splitlines()[-1].startswith("task.hiden is unknown: did you mean task.hidden? Choose one of hidden;")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 
-from splitlearn.config import compressor_from
+from splitlearn.config import check_is, compressor_from, made_from
 from splitlearn.defences import Defence
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import Channel
 from splitlearn.exchange.exchange import Exchange
 from splitlearn.exchange.network import Network
 from splitlearn.exchange.wayback import check_linked
-from splitlearn.hydras import instantiate
 from splitlearn.segments.trainable import trained
 
 
@@ -59,13 +57,18 @@ def _defences(cfg: DictConfig, exchange: Exchange) -> dict[str, Defence]:
     names = [spec.name for spec in exchange.channels]
     found = {}
     for name, options in (cfg.get("defence") or {}).items():
+        if not isinstance(options, DictConfig):
+            raise UserError(
+                f"defence.{name}={options} is no defence's, by its name: begin the YAML file of each with the line"
+                " # @package defence.<name>"
+            )
+        found[name] = defence = made_from(cfg, key := f"defence.{name}")
+        check_is(defence, Defence, cfg, key)
+        defence.key = key
         try:
-            found[name] = defence = instantiate(options)
-            defence.key = f"defence.{name}"
             defence.check(cfg)
-        except (ValueError, InstantiationException) as error:
-            why = str(error.__cause__ or error).split("\n")[0]
-            raise UserError(f"defence.{name}: {why}") from None
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from None
         if defence.channel not in names:
             raise UserError(
                 f"defence.{name}.channel={defence.channel} does not cross in exchange={exchange.name}: choose one of"
