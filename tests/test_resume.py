@@ -44,6 +44,17 @@ def assert_same(found: Path, expected: Path, without: set[str] = frozenset()) ->
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def as_after(step: int, whole: Path, part: Path) -> Path:
+    """A copy of a run's folder, as it was after a step."""
+    shutil.copytree(whole, part)
+    for path in (part / "checkpoints").iterdir():
+        if int(path.stem.split("-")[1]) > step:
+            path.unlink()
+    for path in (part / "summary.json", *part.glob("[cs]*_segment*.pt")):  # the best stay from before
+        path.unlink()
+    return part
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -116,13 +127,7 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path, reviews):
         in_epochs = [(step - 1) % per_epoch + 1 for step in found]
         assert in_epochs == 2 * [*range(cfg.accumulate, per_epoch, cfg.accumulate), per_epoch]
     for last in (found[1] if cfg.accumulate == 1 else found[0], per_epoch):
-        part = tmp_path / f"from{last}"
-        shutil.copytree(whole, part)
-        for path in (part / "checkpoints").iterdir():
-            if int(path.stem.split("-")[1]) > last:
-                path.unlink()
-        for path in (part / "summary.json", *part.glob("[cs]*_segment*.pt")):  # the best stay from before
-            path.unlink()
+        part = as_after(last, whole, tmp_path / f"from{last}")
         local.run(cfg, part)
         assert_same(part, whole)
 

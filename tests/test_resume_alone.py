@@ -1,13 +1,12 @@
 """A run whose clients, or whose server, train alone goes on from anywhere as if it had not been interrupted."""
 
 import os
-import shutil
 import signal
 
 import pytest
 from runs import LAUNCH, left_over, metrics, slow, started, wait_for
 from simulation import compose
-from test_resume import OFTEN, SMALL, assert_same
+from test_resume import OFTEN, SMALL, as_after, assert_same
 
 from splitlearn import local
 
@@ -41,13 +40,7 @@ def test_going_on_from_any_step_changes_nothing(overrides, tmp_path):
     first = steps[len(steps) // (cfg.epochs if cfg.exchange.get("local_epochs") is None else 3)]
     found = sorted(int(path.stem.split("-")[1]) for path in (whole / "checkpoints").iterdir())
     for last in sorted({found[0], found[1], first, found[-2]}):
-        part = tmp_path / f"from{last}"
-        shutil.copytree(whole, part)
-        for path in (part / "checkpoints").iterdir():
-            if int(path.stem.split("-")[1]) > last:
-                path.unlink()
-        for path in (part / "summary.json", *part.glob("[cs]*_segment*.pt")):
-            path.unlink()
+        part = as_after(last, whole, tmp_path / f"from{last}")
         local.run(cfg, part)
         assert_same(part, whole)
 

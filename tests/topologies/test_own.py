@@ -1,12 +1,10 @@
 """Topologies of one's own: what they keep goes on with a run, and what they lack is told of."""
 
-import shutil
-
 import pytest
 import torch
 from runs import metrics
 from simulation import compose
-from test_resume import OFTEN, SMALL, assert_same
+from test_resume import OFTEN, SMALL, as_after, assert_same
 
 from splitlearn import checks, local
 from splitlearn.errors import UserError
@@ -32,13 +30,7 @@ def test_what_both_ends_keep_is_there_when_a_run_goes_on(tmp_path):
     local.run(cfg, tmp_path / "whole")
     per_epoch = len(metrics(tmp_path / "whole", "step")) // 3
     for last in (2, per_epoch, per_epoch + 3):
-        part = tmp_path / f"from{last}"
-        shutil.copytree(tmp_path / "whole", part)
-        for path in (part / "checkpoints").iterdir():
-            if int(path.stem.split("-")[1]) > last:
-                path.unlink()
-        for path in (part / "summary.json", *part.glob("*_segment*.pt")):
-            path.unlink()
+        part = as_after(last, tmp_path / "whole", tmp_path / f"from{last}")
         local.run(cfg, part)
         assert_same(part, tmp_path / "whole")
 
