@@ -89,6 +89,13 @@ def given(choice: str) -> str:
     return choice if re.fullmatch(r"[\w.@/-]*|\[.*\]", choice) else quoted(choice)
 
 
+def test_the_programs_are_there():
+    named = {
+        word for _, line in COMMANDS for word in line.split() if re.fullmatch(r"(scripts|examples|tests)/.*\.py", word)
+    }
+    assert len(named) > 10 and {name for name in named if not (ROOT / name).exists()} == set()
+
+
 def test_what_cannot_be_run_is_there():
     assert [pattern for pattern in CANNOT if not any(re.search(pattern, line) for _, line in COMMANDS)] == []
 
