@@ -30,6 +30,11 @@ OWN_KEYS = (
 ALIKE = {"features": "compressor", "feature_gradient": "downlink"}  # whose codecs features_alike gives them
 
 
+def path_of(cls: type) -> str:
+    """A class as `_target_` names it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
 def offer_compressors() -> None:
     """Makes every compressor a choice of the config groups `compressor` (uplink) and `compressor@downlink`."""
     for name, (cls, options) in PRESETS.items():
@@ -37,9 +42,7 @@ def offer_compressors() -> None:
             (field.name, field.type, dataclasses.field(default=options.get(field.name, field.default)))
             for field in dataclasses.fields(cls)
         ]
-        node = dataclasses.make_dataclass(
-            cls.__name__, [("_target_", str, f"{cls.__module__}.{cls.__qualname__}"), *fields]
-        )
+        node = dataclasses.make_dataclass(cls.__name__, [("_target_", str, path_of(cls)), *fields])
         ConfigStore.instance().store(group="compressor", name=name, node=node)
 
 

@@ -120,9 +120,8 @@ class Agreement:
         if not all(map(is_like, gradients, self.gradients)):
             raise Unfit("its gradients do not have the shapes and dtypes of the client segment's parameters")
 
-    def check_segment(self, state: Any, of: dict[str, Any] | None = None) -> None:
-        """`of` are the tensors that there have to be: None for all."""
-        of = self.segment if of is None else of
+    def check_segment(self, state: Any, of: dict[str, Any]) -> None:
+        """`of` are the tensors that there have to be."""
         if not isinstance(state, dict) or state.keys() != of.keys():
             raise Unfit("its weights do not have the names of the client segment's")
         for name, expected in of.items():

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from splitlearn.config import path_of
 from splitlearn.errors import UserError
 from splitlearn.exchange.channel import ChannelSpec
 from splitlearn.exchange.exchange import ClientHalf, Exchange, Outcome, ServerHalf
@@ -69,7 +70,7 @@ def check_declarations(exchange: Exchange) -> None:
     Raises:
         UserError: an exchange of one's own has no name, or channels and rounds that its halves cannot be held to.
     """
-    name = _name(type(exchange))
+    name = path_of(type(exchange))
     if not isinstance(getattr(exchange, "name", None), str):
         raise UserError(f"exchange {name}: name must be a text, for people")
     if not _are(getattr(exchange, "channels", None), ChannelSpec):
@@ -90,10 +91,6 @@ def check_declarations(exchange: Exchange) -> None:
 
 def _are(found: Any, kind: type) -> bool:
     return isinstance(found, tuple) and len(found) > 0 and all(isinstance(one, kind) for one in found)
-
-
-def _name(exchange: type[Exchange]) -> str:
-    return f"{exchange.__module__}.{exchange.__qualname__}"
 
 
 def _rounds(exchange: Exchange, channels: Passage) -> tuple[tuple[type[Part], type[Part]], ...]:
@@ -136,7 +133,7 @@ class _Half:
         return self.returned
 
     def refuse(self, why: str) -> NoReturn:
-        raise UserError(f"exchange {_name(self.exchange)}: the {self.of}'s half {why} (see docs/extending.md)")
+        raise UserError(f"exchange {path_of(self.exchange)}: the {self.of}'s half {why} (see docs/extending.md)")
 
     def close(self) -> None:
         self.half.close()

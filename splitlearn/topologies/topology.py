@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from splitlearn.config import clients_evaluate
+from splitlearn.config import clients_evaluate, path_of
 from splitlearn.errors import UserError
 from splitlearn.exchange.changes import Changes, changes_of
 from splitlearn.exchange.messages import StepReply, Weights, WeightsReply
@@ -76,10 +76,8 @@ class Topology(ABC):
         """
         kept = self.kept()
         if not are_kept(kept):
-            name = f"{type(self).__module__}.{type(self).__qualname__}"
-            raise UserError(
-                f"topology {name}: kept() must be a dict of plain values and of tensors on the CPU, by name"
-            )
+            what = "must be a dict of plain values and of tensors on the CPU, by name"
+            raise UserError(f"topology {path_of(type(self))}: kept() {what}")
         return (self.changes.state() if self.changes else {}) | ({"kept": kept} if kept else {})
 
     def load(self, state: dict[str, Any]) -> None:
