@@ -1,4 +1,5 @@
 import faulthandler
+import gc
 import logging
 import os
 import re
@@ -24,6 +25,10 @@ STDERR = pytest.StashKey[int]()
 
 def pytest_configure(config):
     config.stash[STDERR] = os.dup(2)  # before it is captured
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what has been imported and collected stays: no collection of garbage goes through it
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import weakref
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def _launch(arguments: list[str], cwd: Path, out: Path, environment: dict[str, s
     others = [path for path in sys.path if path and not Path(path).is_relative_to(ROOT / "tests")]
     sys.path[:] = [str(ROOT), *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)), *others]
     sys.argv[:] = [*LAUNCH[1:], *arguments]
+    for finalizer in tuple(weakref.finalize._registry):
+        finalizer.atexit = False  # those of torch are for the process that this is a copy of to call
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     begun.send(None)
     begun.close()
