@@ -16,6 +16,7 @@ from splitlearn.compressors import PRESETS, Compressor
 from splitlearn.console import legible
 from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
+from splitlearn.targets import imported
 
 # Keys that may differ between the ranks of a run, and change when a run goes on.
 DATA_KEYS = (
@@ -126,7 +127,8 @@ def made_from(cfg: DictConfig, key: str, *arguments: Any) -> Any:
     except InstantiationException as error:
         cause = error.__cause__ or error
         if "Error locating target" in str(error):
-            raise UserError(f"{key}._target_={node._target_} is not found: it has to be importable") from None
+            imported(node._target_, f"{key}._target_")
+            raise
         why = str(cause).split("\n")[0]
         if isinstance(cause, ValueError) and any(why.startswith(f"{name}") for name in node):
             raise UserError(f"{key}.{cause}") from None  # it begins with the option

@@ -20,6 +20,7 @@ from splitlearn.config import made_from
 from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
 from splitlearn.kinds import EPOCHS
+from splitlearn.targets import imported
 
 SCHEDULED = ("lr", "momentum", "betas")  # what schedules set
 
@@ -138,6 +139,7 @@ def check(cfg: DictConfig) -> None:
 
 def _made(options: dict[str, Any], optimizer: torch.optim.Optimizer) -> Any:
     """The schedule of these options, whose lengths are counted."""
+    imported(options.get("_target_"), "schedule._target_")
     try:
         return instantiate(options, optimizer, _convert_="all")
     except InstantiationException as error:

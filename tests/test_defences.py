@@ -243,7 +243,10 @@ def test_what_is_dropped_is_dropped_whole(shape, what, kept):
         (["defence=nopeek", "task=causal_lm"], "defence.nopeek: it measures distances of inputs"),
         ([*CLAIM, "bottleneck=8"], "bottleneck_init=orthogonal"),
         (["+defence.own._target_=builtins.dict"], "defence.own._target_=builtins.dict is no Defence: derive the class"),
-        (["+defence.own._target_=own.Own"], "defence.own._target_=own.Own is not found: it has to be importable"),
+        (
+            ["+defence.own._target_=own.Own"],
+            "defence.own._target_=own.Own cannot be imported: there is no module own",
+        ),
         (["+defence._target_=own.Own"], "begin the YAML file of each with the line # @package defence.<name>"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

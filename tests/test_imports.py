@@ -42,6 +42,7 @@ FLOORS = [
         "private",
         "seeds",
         "stopping",
+        "targets",
         "words",
     },
     {"errors"},

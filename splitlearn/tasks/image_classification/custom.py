@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import os
 from contextlib import suppress
-from importlib import import_module
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -15,6 +12,7 @@ from torch.utils.data import Dataset
 from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
 from splitlearn.seeds import drawing_from
+from splitlearn.targets import parameters_of
 from splitlearn.tasks.classes import given_classes, normal
 from splitlearn.tasks.image_classification.prepared import Prepared
 from splitlearn.tasks.image_classification.transforms import Pipeline, first_line
@@ -51,14 +49,7 @@ def build(cfg: DictConfig) -> tuple[Dataset, Dataset, list[str], bool]:
     if not cfg.get("_target_"):
         raise UserError("data=custom needs a class: set data._target_=<module>.<class>")
     name = f"data._target_={cfg._target_}"
-    module, _, attribute = str(cfg._target_).rpartition(".")
-    try:
-        takes = inspect.signature(getattr(import_module(module), attribute)).parameters
-    except Exception as error:  # of whatever kind, importing a user's module may end with it
-        raise UserError(
-            f"{name} cannot be imported ({type(error).__name__}: {first_line(error)}): it has to be <module>.<class>,"
-            f" with the module in this folder, {os.getcwd()}, or in one that PYTHONPATH names"
-        ) from None
+    takes = parameters_of(cfg._target_, "data._target_")
     arguments = {key: value for key, value in cfg.items() if key not in OURS}
     arguments |= {key: cfg[key] for key in OFFERED if key in takes and cfg.get(key) is not None}
     ways: list[dict[str, Any]] = [{}]

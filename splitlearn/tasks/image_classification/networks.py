@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-import pkgutil
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
 from splitlearn.segments import valid_cuts
 from splitlearn.segments.tracing import in_short
+from splitlearn.targets import parameters_of
 from splitlearn.tasks.task import NAMED_CUTS
 
 SMALL_IMAGE = 64  # pixels; up to here a ResNet gets the CIFAR stem and a VGG the CIFAR head
@@ -123,13 +122,7 @@ def from_config(arch: DictConfig, num_classes: int, image_size: int) -> nn.Modul
 
 def own(target: str, num_classes: int, image_size: int, options: dict[str, Any]) -> nn.Module:
     """What a class or function of the user's gives, of these options, and of number and size where it takes them."""
-    try:
-        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters
-    except Exception as error:
-        raise UserError(
-            f"arch._target_={target} cannot be imported ({in_short(error)}): it is <module>.<class or function>, and"
-            " modules are looked for in the current folder, next to launch.py, and in PYTHONPATH"
-        ) from None
+    parameters = parameters_of(target, "arch._target_")
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     given = {"image_size": image_size} if "image_size" in parameters else {}
     if "num_classes" in parameters or takes_any:

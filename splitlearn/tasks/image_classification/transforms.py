@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 
 from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
+from splitlearn.targets import imported
 from splitlearn.tasks.image_classification.images import to_rgb
 
 
@@ -147,6 +148,7 @@ def own_steps(nodes: Any, key: str) -> list[Callable]:
         node = OmegaConf.create({"_target_": node}) if isinstance(node, str) else node
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise UserError(f"{key}: {node} names no class: give it as {{_target_: <module>.<class>, <argument>: …}}")
+        imported(node._target_, f"{key}: _target_")
         try:
             step = instantiate(node, _convert_="all")
         except InstantiationException as error:

@@ -13,6 +13,7 @@ from splitlearn.errors import UserError
 from splitlearn.hydras import instantiate
 from splitlearn.segments import valid_cuts
 from splitlearn.segments.tracing import in_short
+from splitlearn.targets import imported
 from splitlearn.tasks.task import NAMED_CUTS
 
 BEFORE_BLOCKS = "embedding"
@@ -34,6 +35,7 @@ def build(arch: DictConfig, vocab_size: int, context: int, num_classes: int | No
     options = {key: value for key, value in OmegaConf.to_container(arch, resolve=True).items() if key != "name"}
     if not options.get("_target_") or "cuts" in options:
         raise UserError(f"arch={arch.name} takes images: {needs}")
+    imported(options["_target_"], "arch._target_")
     try:
         return instantiate({"_convert_": "all", **options, **wanted})
     except Exception as error:
