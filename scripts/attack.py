@@ -3,6 +3,7 @@
     python scripts/attack.py outputs/mine attack=inversion
     python scripts/attack.py outputs/mine attack=inversion attack.steps=3000 --seeds 3
     python scripts/attack.py multirun/privacy attack=labels
+    python scripts/attack.py outputs/mine --config-dir mine/conf attack=probe
 
 The run has to have kept it: observe.batches=20, and observe.inputs=true for the figures. Needs `pip install -e
 '.[privacy]'`. Writes the figures into <run>/attacks/<attack>.json, and reconstructed images beside their originals
@@ -23,8 +24,8 @@ from omegaconf import OmegaConf
 from script import start
 from tables import markdown
 
+from splitlearn.config import check_is, made_from
 from splitlearn.errors import UserError
-from splitlearn.hydras import instantiate
 
 if TYPE_CHECKING:
     from splitlearn.privacy.attacks.attack import Attack
@@ -37,16 +38,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="of a run, or of a sweep")
     parser.add_argument("--epoch", type=int, help="of what was kept; default: the last")
     parser.add_argument("--seeds", type=int, default=1, help="how often, each with other draws")
+    parser.add_argument("--config-dir", type=Path, help="a folder with attack/<name>.yaml of your own")
     parser.add_argument("overrides", nargs="+", help="attack=<name>, and options of it")
     arguments = parser.parse_intermixed_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds {arguments.seeds} must be at least 1")
 
     from splitlearn.compose import compose_group
+    from splitlearn.privacy.attacks.attack import Attack
 
     try:
-        name, cfg = compose_group("attack", arguments.overrides)
-        attack, chosen = instantiate(cfg), OmegaConf.to_container(cfg, resolve=True)
+        name, cfg = compose_group("attack", arguments.overrides, arguments.config_dir)
+        attack, chosen = made_from(cfg, "attack"), OmegaConf.to_container(cfg.attack, resolve=True)
+        check_is(attack, Attack, cfg, "attack")
         options = {"seeds": arguments.seeds, "asked_epoch": arguments.epoch, "options": chosen}
         num_shown = 0
         for folder in runs_of(arguments.folder):
@@ -68,7 +72,8 @@ def main() -> None:
         if not num_shown:
             sys.exit(f"no run in {arguments.folder} could be attacked")
     except ModuleNotFoundError as error:
-        sys.exit(f"attack={arguments.overrides[0].partition('=')[2]} needs {error.name}: pip install -e '.[privacy]'")
+        install = "-e '.[privacy]'" if str(error.name).startswith("torchmetrics") else error.name
+        sys.exit(f"attack={name} needs {error.name}: pip install {install}")
 
 
 def runs_of(folder: Path) -> Iterator[Path]:

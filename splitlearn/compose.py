@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -18,7 +19,7 @@ import splitlearn.config
 import splitlearn.tasks  # noqa: F401  they register compressors and networks
 from splitlearn import kinds
 from splitlearn.errors import UserError
-from splitlearn.hydras import VERSION_BASE
+from splitlearn.hydras import VERSION_BASE, in_a_file
 from splitlearn.kinds import CONF
 from splitlearn.words import quoted, readable
 
@@ -39,50 +40,72 @@ def compose(*overrides: str) -> DictConfig:
     overrides = readable(overrides)
     try:
         return _compose(overrides)
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except Exception as error:
         if not is_hydras(error):
             raise
         raise UserError(in_words(error, overrides)) from None
 
 
-def compose_group(group: str, overrides: Sequence[str]) -> tuple[str, DictConfig]:
+def compose_group(group: str, overrides: Sequence[str], own: Path | None = None) -> tuple[str, DictConfig]:
     """The choice of a group that is none of a run's, such as ["attack=inversion", "attack.steps=100"], and its options.
+
+    Args:
+        group: a folder of conf/.
+        overrides: words of the command line.
+        own: a folder with such a folder beside the project's, as of --config-dir.
+
+    Returns:
+        The name of what is chosen, and a configuration of this group alone.
 
     Raises:
         UserError: it is not chosen, there is no such option, or it does not take this value.
     """
     names = [word.partition("=")[2] for word in overrides if word.startswith(f"{group}=")]
-    known = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-    if len(names) != 1 or names[0] not in known:
-        raise UserError(f"{group}={names[-1] if names else ''}: choose one of {', '.join(known)}")
-    path, options = CONF / group / f"{names[0]}.yaml", [word for word in overrides if not word.startswith(f"{group}=")]
-    keys = [key for key in kinds.options_of(path) if key not in (group, f"{group}._target_")]
-    for word in options:
-        if (key := word.partition("=")[0]) not in keys:
-            its = _suggestion(key, keys) if keys else f"{group}={names[0]} has no options"
-            raise UserError(f"{key} is unknown: {its}")
+    options = [word for word in overrides if not word.startswith(f"{group}=")]
+    files = {path.stem: path for place in (own, CONF) if place for path in (place / group).glob("*.yaml")}
+    if own and not (own / group).is_dir():
+        raise UserError(f"{own} has no folder {group} with options of your own")
+    if len(names) != 1 or names[0] not in files:
+        raise UserError(f"{group}={names[-1] if names else ''}: choose one of {', '.join(sorted(files))}")
+    place, others = files[names[0]].absolute().parents[1], [f"hydra.searchpath=[{quoted(f'file://{CONF}')}]"]
     try:
-        with _at_conf():
-            cfg = hydra.compose(f"{group}/{names[0]}", options)
-    except (HydraException, OmegaConfBaseException) as error:
+        with _at(place):
+            described = OmegaConf.to_container(hydra.compose(f"{group}/{names[0]}", others))
+            if group not in described:
+                raise UserError(f"{files[names[0]]} is no file of {group}: its package is another")
+            keys = [key for key in kinds.flat(described) if key not in (group, f"{group}._target_")]
+            for word in options:
+                if (key := word.partition("=")[0]) not in keys:
+                    its = _suggestion(key, keys) if keys else f"{group}={names[0]} has no options"
+                    raise UserError(f"{key} is unknown: {its}")
+            cfg = hydra.compose(f"{group}/{names[0]}", [*others, *options])
+    except Exception as error:
+        if not is_hydras(error):
+            raise
         raise UserError(in_words(error, options)) from None
-    kinds.check_options(cfg, path)
-    return names[0], cfg[group]
+    kinds.check_options(cfg, described)
+    return names[0], cfg
 
 
 def is_hydras(error: Exception) -> bool:
-    """Whether Hydra or omegaconf has found a mistake in a configuration."""
-    return isinstance(error, (HydraException, OmegaConfBaseException)) or str(error).startswith(NO_NAME)
+    """Whether Hydra or omegaconf has found a mistake in a configuration, or in a file of options."""
+    is_told = isinstance(error, (HydraException, OmegaConfBaseException)) or str(error).startswith(NO_NAME)
+    return is_told or in_a_file(error) is not None
 
 
 def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
     """What Hydra or omegaconf has to say of the configuration that these overrides make, in one sentence."""
+    if of_file := in_a_file(error):
+        return of_file
     cause = error.__cause__ or error
     text, why = " ".join(str(error).split()), str(cause).split("\n")[0]
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
         extra = "; more come with pip install -e '.[sweep]'" if group in ("hydra/sweeper", "hydra/launcher") else ""
         return f"{group}={name} is unknown: {_suggestion(name, error.options)}{extra}"
+    if match := re.match(r"In '(.*)': Could not \w+ '(.*?)'\.? Config search path: (.*)", text):
+        places = ", ".join(re.findall(r"path=file://(\S*)", match[3]))
+        return f"the defaults of {match[1]}.yaml name {match[2]}, and there is no {match[2]}.yaml in {places}"
     if isinstance(error, MissingConfigException) and "hydra/" in text:
         return f"{text.split(' Config search path')[0]} (pip install -e '.[sweep]' brings Hydra's plugins)"
     if text.startswith(NO_NAME):
@@ -116,17 +139,17 @@ def in_words(error: Exception, overrides: Sequence[str] = ()) -> str:
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    with _at_conf():
+    with _at(CONF):
         return hydra.compose("config", list(overrides))
 
 
 @contextmanager
-def _at_conf() -> Iterator[None]:
-    """Hydra at this project's configurations, also in a program that has it at its own, which it gets back."""
+def _at(folder: Path) -> Iterator[None]:
+    """Hydra at these configurations, also in a program that has it at its own, which it gets back."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
-        with hydra.initialize_config_dir(str(CONF), **VERSION_BASE):
+        with hydra.initialize_config_dir(str(folder), **VERSION_BASE):
             yield
     finally:
         GlobalHydra.instance().hydra = outer

@@ -1,8 +1,11 @@
-"""Hydra as all of its versions have it, from 1.3 on: what 1.4 wants to be told, and 1.3 does not know."""
+"""Hydra as all of its versions have it, from 1.3 on: what 1.4 wants to be told and 1.3 does not know, and what is wrong
+with a file of options, which none of them tells in a sentence."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra.utils
@@ -10,6 +13,7 @@ import hydra.version
 from hydra.errors import HydraException, InstantiationException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError, YAMLError
 
 IS_1_3 = hydra.version.__version__.startswith("1.3.")  # which goes with omegaconf 2.2 and 2.3
 
@@ -42,3 +46,27 @@ def register_resolver(name: str, resolver: Callable[..., Any]) -> None:
     """`${name:…}` in a configuration is what `resolver` returns, instead of what an earlier one did."""
     register = OmegaConf.register_new_resolver if IS_1_3 else OmegaConf.register_resolver  # another, in omegaconf 2.3
     register(name, resolver, replace=True)
+
+
+def in_a_file(error: BaseException) -> str | None:
+    """What is wrong with the file of options that Hydra met an error in; None where it read none, or tells itself."""
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if "hydra" in frame.f_code.co_filename]
+    names = {frame.f_code.co_name: frame.f_locals for frame in frames}  # the innermost's
+    if isinstance(error, RecursionError) and (named := names.get("_create_defaults_tree_impl", {}).get("path")):
+        return f"{named}.yaml is among its own defaults, or among those of a file that it names there"
+    if path := names.get("load_config", {}).get("full_path"):
+        return unreadable(Path(path), error)
+    said = str(error)
+    return said if isinstance(error, ValueError) and said.startswith("Invalid defaults list in") else None
+
+
+def unreadable(path: Path, error: BaseException) -> str:
+    """Why a YAML file cannot be read, in a sentence."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path} cannot be read: it is not in UTF-8"
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark or error.context_mark):
+        return f"{path}:{mark.line + 1} is no YAML: {error.problem or error.context}"
+    why = error.strerror if isinstance(error, OSError) else str(error).partition("\n")[0]
+    return f"{path} is no YAML: {why}" if isinstance(error, YAMLError) else f"{path} cannot be read: {why}"

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from splitlearn.errors import UserError
+from splitlearn.hydras import unreadable
 
 HERE = Path(__file__).parent
 CONF = next(path for path in (HERE / "conf", HERE.parent / "conf") if path.is_dir())  # installed, or in a clone
@@ -47,7 +49,7 @@ def check(cfg: DictConfig, but: Container[str] = ()) -> None:
         if not any(_fits(value, default) for default in found):
             quotes = f", so put it in quotes twice: \"{key}='{value}'\"" * (str in map(type, found) and bool(value))
             raise UserError(f"{key}={shown(value)} must be {' or '.join(_names(found))}{quotes}")
-    for key, value in _flat(given).items():
+    for key, value in flat(given).items():
         if isinstance(value, float) and math.isnan(value):  # which would differ from itself on a peer
             raise UserError(f"{key}=nan is no number: to mean the text, put it in quotes twice: \"{key}='nan'\"")
     for key in _required(given):
@@ -55,14 +57,13 @@ def check(cfg: DictConfig, but: Container[str] = ()) -> None:
             raise UserError(f"{key} is missing: it cannot be left out")
 
 
-def check_options(cfg: DictConfig, path: Path) -> None:
+def check_options(cfg: DictConfig, described: dict[str, Any]) -> None:
     """
     Raises:
-        UserError: an option that is described in this file of conf/ alone has a value of another kind, or is a whole
-            number below 1; names it.
+        UserError: an option has a value of another kind than its default, or is a whole number below 1; names it.
     """
     given = OmegaConf.to_container(cfg, resolve=True)
-    for key, default in options_of(path).items():
+    for key, default in flat(described).items():
         is_count, value = type(default) is int, _get(given, key)
         if not _fits(value, default, least=int(is_count)):
             what = "a whole number, at least 1" if is_count else _names([default])[0]
@@ -98,24 +99,34 @@ def defaults() -> dict[str, list[Any]]:
 
 @cache
 def options_of(path: Path) -> dict[str, Any]:
-    """The keys that a file of conf/ has, by their paths in the configuration: below its package, if it names one."""
-    text = path.read_text(encoding="utf-8")
-    options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    """The keys that a file of conf/ has, by their paths in the configuration: below its package, if it names one.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        options = OmegaConf.to_container(OmegaConf.create(text), resolve=False)
+    except (OSError, UnicodeError, YAMLError) as error:
+        raise UserError(unreadable(path, error)) from None
+    if not isinstance(options, dict):
+        raise UserError(f"{path} has to be options, each a line with a key, a colon and a value")
     options = {key: value for key, value in options.items() if key not in ("defaults", "hydra")}
     written = re.search(r"^# @package (\S+)$", text, re.MULTILINE)
     package = written[1] if written else "_global_" if path.parent == CONF else path.parent.name
     for name in reversed(package.split(".")) if package != "_global_" else ():
         options = {name: options}
-    return _flat(options)
+    return flat(options)
 
 
-def _flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(options: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Options by their dotted paths, {} of what has options below it."""
+    found = {}
     for key, value in options.items():
-        flat[f"{above}{key}"] = {} if isinstance(value, dict) else value
+        found[f"{above}{key}"] = {} if isinstance(value, dict) else value
         if isinstance(value, dict):
-            flat |= _flat(value, f"{above}{key}.")
-    return flat
+            found |= flat(value, f"{above}{key}.")
+    return found
 
 
 def _required(given: dict[str, Any]) -> list[str]:

@@ -1,6 +1,8 @@
-"""The exchange, the topology, the task and the defence of docs/extending.md train, from files outside the package."""
+"""What docs/extending.md shows, from files outside the package: all but the attack train, and that attacks."""
 
+import json
 import re
+import sys
 
 import pytest
 from runs import ROOT, TINY, metrics, summary
@@ -16,12 +18,13 @@ NAMED = re.compile(r"`([\w/]+\.(?:py|yaml))`:\n\n```(?:python|yaml)\n(.*?)```", 
 
 
 @pytest.fixture
-def mine(tmp_path):
+def mine(tmp_path, monkeypatch):
     """The files that the page shows, in a folder of their own."""
     for name, text in NAMED.findall((ROOT / "docs" / "extending.md").read_text()):
         path = tmp_path / "mine" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
     return tmp_path / "mine"
 
 
@@ -61,6 +64,47 @@ def test_a_defence(train):
         train("defence=shuffle", "cut=flatten")
     folder = train("defence=shuffle", "cut=shallow", "compressor=none", "epochs=3")
     assert losses(folder)[-1] < losses(folder)[0]
+
+
+def test_an_attack(mine, train, run_here):
+    folder = train("cut=shallow", "compressor=none", "observe.batches=4", "observe.inputs=true")
+    own = ["--config-dir", str(mine / "conf"), "attack=probe"]
+    status, out = run_here(ROOT / "scripts" / "attack.py", str(folder), *own, "attack.strength=0.1")
+    assert status == 0 and "probe on what is kept of epoch 1, 2 batches" in out, out
+    found = json.loads((folder / "attacks" / "probe.json").read_text())
+    assert found["options"] == {"_target_": "probe.Probe", "strength": 0.1}
+    assert found["figures"]["accuracy"]["mean"] > found["figures"]["accuracy"]["guess"] + 0.3
+    status, out = run_here(ROOT / "scripts" / "attack.py", str(folder), *own, "attack.stregnth=1")
+    assert status == "attack.stregnth is unknown: did you mean attack.strength? Choose one of attack.strength"
+    status, out = run_here(ROOT / "scripts" / "attack.py", str(folder), *own[:2], "attack=prob")
+    assert status == "attack=prob: choose one of hijacking, inversion, labels, probe, unsplit"
+    status, out = run_here(ROOT / "scripts" / "attack.py", str(folder), "--config-dir", "nowhere", "attack=probe")
+    assert status == "nowhere has no folder attack with options of your own"
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (["_target_: probe.Prob"], "attack._target_=probe.Prob cannot be imported: {mine}/probe.py has no Prob"),
+        (["_target_: collections.Counter"], "attack._target_=collections.Counter is no Attack: derive the class from"),
+        (["_target_: no_run.NoRun"], "attack._target_=no_run.NoRun has to have run too (see docs/extending.md)"),
+        (["defaults: [labels]"], "attack.strength=many must be a number, at least 0"),
+        (
+            ["# @package other", "_target_: probe.Probe"],
+            "{mine}/conf/attack/mine.yaml is no file of attack",
+        ),
+        (["_target_: [unfinished"], "{mine}/conf/attack/mine.yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_in_an_attack_of_ones_own_is_one_sentence(lines, sentence, mine, run_here, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(mine)
+    lacking = "class NoRun(Attack):\n    def __init__(self, strength): pass"
+    (mine / "no_run.py").write_text(f"from splitlearn.privacy.attacks.attack import Attack\n{lacking}\n")
+    (mine / "conf" / "attack" / "mine.yaml").write_text("\n".join([*lines, "strength: 1.0", ""]))
+    words = ["--config-dir", str(mine / "conf"), "attack=mine", *["attack.strength=many"] * ("defaults" in lines[0])]
+    status, out = run_here(ROOT / "scripts" / "attack.py", str(tmp_path), *words)
+    assert str(status).startswith(sentence.format(mine=mine)) and "Traceback" not in out, (status, out)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,13 +155,16 @@ class Found:
     num_batches: int | None = None
 
 
-class Attack:
+class Attack(ABC):
+    """Base of the attacks. Its options are those of its __init__."""
+
     @staticmethod
     def check_weights(weights: str, choices: tuple[str, ...]) -> None:
         """Raises UserError where attack.weights is none of the choices."""
         if weights not in choices:
             raise UserError(f"attack.weights={weights} is unknown: choose one of {', '.join(choices)}")
 
+    @abstractmethod
     def run(self, scene: Scene, seed: int) -> Found:
         """
         Args:
@@ -170,7 +174,6 @@ class Attack:
         Raises:
             UserError: it needs what the run does not have.
         """
-        raise NotImplementedError
 
 
 def computing(precision: str) -> torch.autocast:
